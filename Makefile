@@ -1,0 +1,39 @@
+# `make demo` and `make test` work on a fresh machine with git, make and Python >= 3.11.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test test-slow format check clean
+help:
+	@echo "make demo       install, then condense real digits, score and report (minutes, CPU)"
+	@echo "make test       install, then run the tests (minutes, no network, no GPU)"
+	@echo "make test-slow  the long tests too"
+	@echo "make format     rewrite the code in the house format;  make check  only look"
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "gencond needs Python >= 3.11, and '$(PYTHON)' is older: make demo PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "Installing into .venv (PyTorch and its libraries, some GB: a few minutes the first time)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+demo: .venv/installed
+	@$(BIN)/gencond demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+format: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf runs build *.egg-info .pytest_cache .ruff_cache

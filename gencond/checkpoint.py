@@ -1,0 +1,228 @@
+"""The run folder: what was run on what, exact resume, the log.
+
+A run folder holds `recipe.yaml`, `data.json`, `pretrained/`, `condensed/` (the artefact), `state/` (resume),
+`log.jsonl`, `samples/` and the reports.
+
+Resume is exact because nothing random outlives a step: each step draws from a generator seeded by (seed, stage, step),
+so a state is weights, optimizer moments and a step number.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+import gencond
+from gencond.config import Recipe, first_difference, to_dict, to_yaml
+from gencond.data import LabeledImages
+from gencond.errors import InputError
+from gencond.files import read_json, write_json, write_text, written_whole
+from gencond.generator.condensed import ARTEFACT_FOLDER
+from gencond.progress import progress
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY_STEPS = 10
+
+
+def step_rng(seed: int, stage: str, step: int) -> torch.Generator:
+    """The only source of randomness of a step: the same for a resumed run and on every process."""
+    digest = hashlib.sha256(f"{seed}/{stage}/{step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+class RunFolder:
+    """Paths and records of one run. Only the main process of a distributed run should write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.artefact = path / ARTEFACT_FOLDER
+        self.pretrained = path / "pretrained"
+        self.samples = path / "samples"
+        self.log_file = path / "log.jsonl"
+
+    @classmethod
+    def prepare(cls, path: Path, recipe: Recipe, data: LabeledImages) -> "RunFolder":
+        """A new run folder, or the one of the same recipe and data to go on with.
+
+        Raises:
+            InputError: the folder holds something else: no run, another recipe, other data.
+        """
+        run = cls(path)
+        recipe_file = path / "recipe.yaml"
+        if recipe_file.is_file():
+            run._require_same(recipe, data)
+        elif path.exists() and (path.is_file() or any(path.iterdir())):
+            raise InputError(f"{path} exists and is no run folder: choose another --out")
+        else:
+            write_json(path / "data.json", describe_data(recipe.data.source, data))
+            write_text(recipe_file, to_yaml(recipe))  # last: with it, the folder is a run
+        for leftover in [*path.glob(".*.tmp"), *(path / "state").glob("*/.*.tmp")]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        return run
+
+    def _require_same(self, recipe: Recipe, data: LabeledImages) -> None:
+        try:
+            old = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+        except yaml.YAMLError:
+            raise InputError(f"{self.path}/recipe.yaml is damaged: choose another --out") from None
+        new = to_dict(recipe)
+        old.pop("evaluate", None), new.pop("evaluate")  # how a result is judged may change afterwards
+        if difference := first_difference(old, new):
+            raise InputError(
+                f"{self.path} holds a run of another recipe ({difference}): choose another --out or remove it"
+            )
+        if read_json(self.path / "data.json")["fingerprint"] != data.fingerprint:
+            raise InputError(
+                f"the images of {recipe.data.source} are not those {self.path} was started with: choose another --out"
+            )
+
+    def log(self, **entry: Any) -> None:
+        with self.log_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        if not self.log_file.is_file():
+            return []
+        lines = self.log_file.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may leave half a line
+
+    def _forget_log(self, stage: str, after_step: int) -> None:
+        kept = [e for e in self.read_log() if e.get("stage") != stage or e.get("step", 0) <= after_step]
+        write_text(self.log_file, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def _states(self, stage: str) -> list[Path]:
+        return sorted((self.path / "state" / stage).glob("step_*"))
+
+    def save_state(self, accelerator: "Accelerator", stage: str, step: int) -> None:
+        """Whole or not at all; the states before it are removed afterwards."""
+        final = self.path / "state" / stage / f"step_{step:08d}"
+        temporary = final.with_name(f".{final.name}.tmp")
+        accelerator.save_state(str(temporary))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            temporary.rename(final)
+            for old in self._states(stage)[:-1]:
+                shutil.rmtree(old)
+        accelerator.wait_for_everyone()
+
+    def load_state(self, accelerator: "Accelerator", stage: str) -> int:
+        """Puts the latest state back and returns its step; 0 where there is none."""
+        states = self._states(stage)
+        if not states:
+            return 0
+        try:
+            accelerator.load_state(str(states[-1]))
+        except Exception as error:  # whatever a damaged file makes accelerate raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise InputError(f"{states[-1]} cannot be read ({reason}): remove it to redo the {stage} stage") from error
+        return int(states[-1].name.removeprefix("step_"))
+
+    def drop_state(self, stage: str) -> None:
+        """Once a stage's result is written, its state is dead weight."""
+        shutil.rmtree(self.path / "state" / stage, ignore_errors=True)
+
+
+def run_stage(
+    accelerator: "Accelerator",
+    run: RunFolder,
+    stage: str,
+    num_steps: int,
+    step_fn: Callable[[int], Mapping[str, torch.Tensor]],
+    *,
+    save_every_steps: int,
+    on_save: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Runs `step_fn(step)` for the steps that are left, with progress, log and states.
+
+    Args:
+        step_fn: does step number `step` (from 0) and returns the values to log, which are averaged over
+            `LOG_EVERY_STEPS`. It must draw all its randomness from
+            `step_rng(seed, stage, step)`.
+        on_save: called on the main process with the number of steps done, before a state is written.
+    """
+    start, started = run.load_state(accelerator, stage), time.monotonic()
+    main = accelerator.is_main_process
+    if start and main:
+        logger.info("%s: resumed at step %d of %d", stage, start, num_steps)
+        run._forget_log(stage, start)
+        run.log(stage=stage, event="resumed", step=start)
+    bar = progress(range(start, num_steps), description=stage, total=num_steps, initial=start, disable=not main)
+    sums, since = {}, start
+    for step in bar:
+        for name, value in step_fn(step).items():
+            sums[name] = sums.get(name, 0) + value.detach()
+        done = step + 1
+        if done % LOG_EVERY_STEPS == 0 or done == num_steps:
+            means = {name: float(accelerator.reduce(value, "mean")) / (done - since) for name, value in sums.items()}
+            sums, since = {}, done
+            if main:
+                run.log(stage=stage, step=done, **means)
+                bar.set_postfix({name: f"{value:.3g}" for name, value in list(means.items())[:3]}, refresh=False)
+        if done % save_every_steps == 0 or done == num_steps:
+            if main:
+                on_save(done)
+            run.save_state(accelerator, stage, done)
+    if main and start < num_steps:
+        run.log(stage=stage, step=num_steps, event="finished", seconds=round(time.monotonic() - started, 1))
+
+
+def describe_data(source: str, data: LabeledImages) -> dict[str, Any]:
+    """What was condensed, without its path."""
+    return {
+        "source": Path(source).name,
+        "fingerprint": data.fingerprint,
+        "num_images": len(data),
+        "num_classes": data.num_classes,
+        "image_size": data.image_size,
+        "channels": data.channels,
+    }
+
+
+def provenance(recipe: Recipe, data: LabeledImages) -> dict[str, Any]:
+    """Recipe, data, commit and library versions. No time and no path: the same run writes the same bits."""
+    values = to_dict(recipe)
+    values["data"]["source"] = Path(recipe.data.source).name
+    return {
+        "recipe": values,
+        "data": describe_data(recipe.data.source, data),
+        "commit": current_commit(),
+        "versions": library_versions(),
+    }
+
+
+def library_versions() -> dict[str, str]:
+    return {"gencond": gencond.__version__} | {
+        name: version(name) for name in ("torch", "torchvision", "diffusers", "accelerate", "numpy")
+    }
+
+
+def current_commit() -> str | None:
+    """Of the working tree that gencond runs from; None for an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_artefact(folder: Path, condensed: torch.nn.Module, card: str) -> None:
+    """Saves a `CondensedDataset` with its model card, whole or not at all."""
+    with written_whole(folder) as temporary:
+        condensed.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")

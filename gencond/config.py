@@ -1,0 +1,257 @@
+"""A recipe: frozen dataclasses, one a part, read from a YAML file; `part.field=value` overrides on the command line."""
+
+import copy
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from gencond.errors import InputError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+part = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+
+
+@part
+class Data:
+    """The real images.
+
+    source: a named set, a folder or an .npz file; `--data` sets it.
+    image_size: side in pixels; null takes that of the images (see `data.load_real`).
+    test_fraction: held out of each class where the source has no test images.
+    judge_on: `validation` judges on a slice held out of the training set, to choose settings by; the test set stays
+        unread.
+    validation_fraction: that slice's share of the training set.
+    augmentation: operations that leave the class as it is; for matching, extractors and evaluation alike.
+    """
+
+    source: str = "digits"
+    image_size: Annotated[int, Field(ge=8, le=64)] | None = None
+    test_fraction: Share = 0.2
+    judge_on: Literal["test", "validation"] = "test"
+    validation_fraction: Share = 0.2
+    augmentation: str = "color_crop_cutout_flip_scale_rotate"
+
+
+@part
+class Generator:
+    """The BigGAN backbone. num_blocks: each doubles the side; null leaves a first feature map of 4 to 7 pixels."""
+
+    width: Count = 64
+    num_blocks: Count | None = None
+    latent_dim: Count = 64
+    class_embed_dim: Count = 64
+
+
+@part
+class Pretrain:
+    """Adversarial pretraining. num_steps: of the generator; 0 starts from random weights.
+
+    augmentation: differentiable, of real and synthetic images alike, every operation on every image.
+    """
+
+    num_steps: CountOrZero = 2000
+    batch_size: Count = 64
+    discriminator_steps: Count = 1
+    discriminator_width: Count = 64
+    generator_lr: Rate = 2e-4
+    discriminator_lr: Rate = 4e-4
+    ema_halflife_steps: Count = 150
+    augmentation: str = "crop"
+
+
+@part
+class Features:
+    """The pool of extractors: num_trajectories x snapshots, plus num_random nets. depth null follows the image size."""
+
+    width: Count = 128
+    depth: Count | None = None
+    num_trajectories: CountOrZero = 2
+    snapshot_steps: tuple[Count, ...] = (20, 50, 100, 200, 350)
+    num_random: CountOrZero = 4
+    batch_size: Count = 128
+    learning_rate: Rate = 0.01
+
+
+@part
+class Statistics:
+    """The pass over the real images. num_frequencies: of the Fourier embedding, a multiple of 3."""
+
+    num_passes: Count = 2
+    num_frequencies: Annotated[int, Field(ge=3, multiple_of=3)] = 510
+
+
+@part
+class Codes:
+    """The learned slots. encode_steps: fitting them and the generator to representative real images; 0 skips it."""
+
+    num_slots: Count = 50
+    representative_sizes: tuple[Count, ...] = (1, 10, 50)
+    encode_steps: CountOrZero = 0
+    encode_batch_size: Count = 128
+    encode_generator_lr: Rate = 1e-3
+    encode_code_lr: Rate = 5e-2
+
+
+@part
+class Objective:
+    """Weights of the terms; 0 leaves a term out. center_margin: in real gaps."""
+
+    mean_weight: Weight = 1.0
+    mmd_weight: Weight = 1.0
+    diversity_weight: Weight = 0.0
+    center_weight: Weight = 0.0
+    center_margin: Rate = 1.0
+    classification_weight: Weight = 0.5
+    representative_weight: Weight = 0.0
+    pixel_weight: Weight = 1.0
+
+
+@part
+class Condense:
+    """Matching. prefix_lengths: drawn from in every step: how many slots of a class form that step's set.
+
+    stream_probability: share of steps that match fresh slots past the learned ones instead, stream_length of a class.
+    classes_per_step: at most; the cost of a step follows it, not the number of classes.
+    representative_batch_size: (class, slot) pairs a step that are held to their real image, never slot 0.
+    """
+
+    num_steps: CountOrZero = 1000
+    prefix_lengths: tuple[Count, ...] = (1, 1, 2, 5, 10)
+    stream_probability: Annotated[float, Field(ge=0, le=1)] = 0.2
+    stream_length: Count = 10
+    classes_per_step: Count = 10
+    representative_batch_size: Count = 64
+    generator_lr: Rate = 3e-4
+    code_lr: Rate = 3e-2
+    max_grad_norm: Rate = 1.0
+    ema_halflife_steps: Count = 20
+
+
+@part
+class Evaluate:
+    """How the result is judged. protocol: see `eval.protocols`; networks: `convnet2`, `convnet3w64` or timm names."""
+
+    ipc: tuple[Count, ...] = (1, 10, 50)
+    networks: tuple[str, ...] = ("convnet3",)
+    protocol: str = "quick"
+    num_seeds: Count = 3
+
+
+@part
+class Recipe:
+    """All of a run. save_every_steps: of the state that a killed run resumes from."""
+
+    name: str
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    save_every_steps: Count = 100
+    data: Data = Data()
+    generator: Generator = Generator()
+    pretrain: Pretrain = Pretrain()
+    features: Features = Features()
+    statistics: Statistics = Statistics()
+    codes: Codes = Codes()
+    objective: Objective = Objective()
+    condense: Condense = Condense()
+    evaluate: Evaluate = Evaluate()
+
+
+def available_recipes() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by name or from a YAML file, with `part.field=value` overrides.
+
+    Raises:
+        InputError: an unknown recipe or field, a value of the wrong kind or out of range, broken YAML.
+    """
+    path = RECIPES / f"{name_or_path}.yaml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        known = ", ".join(available_recipes())
+        raise InputError(f"no recipe {name_or_path!r}: known are {known}; a path to a YAML file works too")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no recipe: expected `part:` with `field: value` lines")
+    return parse_recipe({"name": path.stem} | content, str(name_or_path), overrides)
+
+
+def parse_recipe(content: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from plain values, as YAML and JSON hold them; `where` is named in errors. Raises InputError."""
+    values = copy.deepcopy(dict(content))
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return TypeAdapter(Recipe).validate_python(values)
+    except ValidationError as error:
+        raise InputError(_explain(error, where)) from None
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"override {override!r} is not of the form part.field=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"the value of override {override!r} is not valid YAML") from None
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    *parents, field = key.split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+        if not isinstance(content, dict):
+            raise InputError(f"override {override!r}: {parent!r} is a field, not a part")
+    content[field] = value
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    location = [str(step) for step in first["loc"]]
+    name = ".".join(location)
+    if first["type"] == "unexpected_keyword_argument":
+        fields = asdict(Recipe(name="")) if len(location) == 1 else asdict(Recipe(name="")).get(location[0], {})
+        close = difflib.get_close_matches(location[-1], fields, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(fields)}"
+        return f"recipe {where}: unknown field {name!r}; {hint}"
+    return f"recipe {where}: {name} = {first['input']!r}: {first['msg']}"
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Plain values, as they stand in YAML and JSON."""
+    return TypeAdapter(Recipe).dump_python(recipe, mode="json")
+
+
+def to_yaml(recipe: Recipe) -> str:
+    return yaml.safe_dump(to_dict(recipe), sort_keys=False)
+
+
+def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """The first field that differs between two recipes as dicts, as "part.field: old there, new here"."""
+    for name in {**old, **new}:
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            if inner := first_difference(before, after):
+                return f"{name}.{inner}"
+        elif before != after:
+            return f"{name}: {before} there, {after} here"
+    return None

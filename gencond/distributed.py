@@ -1,0 +1,44 @@
+"""Class-parallel processes: each takes its own classes; only class centers cross the wire, with gradient."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+
+def own_share(num_items: int, rank: int, num_processes: int) -> slice:
+    """The contiguous share of `rank`: shares differ by one item at most and cover all of them."""
+    return slice(rank * num_items // num_processes, (rank + 1) * num_items // num_processes)
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes in rank order; the gradient of the own rows is summed over the processes.
+
+    Every process computes the same loss from the gathered rows, and averaging gradients over processes (as data
+    parallelism does) divides the sum by their number again: the result is the gradient of one such loss.
+    `dist.all_gather` alone passes no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, shares: list[slice]) -> Tensor:
+        ctx.own = shares[dist.get_rank()]
+        gathered = own.new_zeros(shares[-1].stop, *own.shape[1:])
+        gathered[ctx.own] = own
+        dist.all_reduce(gathered)  # zeros elsewhere: the sum is the concatenation, also for unequal shares
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[ctx.own], None
+
+
+def gather_rows(own: Float[Tensor, "m d"], num_rows: int) -> Float[Tensor, "n d"]:
+    """The rows of all processes, in the order of `own_share`; `own` itself in a single process."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return own
+    world = dist.get_world_size()
+    return _Gather.apply(own, [own_share(num_rows, rank, world) for rank in range(world)])

@@ -1,0 +1,346 @@
+"""report.md and report.html from the rows of report.json: tables, pictures and plots of one run.
+
+The HTML is one file that opens from disk without a network; it follows the reader's light or dark setting.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gencond.data import LabeledImages
+from gencond.eval.baselines import KMEANS_REAL, RANDOM_REAL, WHOLE_SET
+from gencond.eval.scoring import GENCOND, Row
+from gencond.files import write_text, written_whole
+from gencond.pictures import grid, screen_scale, write_png
+
+NAMES = {
+    GENCOND: "gencond (ours)",
+    RANDOM_REAL: "random real",
+    KMEANS_REAL: "k-means real",
+    WHOLE_SET: "whole training set",
+}
+COLORS = {GENCOND: "#e4572e", RANDOM_REAL: "#4c8dd6", KMEANS_REAL: "#3aa76d", WHOLE_SET: "#888888"}
+PICTURED_CLASSES, PICTURED_IMAGES = 10, 10
+REAL_PICTURE, SYN_PICTURE, PAIRS_PICTURE = "real.png", "gencond.png", "grid.png"
+
+
+# --- words and tables ----------------------------------------------------------------------------------------------
+
+
+def _percent(row: Row) -> str:
+    return f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}"
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """(header, lines) of top-1 per cent: one line for each kind of images and network, one column for each IPC."""
+    ipcs = sorted({row["ipc"] for row in rows if row["ipc"]})
+    header = ["trained on", "network", *(f"IPC {ipc}" for ipc in ipcs), "stored"]
+    lines = []
+    for network in dict.fromkeys(row["network"] for row in rows):
+        for images in NAMES:
+            own = {row["ipc"]: row for row in rows if row["images"] == images and row["network"] == network}
+            if not own:
+                continue
+            if images == WHOLE_SET:
+                cells = [_percent(own[None]) if ipc == ipcs[-1] else "" for ipc in ipcs]
+            else:
+                cells = [_percent(own[ipc]) if ipc in own else "-" for ipc in ipcs]
+            sizes = list(dict.fromkeys(_size(own[ipc]["bytes"]) for ipc in own))
+            lines.append([NAMES[images], network, *cells, " / ".join(sizes)])
+    return header, lines
+
+
+def summary_table(rows: Sequence[Row]) -> str:
+    """The table for a terminal, with a sentence on what it says."""
+    header, lines = table(rows)
+    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *lines]]
+    text.insert(1, "  ".join("-" * width for width in widths))
+    first = f"Top-1 accuracy (%) on real test images, mean ± std over {rows[0]['num_seeds']} seeds:"
+    return "\n".join([first, "", *(line.rstrip() for line in text), "", *verdicts(rows)])
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """One sentence for each IPC and network: how far above or below the real images of the same number we are."""
+    sentences = []
+    for row in rows:
+        if row["images"] != GENCOND:
+            continue
+        rivals = {
+            other["images"]: 100 * (row["top1_mean"] - other["top1_mean"])
+            for other in rows
+            if other["images"] in (RANDOM_REAL, KMEANS_REAL)
+            and (other["ipc"], other["network"]) == (row["ipc"], row["network"])
+        }
+        if rivals:
+            gaps = " and ".join(f"{gap:+.1f} points against {NAMES[name]}" for name, gap in rivals.items())
+            sentences.append(f"IPC {row['ipc']}, {row['network']}: {gaps}.")
+    return sentences
+
+
+def _markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    head = f"| {' | '.join(header)} |\n|{'---|' * len(header)}"
+    return "\n".join([head, *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def _html_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, str]]]:
+    """What the numbers rest on: section -> (name, value)."""
+    made, rows = content["condensed"], content["rows"]
+    data = made.get("data", {})
+    seconds = {entry["stage"]: entry["seconds"] for entry in log if "seconds" in entry}
+    return {
+        "How it was judged": [
+            ("Test images", f"{content['num_test_images']} real ones ({content['judged_on']}), read once, at the end"),
+            ("Selection", "none: the last iterate of every training"),
+            ("Mode", "fixed: k images of each class drawn once"),
+            ("Seeds", f"{rows[0]['num_seeds']}; random real images are drawn anew for each"),
+            *((name.replace("_", " "), str(value)) for name, value in content["protocol"].items()),
+        ],
+        "What was condensed": [
+            ("Training images", f"{data.get('num_images', '?')} of {data.get('source', '?')}"),
+            ("Fingerprint", str(data.get("fingerprint", "?"))),
+            ("Learned codes", f"{made['num_slots']} per class"),
+            (
+                "Stored",
+                f"{made['bytes']:,} bytes, {8 * made['bytes'] / len(content['class_names']) / 1e6:.3f} Mbit per class",
+            ),
+            ("Recipe", f"{made.get('recipe', {}).get('name', '?')}, in full in recipe.yaml"),
+        ],
+        "Cost": [(stage, f"{value:.1f} s") for stage, value in seconds.items()] or [("stages", "not recorded")],
+        "To reproduce": [
+            ("Command", content["command"]),
+            ("Commit", str(content["commit"] or "unknown")),
+            ("Versions", ", ".join(f"{name} {number}" for name, number in content["versions"].items())),
+        ],
+    }
+
+
+# --- pictures and plots --------------------------------------------------------------------------------------------
+
+
+def write_pictures(out: Path, train: LabeledImages, condensed: LabeledImages) -> None:
+    """Real and synthetic images of the same classes, into `out/samples`.
+
+    Args:
+        condensed: class-major samples.
+    """
+    classes = range(min(train.num_classes, PICTURED_CLASSES))
+    count = min(PICTURED_IMAGES, *(int(counts.min()) for counts in (train.counts, condensed.counts)))
+    real, syn = (
+        torch.stack([part.images[part.rows_of(label)[:count]] for label in classes]) for part in (train, condensed)
+    )
+    if train.channels == 1:
+        real, syn = (images.expand(-1, -1, 3, -1, -1) for images in (real, syn))
+    scale = screen_scale(train.image_size)
+    write_png(out / "samples" / REAL_PICTURE, grid(real, scale))
+    write_png(out / "samples" / SYN_PICTURE, grid(syn, scale))
+    pairs = torch.stack([real[:, 0], syn[:, 0]])  # a row of real images above a row of ours
+    write_png(out / "samples" / PAIRS_PICTURE, grid(pairs, scale))
+
+
+def _figure(draw: Any, width: float = 6.4) -> tuple[bytes, str]:
+    """(PNG, SVG) of a plot in colours that read on white and on black."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    grey = "#808080"
+    style = {
+        "axes.edgecolor": grey, "axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey, "text.color": grey,
+        "axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "svg.fonttype": "none",
+        "svg.hashsalt": "gencond", "figure.dpi": 130,
+    }  # fmt: skip
+    with plt.rc_context(style):
+        figure, axes = plt.subplots(figsize=(width, 3.4), layout="constrained")
+        draw(axes)
+        axes.grid(alpha=0.25)
+        png, svg = io.BytesIO(), io.StringIO()
+        figure.savefig(png, format="png", facecolor="white")
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        plt.close(figure)
+    text = svg.getvalue()
+    return png.getvalue(), text[text.index("<svg") :]
+
+
+def plot_accuracy(rows: Sequence[Row]) -> tuple[bytes, str]:
+    """Top-1 over IPC with the standard deviation over seeds, for the first network."""
+    network = rows[0]["network"]
+
+    def draw(axes: Any) -> None:
+        ticks = sorted({row["ipc"] for row in rows if row["ipc"]})
+        for images, name in NAMES.items():
+            own = sorted(
+                (row for row in rows if row["images"] == images and row["network"] == network),
+                key=lambda row: row["ipc"] or 0,
+            )
+            means, stds = ([100 * row[key] for row in own] for key in ("top1_mean", "top1_std"))
+            if images == WHOLE_SET and own:
+                axes.axhline(means[0], color=COLORS[images], linestyle="--", label=name)
+            elif own:
+                x = [row["ipc"] for row in own]
+                axes.errorbar(x, means, stds, color=COLORS[images], marker="o", capsize=3, label=name)
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [str(ipc) for ipc in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("images per class")
+        axes.set_ylabel(f"top-1 %, {network}")
+        axes.legend(frameon=False)
+
+    return _figure(draw)
+
+
+def plot_losses(log: Sequence[Mapping[str, Any]]) -> tuple[bytes, str] | None:
+    """The unweighted parts of the objective over condensing steps; None without a log."""
+    entries = [entry for entry in log if entry.get("stage") == "condense" and "loss" in entry]
+    if not entries:
+        return None
+    window = max(1, len(entries) // 8)
+
+    def draw(axes: Any) -> None:
+        for name in (key for key in entries[0] if key not in ("stage", "step")):
+            values = torch.tensor([float(entry[name]) for entry in entries])
+            smooth = values.unfold(0, window, 1).mean(1)
+            steps = [entry["step"] for entry in entries][window - 1 :]
+            axes.plot(steps, smooth, label=name, linewidth=2 if name == "loss" else 1.2)
+        axes.set_yscale("log")
+        axes.set_xlabel("condensing step")
+        axes.set_ylabel("unweighted parts (moving mean)")
+        axes.legend(frameon=False, ncols=2, fontsize=8)
+
+    return _figure(draw)
+
+
+# --- the two reports -----------------------------------------------------------------------------------------------
+
+
+def write_reports(out: Path, content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `out/report.md` and `out/report.html`.
+
+    Args:
+        content: of report.json.
+        log: entries of log.jsonl, for the loss curves and the cost.
+    """
+    rows = content["rows"]
+    header, lines = table(rows)
+    plots = {"accuracy": plot_accuracy(rows), "losses": plot_losses(log)}
+    for name, plot in plots.items():
+        if plot is not None:
+            with written_whole(out / "samples" / f"{name}.png") as temporary:
+                temporary.write_bytes(plot[0])
+    write_text(out / "report.md", _markdown(out, content, log, header, lines, plots))
+    write_text(out / "report.html", _html(out, content, log, header, lines, plots))
+
+
+CAPTIONS = {
+    PAIRS_PICTURE: "A real image of each class above ours.",
+    REAL_PICTURE: "Real training images, one class a row.",
+    SYN_PICTURE: "Ours: the first samples of the same classes.",
+}
+
+
+def _markdown(
+    out: Path,
+    content: Mapping[str, Any],
+    log: Sequence[Mapping[str, Any]],
+    header: list[str],
+    lines: list[list[str]],
+    plots: Mapping[str, tuple[bytes, str] | None],
+) -> str:
+    parts = [f"# {content['title']}", ""]
+    if (out / "samples" / PAIRS_PICTURE).is_file():
+        parts += [f"![{CAPTIONS[PAIRS_PICTURE]}](samples/{PAIRS_PICTURE})", "", CAPTIONS[PAIRS_PICTURE], ""]
+    parts += ["Top-1 accuracy on real test images, %:", "", _markdown_table(header, lines), ""]
+    parts += [f"- {sentence}" for sentence in verdicts(content["rows"])]
+    parts += [f"- {note}" for note in content["notes"]]
+    parts += ["", *(f"![{name}](samples/{name}.png)" for name, plot in plots.items() if plot), ""]
+    for picture in (REAL_PICTURE, SYN_PICTURE):
+        if (out / "samples" / picture).is_file():
+            parts += [CAPTIONS[picture], "", f"![{CAPTIONS[picture]}](samples/{picture})", ""]
+    for section, facts in _facts(content, log).items():
+        parts += [f"## {section}", "", *(f"- {name}: {value}" for name, value in facts), ""]
+    return "\n".join(parts)
+
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; white-space: nowrap; }
+th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); }
+td { font-variant-numeric: tabular-nums; }
+tbody tr:first-child td { font-weight: 600; }
+img { max-width: 100%; height: auto; image-rendering: pixelated; }
+svg { max-width: 100%; height: auto; }
+figure { margin: 1rem 0; } figcaption { opacity: .75; font-size: .9rem; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr)); gap: 1.5rem; }
+dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .2rem 1rem; margin: 0; }
+dt { opacity: .75; } dd { margin: 0; overflow-wrap: anywhere; }
+code { background: var(--soft); padding: .1rem .3rem; border-radius: .2rem; }
+"""
+
+
+def _html(
+    out: Path,
+    content: Mapping[str, Any],
+    log: Sequence[Mapping[str, Any]],
+    header: list[str],
+    lines: list[list[str]],
+    plots: Mapping[str, tuple[bytes, str] | None],
+) -> str:
+    def picture(name: str) -> str:
+        file = out / "samples" / name
+        if not file.is_file():
+            return ""
+        data = base64.b64encode(file.read_bytes()).decode()
+        caption = html.escape(CAPTIONS[name])
+        return (
+            f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption>'
+            "</figure>"
+        )
+
+    sentences = "".join(f"<li>{html.escape(text)}</li>" for text in [*verdicts(content["rows"]), *content["notes"]])
+    sections = "".join(
+        f"<h2>{html.escape(section)}</h2><dl>"
+        + "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts)
+        + "</dl>"
+        for section, facts in _facts(content, log).items()
+    )
+    drawn = "".join(f"<figure>{plot[1]}</figure>" for plot in plots.values() if plot)
+    title = html.escape(content["title"])
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<h1>{title}</h1>
+{picture(PAIRS_PICTURE)}
+<p>Top-1 accuracy (%) on real test images, mean ± standard deviation over {content["rows"][0]["num_seeds"]} seeds:</p>
+{_html_table(header, lines)}
+<ul>{sentences}</ul>
+<div class="pair">{drawn}</div>
+<div class="pair">{picture(REAL_PICTURE)}{picture(SYN_PICTURE)}</div>
+{sections}
+</body>
+</html>
+"""

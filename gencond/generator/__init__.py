@@ -1,0 +1,1 @@
+"""(labels, slots) -> images."""

@@ -1,0 +1,137 @@
+"""BigGAN's class-conditional generator (Brock et al., Large Scale GAN Training, 1809.11096), 8 to 64 pixels."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+BATCH_NORM_MOMENTUM = 0.1
+
+
+class ConditionalBatchNorm(nn.Module):
+    """Batch normalisation whose gain and bias are linear functions of a condition.
+
+    In eval mode the running statistics make it a fixed affine map of each channel.
+    """
+
+    def __init__(self, channels: int, condition_dim: int, eps: float) -> None:
+        super().__init__()
+        self.gain = nn.Linear(condition_dim, channels, bias=False)
+        self.bias = nn.Linear(condition_dim, channels, bias=False)
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.momentum, self.eps = BATCH_NORM_MOMENTUM, eps
+
+    def forward(self, x: Float[Tensor, "n c h w"], condition: Float[Tensor, "n k"]) -> Float[Tensor, "n c h w"]:
+        x = F.batch_norm(
+            x, self.running_mean, self.running_var, training=self.training, momentum=self.momentum, eps=self.eps
+        )
+        gain, bias = self.gain(condition)[:, :, None, None], self.bias(condition)[:, :, None, None]
+        return torch.addcmul(x + bias, x, gain)  # (1 + gain) x + bias
+
+
+class GeneratorBlock(nn.Module):
+    """norm ReLU up conv, norm ReLU conv, plus an upsampled 1x1 skip: doubles the side."""
+
+    def __init__(self, in_channels: int, out_channels: int, condition_dim: int, eps: float) -> None:
+        super().__init__()
+        self.norm1 = ConditionalBatchNorm(in_channels, condition_dim, eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = ConditionalBatchNorm(out_channels, condition_dim, eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Float[Tensor, "n c h w"], condition: Float[Tensor, "n k"]) -> Float[Tensor, "n c2 h2 w2"]:
+        h = F.interpolate(F.relu(self.norm1(x, condition)), scale_factor=2)
+        h = self.conv1(h)
+        h = self.conv2(F.relu(self.norm2(h, condition)))
+        return h + F.interpolate(self.skip(x), scale_factor=2)  # a 1x1 convolution commutes with nearest upsampling
+
+
+class BigGANGenerator(ModelMixin, ConfigMixin):
+    """(latents, labels) -> images in [-1, 1].
+
+    The latent is split in one chunk for the first linear layer and one for each block ("hierarchical latents"); a
+    block is conditioned on its chunk and the shared class embedding through its batch norms.
+
+    Args:
+        sample_size: side of the images in pixels; `sample_size / 2^len(block_out_channels)`, the side of the first
+            feature map, must be a whole number >= 2.
+        out_channels: 1 grey, 3 RGB.
+        num_class_embeds: number of classes.
+        latent_dim: length of a latent, a multiple of the number of chunks (blocks + 1).
+        class_embed_dim: length of the class embedding.
+        block_out_channels: one entry a block; each block doubles the side.
+        norm_eps: of the batch norms.
+    Raises:
+        ValueError: sizes that do not divide.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int,
+        out_channels: int = 3,
+        num_class_embeds: int = 10,
+        latent_dim: int = 64,
+        class_embed_dim: int = 64,
+        block_out_channels: Sequence[int] = (64, 64, 64),
+        norm_eps: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        num_chunks = len(block_out_channels) + 1
+        bottom, rest = divmod(sample_size, 2 ** len(block_out_channels))
+        if rest or bottom < 2:
+            raise ValueError(f"{len(block_out_channels)} doubling blocks cannot make {sample_size} px images")
+        if latent_dim % num_chunks:
+            raise ValueError(f"latent_dim {latent_dim} is not a multiple of the {num_chunks} chunks")
+        self.bottom, self.chunk_dim = bottom, latent_dim // num_chunks
+        condition_dim = class_embed_dim + self.chunk_dim
+        in_channels = (block_out_channels[0], *block_out_channels[:-1])
+        self.class_embedding = nn.Embedding(num_class_embeds, class_embed_dim)
+        self.linear = nn.Linear(self.chunk_dim, in_channels[0] * bottom**2)
+        self.blocks = nn.ModuleList(
+            GeneratorBlock(channels, outputs, condition_dim, norm_eps)
+            for channels, outputs in zip(in_channels, block_out_channels, strict=True)
+        )
+        self.out_norm = nn.BatchNorm2d(block_out_channels[-1], eps=norm_eps, momentum=BATCH_NORM_MOMENTUM)
+        self.out_conv = nn.Conv2d(block_out_channels[-1], out_channels, 3, padding=1)
+        self.apply(orthogonal_init)
+
+    def forward(self, latents: Float[Tensor, "n latent_dim"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n c s s"]:
+        first, *chunks = latents.split(self.chunk_dim, dim=1)
+        embedding = self.class_embedding(labels)  # [n, class_embed_dim]
+        x = self.linear(first).view(len(latents), -1, self.bottom, self.bottom)
+        for block, chunk in zip(self.blocks, chunks, strict=True):
+            x = block(x, torch.cat([embedding, chunk], dim=1))
+        return torch.tanh(self.out_conv(F.relu(self.out_norm(x))))
+
+
+def orthogonal_init(module: nn.Module) -> None:
+    """BigGAN's initialisation: orthogonal weights, biases 0; class embeddings keep their unit normal."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.orthogonal_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def set_standing_statistics(generator: BigGANGenerator, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Replaces the batch norms' running statistics by exact averages over `batches` of (latents, labels).
+
+    The statistics of averaged weights are not the average of statistics seen with other weights; BigGAN (1809.11096,
+    section 3.1 and appendix D) computes "standing statistics" for sampling. Leaves the generator in eval mode.
+    """
+    norms = [module for module in generator.modules() if isinstance(module, ConditionalBatchNorm | nn.BatchNorm2d)]
+    generator.train()
+    for number, (latents, labels) in enumerate(batches, start=1):
+        for norm in norms:
+            norm.momentum = 1 / number  # running averages become plain averages
+        generator(latents, labels)
+    for norm in norms:
+        norm.momentum = BATCH_NORM_MOMENTUM
+    generator.eval()

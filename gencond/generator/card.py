@@ -1,0 +1,97 @@
+"""The README.md of an artefact: a model card for whoever finds the folder."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gencond.generator.condensed import CondensedDataset
+
+LISTED_CLASSES = 12
+
+
+def model_card(condensed: "CondensedDataset", rows: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Markdown with the front matter that the Hub reads.
+
+    Args:
+        rows: results of an evaluation (`report.json`); none leaves the section out.
+    """
+    made = condensed.config.provenance or {}
+    recipe, data = made.get("recipe", {}), made.get("data", {})
+    source = data.get("source", "a data set")
+    names = condensed.class_names
+    listed = ", ".join(names[:LISTED_CLASSES]) + (", ..." if len(names) > LISTED_CLASSES else "")
+    kind = "grey" if condensed.channels == 1 else "RGB"
+    versions = ", ".join(f"{name} {number}" for name, number in made.get("versions", {}).items())
+    facts = {
+        "Images": f"{condensed.image_size}x{condensed.image_size} {kind}",
+        "Classes": f"{condensed.num_classes}: {listed}",
+        "Learned codes": f"{condensed.num_slots} per class; samples beyond them come from a seeded stream",
+        "Size": f"{condensed.num_bytes:,} bytes ({8 * condensed.num_bytes / condensed.num_classes / 1e6:.3f} "
+        "Mbit per class)",
+        "Condensed from": f"{data.get('num_images', '?')} training images of {source} "
+        f"(fingerprint `{data.get('fingerprint', '?')}`)",
+        "Recipe": f"`{recipe.get('name', '?')}`, seed {recipe.get('seed', '?')}; all of it is in `config.json`",
+        "Made with": f"{versions or '?'}; commit {made.get('commit') or 'unknown'}",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    tied = (recipe.get("codes") or {}).get("encode_steps") or (recipe.get("objective") or {}).get(
+        "representative_weight"
+    )
+    memory = (
+        "Its learned codes start from real training images (k-means representatives) and stay close to them: treat "
+        "the first samples of a class as compressed copies of training images, and do not use this set to hide them."
+        if tied
+        else "It was fitted to statistics of real images, not to single ones; that alone is no promise of privacy."
+    )
+    return f"""---
+library_name: gencond
+tags:
+- dataset-condensation
+- dataset-distillation
+- image-classification
+pipeline_tag: unconditional-image-generation
+---
+
+# {source}, condensed
+
+A data set condensed into a conditional generator by gencond: any number of images per class (IPC) is sampled from
+these weights, and a classifier trained on the samples alone should come close to one trained on the real images.
+
+```python
+import gencond
+
+condensed = gencond.load("path/to/this/folder")
+images, labels = condensed.sample(ipc=10)        # [{10 * condensed.num_classes}, {condensed.channels}, \
+{condensed.image_size}, {condensed.image_size}] float in [0, 1], class-major
+dataset = condensed.as_dataset(ipc=50)           # map-style Dataset; IPC 10 is a prefix of IPC 50
+```
+
+| | |
+|---|---|
+{table}
+{_results(rows)}
+## Intended use
+
+Training and comparing classifiers with little data: architecture search, replay in continual learning, quick
+experiments. It is not a substitute for the real test set, and what it teaches carries the biases of its source.
+
+## Memorisation
+
+{memory}
+"""
+
+
+def _results(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
+    lines = [
+        f"| {row['images']} | {row['ipc'] or 'all'} | {row['network']} | {row['protocol']} "
+        f"| {100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f} |"
+        for row in rows
+    ]
+    head = "| trained on | IPC | network | protocol | top-1 % (mean ± std) |\n|---|---|---|---|---|"
+    return (
+        f"\n## Results\n\nOn real test images, last iterate, {rows[0]['num_seeds']} seeds:\n\n{head}\n"
+        + "\n".join(lines)
+        + "\n"
+    )

@@ -1,0 +1,97 @@
+"""Nested codes: slot i of class c has one latent, whatever is asked for together with it.
+
+The first slots are learned; beyond them a slot's latent is drawn from a counter-based stream keyed by (seed, class,
+slot). Images per class (IPC) k means slots 0..k-1, so a small set is a prefix of a large one, bit for bit.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
+_KEY_STEPS = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF_WORD = np.uint64(32)
+
+
+def philox(counters: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Philox4x32-10: 128 random bits for each 128-bit counter under a 64-bit key.
+
+    A bijection of the counter, so any element of the stream is computed on its own, in any order, on any machine.
+
+    Args:
+        counters: uint64 [n, 4], each word < 2^32.
+        key: uint64 [2], each word < 2^32.
+    Returns:
+        uint64 [n, 4], each word uniform on 0..2^32-1.
+    Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011.
+    """
+    word0, word1, word2, word3 = counters.T.astype(np.uint64)
+    key = key.astype(np.uint64)
+    for _ in range(10):
+        product0, product1 = word0 * _MULTIPLIERS[0], word2 * _MULTIPLIERS[1]  # 32 x 32 -> 64 bits, no overflow
+        word0, word1, word2, word3 = (
+            (product1 >> _HALF_WORD) ^ word1 ^ key[0],
+            product1 & _LOW,
+            (product0 >> _HALF_WORD) ^ word3 ^ key[1],
+            product0 & _LOW,
+        )
+        key = (key + _KEY_STEPS) & _LOW
+    return np.stack([word0, word1, word2, word3], axis=1)
+
+
+def drawn_codes(
+    seed: int, labels: Int64[Tensor, " n"], slots: Int64[Tensor, " n"], latent_dim: int
+) -> Float[Tensor, "n latent_dim"]:
+    """Standard normal latents, row i a function of (seed, labels[i], slots[i]) alone.
+
+    Raises:
+        ValueError: a negative seed, label or slot.
+    """
+    if seed < 0 or (len(labels) and (labels.min() < 0 or slots.min() < 0)):
+        raise ValueError("seed, labels and slots must not be negative")
+    n, blocks = len(labels), -(-latent_dim // 4)
+    counters = np.empty((n, blocks, 4), dtype=np.uint64)
+    counters[..., 0] = np.arange(blocks, dtype=np.uint64)
+    counters[..., 1] = labels.cpu().numpy().astype(np.uint64)[:, None]
+    slot = slots.cpu().numpy().astype(np.uint64)[:, None]
+    counters[..., 2], counters[..., 3] = slot & _LOW, slot >> _HALF_WORD
+    key = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], dtype=np.uint64)
+    bits = philox(counters.reshape(-1, 4), key).reshape(n, -1)[:, :latent_dim]
+    uniform = (bits.astype(np.float64) + 0.5) * 2.0**-32  # strictly inside (0, 1)
+    return torch.special.ndtri(torch.from_numpy(uniform)).float()
+
+
+class Codes(nn.Module):
+    """The codebook: a latent for every (class, slot).
+
+    Args:
+        num_classes, num_slots: classes, and learned slots of each.
+        latent_dim: length of a latent.
+        seed: of the stream, which also initialises the learned slots.
+    """
+
+    def __init__(self, num_classes: int, num_slots: int, latent_dim: int, seed: int = 0) -> None:
+        super().__init__()
+        self.num_classes, self.num_slots, self.latent_dim, self.seed = num_classes, num_slots, latent_dim, seed
+        labels = torch.arange(num_classes).repeat_interleave(num_slots)
+        slots = torch.arange(num_slots).repeat(num_classes)
+        self.learned = nn.Parameter(drawn_codes(seed, labels, slots, latent_dim))  # [classes * slots, latent_dim]
+
+    def forward(
+        self, labels: Int64[Tensor, " n"], slots: Int64[Tensor, " n"], seed: int | None = None
+    ) -> Float[Tensor, "n latent_dim"]:
+        """Latents of (class, slot) pairs; gradients reach the learned ones.
+
+        Args:
+            seed: another seed for the slots past the learned ones.
+        """
+        is_learned = slots < self.num_slots
+        row = labels * self.num_slots + torch.where(is_learned, slots, 0)
+        latents = F.embedding(row, self.learned)
+        if bool(is_learned.all()):
+            return latents
+        drawn = drawn_codes(self.seed if seed is None else seed, labels, slots, self.latent_dim)
+        return torch.where(is_learned[:, None], latents, drawn.to(latents))

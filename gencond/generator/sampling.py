@@ -1,0 +1,267 @@
+"""Any number of images per class, bit for bit the same however they are asked for; streams and exports.
+
+The bits of a convolution can depend on the batch it runs in, so an image is always computed in the same batch at the
+same position: the (class, slot) grid is cut once and for all into blocks, and a block is computed whole even when only
+some of its images are wanted. Blocks of slots double from one slot up to a full batch, so that little is computed in
+vain whether one image per class is asked for or thousands.
+"""
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from gencond.errors import InputError
+from gencond.files import written_whole
+from gencond.progress import progress
+from gencond.ranges import to_unit
+
+Synthesize = Callable[[Int64[Tensor, " n"], Int64[Tensor, " n"]], Float[Tensor, "n c h w"]]
+
+LARGEST_BLOCK = 128
+PIXELS_PER_BLOCK = LARGEST_BLOCK * 32 * 32
+FORMATS = ("imagefolder", "npz", "webdataset", "parquet")
+SHARD_IMAGES = 10_000
+
+
+class Block(NamedTuple):
+    """Half-open ranges of classes and slots that are computed in one batch, class-major."""
+
+    first_class: int
+    last_class: int
+    first_slot: int
+    last_slot: int
+
+
+def block_of(label: int, slot: int, num_classes: int, image_size: int) -> Block:
+    """The block that holds a (class, slot): a function of the artefact alone, never of the request."""
+    images = min(LARGEST_BLOCK, max(1, PIXELS_PER_BLOCK // image_size**2))
+    classes = min(num_classes, images)
+    longest = 1 << (images // classes).bit_length() - 1  # the largest power of two that fits
+    first_class = label // classes * classes
+    if slot >= longest:
+        first_slot = slot // longest * longest
+        last_slot = first_slot + longest
+    else:
+        first_slot = 1 << slot.bit_length() - 1 if slot else 0
+        last_slot = max(1, 2 * first_slot)
+    return Block(first_class, min(first_class + classes, num_classes), first_slot, last_slot)
+
+
+def sample_blocks(
+    synthesize: Synthesize, classes: Sequence[int], slots: Sequence[int], num_classes: int, image_size: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(labels, slots, images in [-1, 1]) of every wanted (class, slot), a block at a time, each once."""
+    wanted_classes, wanted_slots = sorted(set(classes)), sorted(set(slots))
+    blocks = {block_of(c, s, num_classes, image_size) for s in wanted_slots for c in wanted_classes}
+    for block in sorted(blocks, key=lambda block: (block.first_slot, block.first_class)):
+        block_slots = torch.arange(block.first_slot, block.last_slot)
+        block_classes = torch.arange(block.first_class, block.last_class)
+        labels, slots_ = block_classes.repeat_interleave(len(block_slots)), block_slots.repeat(len(block_classes))
+        keep = torch.isin(labels, torch.tensor(wanted_classes)) & torch.isin(slots_, torch.tensor(wanted_slots))
+        images = synthesize(labels, slots_)
+        yield labels[keep], slots_[keep], images[keep.to(images.device)]
+
+
+def sample_class_major(
+    synthesize: Synthesize, classes: Sequence[int], ipc: int, num_classes: int, image_size: int
+) -> tuple[Float[Tensor, "n c h w"], Int64[Tensor, " n"]]:
+    """Slots 0..ipc-1 of `classes` in the order given, in [0, 1]."""
+    images: Tensor | None = None
+    bar = progress(description="sampling", total=len(classes) * ipc, unit="image", disable=len(classes) * ipc < 5000)
+    position = {label: row for row, label in enumerate(classes)}
+    for labels, slots, batch in sample_blocks(synthesize, classes, range(ipc), num_classes, image_size):
+        if images is None:
+            images = batch.new_empty(len(classes) * ipc, *batch.shape[1:])
+        rows = torch.tensor([position[label] for label in labels.tolist()]) * ipc + slots
+        images[rows.to(batch.device)] = to_unit(batch)
+        bar.update(len(labels))
+    bar.close()
+    return images, torch.tensor(classes).repeat_interleave(ipc).to(images.device)
+
+
+class SampledDataset(torch.utils.data.Dataset):
+    """A map-style dataset of (image, class index); images are kept as uint8 and given as float in [0, 1].
+
+    Args:
+        images, labels: the samples.
+        class_names: for `dataset.classes`, as torchvision's datasets have it.
+        transform: applied to each float [c, h, w] image; torchvision's v2 transforms take it as it is.
+    """
+
+    def __init__(
+        self,
+        images: UInt8[Tensor, "n c h w"],
+        labels: Int64[Tensor, " n"],
+        class_names: Sequence[str],
+        transform: Callable | None = None,
+    ) -> None:
+        self.images, self.labels, self.classes, self.transform = images, labels, list(class_names), transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.images[index].float() / 255
+        return image if self.transform is None else self.transform(image), int(self.labels[index])
+
+
+class SampleStream(torch.utils.data.IterableDataset):
+    """Endless batches of images never seen before: (images [b, c, h, w] in [0, 1], labels [b]).
+
+    Batch i holds slots of its own for all its images, drawn past the learned ones, and every class equally often
+    (to one). Loader workers and processes take every n-th batch, so that none repeats another's. Use it as
+    `DataLoader(stream, batch_size=None)`.
+
+    Args:
+        synthesize: (labels, slots) -> images in [-1, 1].
+        first_slot: where the fresh slots begin.
+        rank, num_processes: of the process; None asks torch.distributed where it runs.
+    """
+
+    def __init__(
+        self,
+        synthesize: Synthesize,
+        num_classes: int,
+        first_slot: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int | None = None,
+        num_processes: int | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, not {batch_size}")
+        self.synthesize, self.num_classes, self.first_slot = synthesize, num_classes, first_slot
+        self.batch_size, self.seed = batch_size, seed
+        running = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank = rank if rank is not None else torch.distributed.get_rank() if running else 0
+        self.num_processes = num_processes or (torch.distributed.get_world_size() if running else 1)
+
+    def batch(self, number: int) -> tuple[Tensor, Tensor]:
+        """Batch `number`, in any order."""
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
+        position = torch.arange(self.batch_size)
+        labels = torch.from_numpy(rng.permutation(self.num_classes))[position % self.num_classes]
+        slots = self.first_slot + number * self.batch_size + position
+        return to_unit(self.synthesize(labels, slots)), labels
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        worker = torch.utils.data.get_worker_info()
+        worker_id, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        number = self.rank * num_workers + worker_id
+        while True:
+            yield self.batch(number)
+            number += self.num_processes * num_workers
+
+
+# --- exports -----------------------------------------------------------------------------------------------------
+
+
+def class_folders(class_names: Sequence[str]) -> list[str]:
+    """A folder name per class whose sorted order is the order of the classes."""
+    names = [re.sub(r"[^\w.+-]", "_", name) for name in class_names]
+    if names != sorted(set(names)):
+        width = len(str(len(names) - 1))
+        names = [f"{label:0{width}d}_{name}" for label, name in enumerate(names)]
+    return names
+
+
+def png_bytes(image: UInt8[np.ndarray, "h w c"]) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def export_images(
+    images: UInt8[Tensor, "n c h w"],
+    labels: Int64[Tensor, " n"],
+    class_names: Sequence[str],
+    out: Path,
+    format: str,
+) -> None:
+    """Writes class-major samples in a format that others read, whole or not at all.
+
+    Args:
+        format: `imagefolder` (<class>/<slot>.png), `npz` (x_train, y_train, names), `webdataset` (tar shards of
+            png + cls), `parquet` (the Hub's image-classification layout, needs pyarrow).
+    Raises:
+        InputError: an unknown format, or `out` exists and is not empty.
+    """
+    if format not in FORMATS:
+        raise InputError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not empty: choose another place or remove it")
+    arrays = images.permute(0, 2, 3, 1).cpu().numpy()
+    with written_whole(out) as temporary:
+        WRITERS[format](arrays, labels.tolist(), class_names, temporary)
+
+
+def _write_imagefolder(images: np.ndarray, labels: list[int], class_names: Sequence[str], out: Path) -> None:
+    folders = class_folders(class_names)
+    for name in folders:
+        (out / name).mkdir(parents=True)
+    written = [0] * len(folders)
+    bar = progress(
+        zip(images, labels, strict=True),
+        description="writing images",
+        total=len(labels),
+        unit="image",
+        disable=len(labels) < 5000,
+    )
+    for image, label in bar:
+        (out / folders[label] / f"{written[label]:06d}.png").write_bytes(png_bytes(image))
+        written[label] += 1
+
+
+def _write_npz(images: np.ndarray, labels: list[int], class_names: Sequence[str], out: Path) -> None:
+    with out.open("wb") as file:
+        np.savez(file, x_train=images, y_train=np.array(labels), names=np.array(class_names))
+
+
+def _write_webdataset(images: np.ndarray, labels: list[int], class_names: Sequence[str], out: Path) -> None:
+    out.mkdir(parents=True)
+    for first in range(0, len(labels), SHARD_IMAGES):
+        with tarfile.open(out / f"{first // SHARD_IMAGES:06d}.tar", "w") as shard:
+            for row in range(first, min(first + SHARD_IMAGES, len(labels))):
+                for suffix, content in (("png", png_bytes(images[row])), ("cls", str(labels[row]).encode())):
+                    member = tarfile.TarInfo(f"{row:09d}.{suffix}")
+                    member.size = len(content)
+                    shard.addfile(member, io.BytesIO(content))
+    (out / "classes.txt").write_text("\n".join(class_names) + "\n", encoding="utf-8")
+
+
+def _write_parquet(images: np.ndarray, labels: list[int], class_names: Sequence[str], out: Path) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError("format parquet needs pyarrow: pip install 'gencond[parquet]'") from None
+    table = pa.table({
+        "image": pa.array(
+            [{"bytes": png_bytes(image), "path": None} for image in images],
+            pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+        ),
+        "label": pa.array(labels, pa.int64()),
+    })  # fmt: skip
+    features = {"image": {"_type": "Image"}, "label": {"names": list(class_names), "_type": "ClassLabel"}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    out.mkdir(parents=True)
+    pyarrow.parquet.write_table(table, out / "train-00000-of-00001.parquet")
+
+
+WRITERS = {
+    "imagefolder": _write_imagefolder,
+    "npz": _write_npz,
+    "webdataset": _write_webdataset,
+    "parquet": _write_parquet,
+}

@@ -1,0 +1,1 @@
+"""Features -> scalar: one term, one file."""

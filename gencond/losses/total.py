@@ -1,0 +1,15 @@
+"""The weighted sum of an objective's terms."""
+
+from collections.abc import Mapping
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+def total_loss(parts: Mapping[str, Float[Tensor, ""]], weights: Mapping[str, float]) -> Float[Tensor, ""]:
+    """sum_t weights[t] * parts[t]; the parts stay as they are, unweighted, for the log.
+
+    Raises:
+        KeyError: a part without a weight.
+    """
+    return sum(weights[name] * part for name, part in parts.items())

@@ -1,0 +1,41 @@
+"""Images to look at."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
+
+from gencond.files import written_whole
+
+
+def grid(images: UInt8[Tensor, "rows columns c h w"], scale: int = 1, gap: int = 2) -> UInt8[np.ndarray, "H W 3"]:
+    """Images side by side on white, each pixel drawn as `scale` x `scale`."""
+    rows, columns, _, height, width = images.shape
+    pixels = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2).permute(0, 1, 3, 4, 2).numpy()
+    height, width = height * scale, width * scale
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * (height + gap), column * (width + gap)
+            canvas[top : top + height, left : left + width] = pixels[row, column]
+    return canvas
+
+
+def screen_scale(image_size: int) -> int:
+    """How large a pixel is drawn, so that small images are about 50 pixels on a screen."""
+    return max(1, 48 // image_size)
+
+
+def to_png(picture: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def write_png(path: Path, picture: UInt8[np.ndarray, "H W 3"]) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_bytes(to_png(picture))

@@ -1,0 +1,163 @@
+"""Adversarial pretraining of a BigGAN backbone, for data that no public GAN covers."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from gencond.augment import Augmentation
+from gencond.checkpoint import RunFolder, run_stage, step_rng
+from gencond.config import Recipe
+from gencond.data import LabeledImages
+from gencond.distributed import own_share
+from gencond.errors import InputError
+from gencond.files import written_whole
+from gencond.generator.biggan import BigGANGenerator, set_standing_statistics
+from gencond.generator.discriminator import ProjectionDiscriminator
+from gencond.losses.adversarial import discriminator_hinge_loss, generator_hinge_loss
+from gencond.ranges import to_signed
+
+logger = logging.getLogger(__name__)
+
+STAGE = "pretrain"
+STANDING_BATCHES, STANDING_BATCH_SIZE = 20, 200
+
+
+def averaged(module: nn.Module, halflife_steps: int) -> AveragedModel:
+    """An exponential moving average of a module, parameters and buffers alike.
+
+    The buffers matter: batch-norm statistics belong to the weights that they were seen with.
+    """
+    decay = 0.5 ** (1 / halflife_steps)
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def new_generator(recipe: Recipe, data: LabeledImages) -> BigGANGenerator:
+    """The recipe's backbone with random weights, for images of the data's size.
+
+    Raises:
+        ValueError: an image size that the blocks cannot make.
+    """
+    part, size = recipe.generator, data.image_size
+    num_blocks = part.num_blocks or max(1, (size // 4).bit_length() - 1)  # a first feature map of 4 to 7 pixels
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return BigGANGenerator(
+            sample_size=size,
+            out_channels=data.channels,
+            num_class_embeds=data.num_classes,
+            latent_dim=part.latent_dim,
+            class_embed_dim=part.class_embed_dim,
+            block_out_channels=(part.width,) * num_blocks,
+        )
+
+
+def pretrained_generator(
+    recipe: Recipe, data: LabeledImages, run: RunFolder, pretrained: Path | None = None
+) -> BigGANGenerator:
+    """The generator after the recipe's pretraining: from `pretrained` or the run folder where that is done, else new.
+
+    Raises:
+        InputError: `pretrained` is no generator, or one of another shape.
+    """
+    if pretrained is not None:
+        return _read_generator(pretrained, new_generator(recipe, data))
+    if recipe.pretrain.num_steps == 0:
+        return new_generator(recipe, data).eval()
+    if run.pretrained.is_dir():
+        logger.info("pretrain: reusing %s", run.pretrained)
+        return BigGANGenerator.from_pretrained(run.pretrained)
+    generator = pretrain(recipe, data, run)
+    accelerator = Accelerator()
+    if accelerator.is_main_process:
+        with written_whole(run.pretrained) as temporary:
+            generator.save_pretrained(temporary)
+        run.drop_state(STAGE)
+    accelerator.wait_for_everyone()
+    return generator
+
+
+def _read_generator(folder: Path, expected: BigGANGenerator) -> BigGANGenerator:
+    try:
+        generator = BigGANGenerator.from_pretrained(folder)
+    except Exception as error:  # diffusers and safetensors raise many kinds; all mean the same here
+        raise InputError(f"{folder} holds no pretrained generator ({str(error).splitlines()[0]})") from error
+    for name, value in expected.config.items():
+        if not name.startswith("_") and generator.config[name] != value:
+            raise InputError(f"{folder} has {name} {generator.config[name]}; the recipe and data ask for {value}")
+    return generator
+
+
+def pretrain(recipe: Recipe, data: LabeledImages, run: RunFolder) -> BigGANGenerator:
+    """Trains a generator against a projection discriminator with the hinge loss; returns its average, on the CPU."""
+    part = recipe.pretrain
+    accelerator = Accelerator()
+    generator = new_generator(recipe, data)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed + 1)
+        discriminator = ProjectionDiscriminator(
+            data.image_size, data.channels, data.num_classes, part.discriminator_width
+        )
+    generator_ema = averaged(generator.to(accelerator.device), part.ema_halflife_steps)
+    generator, discriminator, generator_optimizer, discriminator_optimizer = accelerator.prepare(
+        generator.train(),
+        discriminator.train(),
+        torch.optim.Adam(generator.parameters(), part.generator_lr, betas=(0.0, 0.9)),
+        torch.optim.Adam(discriminator.parameters(), part.discriminator_lr, betas=(0.0, 0.9)),
+    )
+    accelerator.register_for_checkpointing(generator_ema)
+    judge = accelerator.unwrap_model(discriminator)  # the generator's step needs no gradient sync of it
+    mean, std = data.mean_std
+    augmentation = Augmentation(part.augmentation, data.image_size, mean, std, every=True)
+    share = own_share(part.batch_size, accelerator.process_index, accelerator.num_processes)
+
+    def latents_and_labels(rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        latents = torch.randn(part.batch_size, recipe.generator.latent_dim, generator=rng)
+        labels = torch.randint(data.num_classes, (part.batch_size,), generator=rng)
+        return latents[share].to(accelerator.device), labels[share].to(accelerator.device)
+
+    def augmented(images: Tensor, rng: torch.Generator) -> Tensor:
+        return augmentation(images, augmentation.draw(part.batch_size, rng).rows(share))
+
+    def pretrain_step(step: int) -> Mapping[str, Tensor]:
+        rng = step_rng(recipe.seed, STAGE, step)
+        for _ in range(part.discriminator_steps):
+            rows = torch.randint(len(data), (part.batch_size,), generator=rng)[share]
+            images_real = to_signed(data.images[rows]).to(accelerator.device)
+            latents, labels_syn = latents_and_labels(rng)
+            with torch.no_grad():
+                images_syn = accelerator.unwrap_model(generator)(latents, labels_syn)
+            images = torch.cat([augmented(images_real, rng), augmented(images_syn, rng)])
+            labels = torch.cat([data.labels[rows].to(labels_syn), labels_syn])
+            real, syn = discriminator(images, labels).split([len(images_real), len(images_syn)])
+            discriminator_loss = discriminator_hinge_loss(real, syn)
+            discriminator_optimizer.zero_grad()
+            accelerator.backward(discriminator_loss)
+            discriminator_optimizer.step()
+
+        judge.requires_grad_(False)
+        latents, labels_syn = latents_and_labels(rng)
+        syn = judge(augmented(generator(latents, labels_syn), rng), labels_syn)
+        generator_loss = generator_hinge_loss(syn)
+        generator_optimizer.zero_grad()
+        accelerator.backward(generator_loss)
+        generator_optimizer.step()
+        judge.requires_grad_(True)
+        generator_ema.update_parameters(accelerator.unwrap_model(generator))
+        return {"discriminator": discriminator_loss, "generator": generator_loss}
+
+    run_stage(accelerator, run, STAGE, part.num_steps, pretrain_step, save_every_steps=recipe.save_every_steps)
+    rng = step_rng(recipe.seed, f"{STAGE}/standing", 0)
+    batches = []
+    for _ in range(STANDING_BATCHES):
+        latents = torch.randn(STANDING_BATCH_SIZE, recipe.generator.latent_dim, generator=rng)
+        labels = torch.randint(data.num_classes, (STANDING_BATCH_SIZE,), generator=rng)
+        batches.append((latents.to(accelerator.device), labels.to(accelerator.device)))
+    result = generator_ema.module
+    set_standing_statistics(result, batches)
+    accelerator.free_memory()
+    return result.cpu()

@@ -1,0 +1,33 @@
+"""One look for every progress bar: what runs, how far, time left, and the numbers worth watching."""
+
+import sys
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+BAR = "{desc} {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
+
+def progress(
+    iterable: Iterable | None = None,
+    *,
+    description: str,
+    total: int | None = None,
+    initial: int = 0,
+    unit: str = "step",
+    disable: bool = False,
+) -> tqdm:
+    """A tqdm bar on stderr; in a log file (no terminal) it prints a line every ten seconds."""
+    interactive = sys.stderr.isatty()
+    return tqdm(
+        iterable,
+        desc=f"{description:<22}",
+        total=total,
+        initial=initial,
+        unit=unit,
+        disable=disable,
+        dynamic_ncols=interactive,
+        mininterval=0.2 if interactive else 10.0,
+        bar_format=BAR,
+        leave=True,
+    )
