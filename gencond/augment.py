@@ -10,7 +10,7 @@ whichever image drew which.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,11 +36,11 @@ class AugmentParams(NamedTuple):
     contrast: Float[Tensor, " n"]  # factor on the distance to the image's mean
     cutout: Float[Tensor, "n 4"]  # box top, left, bottom, right in pixels; empty where nothing is cut
 
-    def rows(self, index: slice | Tensor) -> Self:
+    def rows(self, index: slice | Tensor) -> "AugmentParams":
         """The parameters of some of the images."""
         return type(self)(*(field[index] for field in self))
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> "AugmentParams":
         return type(self)(*(field.to(device) for field in self))
 
 

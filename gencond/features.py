@@ -1,7 +1,7 @@
 """Frozen extractors: images -> features."""
 
 import hashlib
-from typing import Self
+import math
 
 import torch
 import torch.nn.functional as F
@@ -47,8 +47,8 @@ class ConvNet(nn.Module):
 
 
 def automatic_depth(image_size: int) -> int:
-    """Blocks that leave a feature map of about 4x4 (2x2 for the smallest images): 3 at 28 and 32 px, 4 at 64."""
-    return max(2, round(image_size / 4).bit_length() - 1)
+    """Blocks that leave a feature map of about 4x4 (2x2 at 8 px): 3 at 28 and 32 px, 4 at 64."""
+    return max(2, round(math.log2(image_size / 4)))
 
 
 class Extractor(nn.Module):
@@ -77,7 +77,7 @@ class Extractor(nn.Module):
         """What the network's own head says of its features."""
         return self.network.classifier(features)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "Extractor":
         """Stays in eval mode: a frozen extractor has no training behaviour."""
         return super().train(False)
 

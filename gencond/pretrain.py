@@ -87,6 +87,7 @@ def _read_generator(folder: Path, expected: BigGANGenerator) -> BigGANGenerator:
     except Exception as error:  # diffusers and safetensors raise many kinds; all mean the same here
         raise InputError(f"{folder} holds no pretrained generator ({str(error).splitlines()[0]})") from error
     for name, value in expected.config.items():
+        value = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
         if not name.startswith("_") and generator.config[name] != value:
             raise InputError(f"{folder} has {name} {generator.config[name]}; the recipe and data ask for {value}")
     return generator

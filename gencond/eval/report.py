@@ -36,7 +36,7 @@ def _percent(row: Row) -> str:
     return f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}"
 
 
-def _size(count: float) -> str:
+def _size(count: int) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 

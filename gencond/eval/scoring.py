@@ -9,6 +9,7 @@ import torch
 from gencond.data import LabeledImages
 from gencond.eval.baselines import KMEANS_REAL, RANDOM_REAL, WHOLE_SET, draw_baseline, stored_bytes
 from gencond.eval.classifier import train_and_test
+from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol
 from gencond.files import short_hash
 from gencond.progress import progress
@@ -43,7 +44,11 @@ def score_tables(
         Rows with `images`, `mode`, `ipc` (None for the whole set), `network`, `protocol`, `top1_mean`, `top1_std` (over
         seeds, in [0, 1]), `top1` (each seed), `num_seeds`, `bytes`, `bits_per_class`, `key`. Notes say what was left
         out and why.
+    Raises:
+        InputError: an unknown network, or one that does not fit the images.
     """
+    for network in networks:  # a wrong name fails before any training
+        build_network(network, train.channels, train.num_classes, train.image_size, seed=0)
     known_rows = {row["key"]: row for row in known if "key" in row}
     smallest, name = min(zip(train.counts.tolist(), train.class_names, strict=True))
     rows, notes, waiting = [], [], []

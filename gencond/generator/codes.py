@@ -59,7 +59,7 @@ def drawn_codes(
     slot = slots.cpu().numpy().astype(np.uint64)[:, None]
     counters[..., 2], counters[..., 3] = slot & _LOW, slot >> _HALF_WORD
     key = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], dtype=np.uint64)
-    bits = philox(counters.reshape(-1, 4), key).reshape(n, -1)[:, :latent_dim]
+    bits = philox(counters.reshape(-1, 4), key).reshape(n, 4 * blocks)[:, :latent_dim]
     uniform = (bits.astype(np.float64) + 0.5) * 2.0**-32  # strictly inside (0, 1)
     return torch.special.ndtri(torch.from_numpy(uniform)).float()
 
@@ -88,10 +88,13 @@ class Codes(nn.Module):
         Args:
             seed: another seed for the slots past the learned ones.
         """
+        drawn_seed = self.seed if seed is None else seed
+        if self.num_slots == 0:
+            return drawn_codes(drawn_seed, labels, slots, self.latent_dim).to(self.learned)
         is_learned = slots < self.num_slots
         row = labels * self.num_slots + torch.where(is_learned, slots, 0)
-        latents = F.embedding(row, self.learned)
+        latents = F.embedding(row, self.learned)  # also where none is learned: data parallelism wants every parameter
         if bool(is_learned.all()):
             return latents
-        drawn = drawn_codes(self.seed if seed is None else seed, labels, slots, self.latent_dim)
-        return torch.where(is_learned[:, None], latents, drawn.to(latents))
+        drawn = drawn_codes(drawn_seed, labels, slots, self.latent_dim).to(latents)
+        return torch.where(is_learned[:, None], latents, drawn)

@@ -1,0 +1,181 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from gencond.data import LabeledImages
+from gencond.errors import InputError
+from gencond.eval.classifier import top1_on_real, train_and_test
+from gencond.eval.networks import build_network
+from gencond.eval.protocols import PROTOCOLS, Protocol, get_protocol
+from gencond.eval.report import summary_table, table, verdicts, write_pictures, write_reports
+from gencond.eval.scoring import score_tables
+from gencond.features import ConvNet
+
+SHORT = Protocol("short", 60, 60, 60, 64, 0.05, 0.9, 5e-4, "cosine", True)
+
+
+def score(train: LabeledImages, test: LabeledImages, known: list = (), **changes) -> tuple[list[dict], list[str]]:
+    options = {
+        "ipcs": [1, 3], "networks": ["convnet2w8"], "protocol": SHORT, "augmentation": "crop", "num_seeds": 2,
+        "condensed_key": "k", "condensed_bytes": 1000, "device": torch.device("cpu"), "known": known,
+    }  # fmt: skip
+    return score_tables(lambda ipc: few(train, ipc), train, test, **(options | changes))
+
+
+def few(data: LabeledImages, ipc: int) -> LabeledImages:
+    return data.subset(torch.cat([data.rows_of(label)[:ipc] for label in range(data.num_classes)]))
+
+
+def test_top1_is_the_share_of_right_answers(few_digits: LabeledImages) -> None:
+    class Says3(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.eye(10)[torch.full((len(x),), 3)]
+
+    assert top1_on_real(Says3(1, 1), few_digits, (0.0,), (1.0,), batch_size=7) == pytest.approx(0.1)
+
+
+def test_real_digits_teach_a_small_network_and_wrong_labels_do_not(digits: tuple) -> None:
+    train, test = digits
+    options = {
+        "network": "convnet2w16", "protocol": SHORT, "augmentation": "crop_scale_rotate",
+        "normalisation": train.mean_std, "seed": 0, "device": torch.device("cpu"),
+    }  # fmt: skip
+    assert train_and_test(train, test, **options) > 0.85
+    shuffled = LabeledImages(train.images, train.labels[torch.randperm(len(train))], train.class_names)
+    assert train_and_test(shuffled, test, **options) < 0.4
+
+
+def test_a_judgement_depends_on_its_seed_alone(digits: tuple) -> None:
+    train, test = few(digits[0], 3), digits[1]
+
+    def judge(seed: int) -> float:
+        return train_and_test(
+            train, test, network="convnet2w8", protocol=SHORT, augmentation="crop", normalisation=digits[0].mean_std,
+            seed=seed, device=torch.device("cpu"),
+        )  # fmt: skip
+
+    first = judge(0)
+    torch.manual_seed(1234)
+    assert judge(0) == first != judge(1)
+
+
+@pytest.mark.parametrize(("images", "steps"), [(10, 300), (500, 500), (100_000, 500)])
+def test_quick_bounds_its_steps(images: int, steps: int) -> None:
+    assert get_protocol("quick").num_steps(images) == steps
+
+
+def test_schedules_fall_as_stated() -> None:
+    cosine = PROTOCOLS["quick"]
+    assert cosine.rate_at(0.0) == 1 and cosine.rate_at(0.5) == pytest.approx(0.5) and cosine.rate_at(0.999) < 1e-5
+    with pytest.raises(InputError, match="unknown protocol 'slow'; known: .*quick"):
+        get_protocol("slow")
+
+
+def test_networks_are_built_by_name_and_seed() -> None:
+    network = build_network("convnet2w16", 1, 10, 8, seed=0)
+    assert isinstance(network, ConvNet) and network.convs[0].out_channels == 16 and len(network.convs) == 2
+    assert torch.equal(network.classifier.weight, build_network("convnet2w16", 1, 10, 8, seed=0).classifier.weight)
+    resnet = build_network("resnet10t", 1, 7, 32, seed=0)
+    assert resnet(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
+    with pytest.raises(InputError, match="unknown network 'convnot'"):
+        build_network("convnot", 1, 10, 8, seed=0)
+    with pytest.raises(InputError, match="network convnet5: 5 blocks cannot halve 8 px"):
+        build_network("convnet5", 1, 10, 8, seed=0)
+
+
+def test_a_table_has_every_row_with_its_baselines_and_bytes(digits: tuple) -> None:
+    train, test = digits
+    rows, notes = score(train, test)
+    assert [(row["images"], row["ipc"]) for row in rows] == [
+        ("gencond", 1), ("random_real", 1), ("kmeans_real", 1), ("gencond", 3), ("random_real", 3), ("kmeans_real", 3),
+        ("whole_set", None),
+    ]  # fmt: skip
+    assert not notes
+    for row in rows:
+        assert len(row["top1"]) == row["num_seeds"] == 2 and 0 <= min(row["top1"]) and max(row["top1"]) <= 1
+        assert row["top1_mean"] == pytest.approx(sum(row["top1"]) / 2)
+        assert row["top1_std"] == pytest.approx(abs(row["top1"][0] - row["top1"][1]) / 2**0.5)
+        assert row["bits_per_class"] == 8 * row["bytes"] / 10 and row["mode"] == "fixed"
+    assert [row["bytes"] for row in rows[:3]] == [1000, 640, 640] and rows[-1]["bytes"] == len(train) * 64
+
+
+def test_random_real_images_are_drawn_anew_for_each_seed_and_ours_stay(digits: tuple, monkeypatch) -> None:
+    seen = []
+
+    def watch(train: LabeledImages, test: LabeledImages, **options) -> float:
+        seen.append((options["seed"], train.fingerprint))
+        return 0.5
+
+    monkeypatch.setattr("gencond.eval.scoring.train_and_test", watch)
+    score(*digits, ipcs=[1])
+    ours, random, kmeans, whole = seen[0:2], seen[2:4], seen[4:6], seen[6:8]
+    assert ours[0][1] == ours[1][1] and whole[0][1] == whole[1][1] and random[0][1] != random[1][1]
+    assert [seed for seed, _ in kmeans] == [0, 1]
+
+
+def test_known_rows_are_not_trained_again_unless_something_changed(digits: tuple, monkeypatch) -> None:
+    rows, _ = score(*digits, ipcs=[1])
+    trained = []
+    monkeypatch.setattr("gencond.eval.scoring.train_and_test", lambda *a, **o: trained.append(1) or 0.5)
+    again, _ = score(*digits, known=rows, ipcs=[1])
+    assert again == rows and not trained
+    score(*digits, known=rows, ipcs=[1], condensed_key="other")
+    assert len(trained) == 2  # our row alone, two seeds
+    score(*digits, known=rows, ipcs=[1], augmentation="none")
+    assert len(trained) == 2 + 8
+
+
+def test_rows_that_the_real_images_cannot_fill_are_left_out_and_said(few_digits: LabeledImages) -> None:
+    rows, notes = score(few_digits, few_digits, ipcs=[13])
+    assert [row["images"] for row in rows] == ["gencond", "whole_set"]
+    assert notes[0] == "no random_real row at IPC 13: class '0' has only 12 training images" and len(notes) == 2
+
+
+# --- the report
+
+
+def fake_rows() -> list[dict]:
+    values = {("gencond", 1): 0.8, ("random_real", 1): 0.6, ("kmeans_real", 1): 0.85, ("gencond", 10): 0.9,
+              ("random_real", 10): 0.91, ("whole_set", None): 0.99}  # fmt: skip
+    return [
+        {
+            "images": images, "mode": "fixed", "ipc": ipc, "network": "convnet2", "protocol": "quick", "num_seeds": 3,
+            "top1": [mean] * 3, "top1_mean": mean, "top1_std": 0.01, "bytes": 1234, "bits_per_class": 987.2, "key": "k",
+        }
+        for (images, ipc), mean in values.items()
+    ]  # fmt: skip
+
+
+def test_the_table_and_the_verdicts_say_wins_and_losses_alike() -> None:
+    header, lines = table(fake_rows())
+    assert header == ["trained on", "network", "IPC 1", "IPC 10", "stored"]
+    assert lines[0] == ["gencond (ours)", "convnet2", "80.0 ± 1.0", "90.0 ± 1.0", "1.2 kB"]
+    assert lines[2][2:4] == ["85.0 ± 1.0", "-"] and lines[3][3] == "99.0 ± 1.0"
+    assert verdicts(fake_rows()) == [
+        "IPC 1, convnet2: +20.0 points against random real and -5.0 points against k-means real.",
+        "IPC 10, convnet2: -1.0 points against random real.",
+    ]
+    assert "over 3 seeds" in summary_table(fake_rows())
+
+
+def test_reports_are_self_contained_and_escape_names(digits: tuple, tmp_path: Path) -> None:
+    train, _ = digits
+    content = {
+        "title": "a <b> & c", "rows": fake_rows(), "notes": ["a note"], "protocol": SHORT.describe(),
+        "judged_on": "test", "num_test_images": 599, "class_names": list(train.class_names),
+        "condensed": {"num_slots": 5, "bytes": 1234, "data": {"num_images": 7}}, "versions": {"torch": "2"},
+        "commit": None, "command": "gencond evaluate x",
+    }  # fmt: skip
+    log = [{"stage": "condense", "step": s, "loss": 1 / s, "mean": 1 / s} for s in range(10, 400, 10)]
+    log.append({"stage": "condense", "event": "finished", "step": 390, "seconds": 12.3})
+    write_pictures(tmp_path, train, few(train, 4))
+    write_reports(tmp_path, content, log)
+    html, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    assert "a &lt;b&gt; &amp; c" in html and html.count("data:image/png;base64") == 3 and html.count("<svg") == 2
+    assert 'src="http' not in html and 'href="http' not in html.replace('xlink:href="http', "")
+    assert "80.0 ± 1.0" in html and "12.3 s" in html and "a note" in markdown
+    for picture in ("grid", "real", "gencond", "accuracy", "losses"):
+        assert f"samples/{picture}.png" in markdown and (tmp_path / "samples" / f"{picture}.png").stat().st_size > 200
+    write_reports(tmp_path, content, [])  # without a log: no loss curve, no cost
+    assert "not recorded" in (tmp_path / "report.md").read_text()

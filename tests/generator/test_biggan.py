@@ -1,0 +1,97 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gencond.generator.biggan import BigGANGenerator, ConditionalBatchNorm, set_standing_statistics
+from gencond.generator.discriminator import ProjectionDiscriminator
+
+
+def generator(size: int = 8, blocks: int = 1, channels: int = 1) -> BigGANGenerator:
+    return BigGANGenerator(size, channels, 5, 4 * (blocks + 1), 6, (8,) * blocks)
+
+
+@pytest.mark.parametrize(("size", "blocks"), [(8, 1), (8, 2), (16, 2), (28, 2), (32, 3), (40, 3), (64, 4)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_have_the_size_asked_for_and_lie_in_range(size: int, blocks: int, channels: int) -> None:
+    network = generator(size, blocks, channels)
+    images = network(torch.randn(3, 4 * (blocks + 1)), torch.tensor([0, 4, 2]))
+    assert images.shape == (3, channels, size, size) and images.abs().max() <= 1
+
+
+def test_sizes_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="cannot make 30 px"):
+        generator(30, 2)
+    with pytest.raises(ValueError, match="not a multiple of the 3 chunks"):
+        BigGANGenerator(16, latent_dim=64, block_out_channels=(8, 8))
+
+
+def straightforward(network: BigGANGenerator, latents: Tensor, labels: Tensor) -> Tensor:
+    """The published forward, one operation a line, in eval mode."""
+    weights = network.state_dict()
+
+    def norm(x: Tensor, name: str, condition: Tensor | None) -> Tensor:
+        mean, var = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]
+        x = (x - mean[:, None, None]) / (var[:, None, None] + 1e-4).sqrt()
+        if condition is None:
+            return x * weights[f"{name}.weight"][:, None, None] + weights[f"{name}.bias"][:, None, None]
+        gain = 1 + condition @ weights[f"{name}.gain.weight"].T
+        return x * gain[:, :, None, None] + (condition @ weights[f"{name}.bias.weight"].T)[:, :, None, None]
+
+    chunks = latents.chunk(3, dim=1)
+    x = (chunks[0] @ weights["linear.weight"].T + weights["linear.bias"]).view(len(latents), 8, 4, 4)
+    for number in range(2):
+        condition = torch.cat([weights["class_embedding.weight"][labels], chunks[number + 1]], 1)
+        block = f"blocks.{number}"
+        h = F.relu(norm(x, f"{block}.norm1", condition)).repeat_interleave(2, 2).repeat_interleave(2, 3)
+        h = F.conv2d(h, weights[f"{block}.conv1.weight"], weights[f"{block}.conv1.bias"], padding=1)
+        h = F.relu(norm(h, f"{block}.norm2", condition))
+        h = F.conv2d(h, weights[f"{block}.conv2.weight"], weights[f"{block}.conv2.bias"], padding=1)
+        up = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        x = h + F.conv2d(up, weights[f"{block}.skip.weight"], weights[f"{block}.skip.bias"])
+    x = F.relu(norm(x, "out_norm", None))
+    return F.conv2d(x, weights["out_conv.weight"], weights["out_conv.bias"], padding=1).tanh()
+
+
+def test_the_forward_matches_a_straightforward_transcription() -> None:
+    network = generator(16, 2).eval()
+    for module in network.modules():  # statistics and affine parts that matter
+        if isinstance(module, ConditionalBatchNorm | torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    latents, labels = torch.randn(4, 12), torch.tensor([0, 1, 4, 4])
+    torch.testing.assert_close(network(latents, labels), straightforward(network, latents, labels))
+
+
+def test_standing_statistics_are_the_average_over_the_batches() -> None:
+    network = generator()
+    batches = [(torch.randn(50, 8), torch.randint(5, (50,))) for _ in range(4)]
+    set_standing_statistics(network, batches)
+    inputs = torch.stack([network.linear(latents[:, :4]).view(50, 8, 4, 4) for latents, _ in batches])
+    torch.testing.assert_close(network.blocks[0].norm1.running_mean, inputs.mean((0, 1, 3, 4)), atol=1e-5, rtol=1e-4)
+    variances = torch.stack([batch.transpose(0, 1).flatten(1).var(1) for batch in inputs])
+    torch.testing.assert_close(network.blocks[0].norm1.running_var, variances.mean(0))
+    assert not network.training
+
+
+def test_it_survives_save_pretrained_bit_for_bit(tmp_path) -> None:
+    network = generator(channels=3).eval()
+    network.blocks[0].norm1.running_mean.normal_()
+    network.save_pretrained(tmp_path)
+    again = BigGANGenerator.from_pretrained(tmp_path)
+    latents, labels = torch.randn(3, 8), torch.tensor([0, 1, 2])
+    assert torch.equal(network(latents, labels), again(latents, labels)) and not again.training
+
+
+@pytest.mark.parametrize("size", [4, 8, 28, 32])
+def test_the_discriminator_is_spectrally_normalised_and_sees_the_class(size: int) -> None:
+    network = ProjectionDiscriminator(size, 1, 5, width=8)
+    images, labels = torch.randn(6, 1, size, size), torch.arange(6) % 5
+    for _ in range(100):  # lets the power iterations converge
+        network(images, labels)
+    network.eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear | torch.nn.Embedding):
+            # 5 %: power iteration approaches the largest singular value from below
+            assert torch.linalg.matrix_norm(module.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.05)
+    assert not torch.equal(network(images, labels), network(images, labels.roll(1)))

@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+import torch
+
+from gencond.generator.codes import Codes, drawn_codes, philox
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ([0, 0, 0, 0], [0, 0], [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+)
+def test_philox_gives_the_published_answers(counter: list[int], key: list[int], expected: list[int]) -> None:
+    bits = philox(np.array([counter], dtype=np.uint64), np.array(key, dtype=np.uint64))
+    assert bits[0].tolist() == expected
+
+
+def test_a_code_depends_on_seed_class_and_slot_alone() -> None:
+    labels, slots = torch.tensor([3, 0, 3, 7]), torch.tensor([5, 5, 6, 2**33])
+    codes = drawn_codes(1, labels, slots, 10)
+    for row in range(4):
+        assert torch.equal(codes[row], drawn_codes(1, labels[row : row + 1], slots[row : row + 1], 10)[0])
+    assert torch.equal(codes.flip(0), drawn_codes(1, labels.flip(0), slots.flip(0), 10))
+    assert torch.equal(codes[:, :6], drawn_codes(1, labels, slots, 6))
+    assert len(torch.cat([codes, drawn_codes(2, labels, slots, 10)]).unique(dim=0)) == 8
+
+
+def test_codes_are_standard_normal() -> None:
+    codes = drawn_codes(0, torch.zeros(20_000, dtype=torch.int64), torch.arange(20_000), 5).flatten()
+    # 100,000 draws: standard error .003 for the mean, .0022 for the deviation, .01 for the kurtosis; 5 sigma
+    assert abs(float(codes.mean())) < 0.016 and abs(float(codes.std()) - 1) < 0.012
+    assert abs(float(codes.pow(4).mean()) - 3) < 0.1
+
+
+def test_negative_keys_are_refused() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        drawn_codes(0, torch.tensor([-1]), torch.tensor([0]), 4)
+
+
+def test_learned_slots_are_learned_and_later_ones_drawn() -> None:
+    codes = Codes(num_classes=3, num_slots=2, latent_dim=6, seed=4)
+    labels, slots = torch.tensor([2, 2, 0]), torch.tensor([1, 2, 0])
+    with torch.no_grad():
+        codes.learned.fill_(7)
+    latents = codes(labels, slots)
+    assert (latents[[0, 2]] == 7).all()
+    assert torch.equal(latents[1], drawn_codes(4, labels[1:2], slots[1:2], 6)[0])
+    assert not torch.equal(codes(labels, slots, seed=5)[1], latents[1])
+    latents.sum().backward()
+    assert codes.learned.grad.sum() == 2 * 6  # the drawn one takes no gradient
+
+
+def test_untrained_codes_are_those_of_the_stream() -> None:
+    codes = Codes(num_classes=2, num_slots=3, latent_dim=5, seed=9)
+    labels, slots = torch.tensor([0, 1]), torch.tensor([2, 0])
+    assert torch.equal(codes(labels, slots), drawn_codes(9, labels, slots, 5))
+
+
+def test_no_learned_slots_at_all_works() -> None:
+    assert Codes(num_classes=2, num_slots=0, latent_dim=5)(torch.tensor([1]), torch.tensor([0])).shape == (1, 5)

@@ -1,0 +1,219 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import gencond
+from gencond.data import load_real
+from gencond.errors import InputError
+from gencond.generator.condensed import CondensedDataset, load
+from gencond.generator.sampling import LARGEST_BLOCK, block_of, class_folders
+
+NAMES = ["ant", "bee", "cat"]
+
+
+def make(
+    names: list[str] = NAMES, slots: int = 3, size: int = 8, channels: int = 1, width: int = 8
+) -> CondensedDataset:
+    torch.manual_seed(1)
+    config = {
+        "sample_size": 8, "out_channels": 1, "num_class_embeds": len(names), "latent_dim": 8,
+        "class_embed_dim": 6, "block_out_channels": [width],
+    }  # fmt: skip
+    return CondensedDataset(names, config, slots, seed=5).eval()
+
+
+@pytest.fixture
+def condensed() -> CondensedDataset:
+    return make()
+
+
+# --- sampling
+
+
+def test_samples_are_class_major_and_in_the_public_range(condensed: CondensedDataset) -> None:
+    images, labels = condensed.sample(ipc=4)
+    assert images.shape == (12, 1, 8, 8) and images.dtype == torch.float32
+    assert 0 <= images.min() and images.max() <= 1 and images.std() > 0.01
+    assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert len(images.flatten(1).unique(dim=0)) == 12
+    assert not images.requires_grad
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10, 130, 300])
+def test_a_small_set_is_a_prefix_of_a_large_one_bit_for_bit(num_classes: int) -> None:
+    # width 64 so that the convolutions take the kernels of real networks
+    condensed = make([f"{label:03d}" for label in range(num_classes)], width=64)
+    large = condensed.sample(ipc=21)[0].view(num_classes, 21, 1, 8, 8)
+    for ipc in (1, 2, 3, 5, 8, 20):
+        assert torch.equal(condensed.sample(ipc)[0].view(num_classes, ipc, 1, 8, 8), large[:, :ipc]), ipc
+
+
+def test_an_image_does_not_depend_on_the_classes_asked_for_or_their_order(condensed: CondensedDataset) -> None:
+    everything = condensed.sample(ipc=6)[0].view(3, 6, 1, 8, 8)
+    images, labels = condensed.sample(ipc=6, classes=["cat", 0])
+    assert labels.tolist() == [2] * 6 + [0] * 6
+    assert torch.equal(images.view(2, 6, 1, 8, 8), everything[[2, 0]])
+
+
+def test_more_images_than_learned_codes_are_no_repetitions_and_follow_the_seed(condensed: CondensedDataset) -> None:
+    images = condensed.sample(ipc=600)[0]
+    assert len(images.flatten(1).unique(dim=0)) == 1800
+    other = condensed.sample(ipc=10, seed=77)[0].view(3, 10, 1, 8, 8)
+    same = condensed.sample(ipc=10)[0].view(3, 10, 1, 8, 8)
+    assert torch.equal(other[:, :3], same[:, :3]) and (other[:, 3:] != same[:, 3:]).any((-1, -2, -3)).all()
+
+
+@pytest.mark.parametrize("ipc", [0, -3, True])
+def test_a_wrong_ipc_is_explained(condensed: CondensedDataset, ipc: int) -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        condensed.sample(ipc)
+
+
+@pytest.mark.parametrize("classes", [["dog"], [3], [-1], ["ant", 0]])
+def test_wrong_classes_are_explained(condensed: CondensedDataset, classes: list) -> None:
+    with pytest.raises(InputError, match="no class|asked for twice"):
+        condensed.sample(1, classes=classes)
+
+
+@pytest.mark.parametrize(("num_classes", "size"), [(2, 8), (10, 8), (10, 64), (1000, 32), (1000, 128), (128, 32)])
+def test_blocks_cover_the_grid_once_and_fit_their_bound(num_classes: int, size: int) -> None:
+    seen = set()
+    for label in {0, 1, num_classes // 2, num_classes - 1}:
+        for slot in range(70):
+            block = block_of(label, slot, num_classes, size)
+            assert block.first_class <= label < block.last_class <= num_classes
+            assert block.first_slot <= slot < block.last_slot
+            inside = {(block.first_class, s) for s in range(block.first_slot, block.last_slot)}
+            assert all(block_of(c, s, num_classes, size) == block for c, s in inside)
+            images = (block.last_class - block.first_class) * (block.last_slot - block.first_slot)
+            assert images <= LARGEST_BLOCK and images * size**2 <= LARGEST_BLOCK * 32**2
+            seen.add(block)
+    assert block_of(0, 0, num_classes, size).last_slot == 1  # IPC 1 computes no second slot
+
+
+def test_the_dataset_gives_float_images_labels_and_transforms(condensed: CondensedDataset) -> None:
+    dataset = condensed.as_dataset(ipc=2, transform=lambda image: image * 2)
+    image, label = dataset[5]
+    assert len(dataset) == 6 and label == 2 and dataset.classes == NAMES
+    # as_dataset keeps uint8: half a step of 1/255, doubled by the transform
+    torch.testing.assert_close(image, condensed.sample(2)[0][5] * 2, atol=1.01 / 255, rtol=0)
+
+
+def test_the_stream_is_fresh_balanced_and_shared_out_without_repetition(condensed: CondensedDataset) -> None:
+    stream = condensed.stream(batch_size=6)
+    batches = [batch for batch, _ in zip(stream, range(4), strict=False)]
+    images = torch.cat([images for images, _ in batches])
+    assert len(torch.cat([images, condensed.sample(3)[0]]).flatten(1).unique(dim=0)) == 24 + 9
+    assert all(labels.bincount().tolist() == [2, 2, 2] for _, labels in batches)
+    loader = torch.utils.data.DataLoader(condensed.stream(batch_size=6), batch_size=None, num_workers=0)
+    assert torch.equal(next(iter(loader))[0], batches[0][0])
+    ranks = [condensed.stream(batch_size=6) for _ in range(2)]
+    for rank, own in enumerate(ranks):
+        own.rank, own.num_processes = rank, 2
+    shared = [next(iter(own)) for own in ranks]
+    assert torch.equal(shared[0][0], batches[0][0]) and torch.equal(shared[1][0], batches[1][0])
+
+
+# --- exports
+
+
+def test_an_exported_imagefolder_is_the_format_that_is_condensed(condensed: CondensedDataset, tmp_path: Path) -> None:
+    condensed.export(tmp_path / "out", ipc=5)
+    images = condensed.sample(5)[0]
+    for row, path in enumerate(sorted((tmp_path / "out").rglob("*.png"))):
+        expected = (images[row, 0] * 255).round().to(torch.uint8).numpy()
+        assert np.array_equal(np.asarray(Image.open(path)), expected)
+    train, test = load_real(str(tmp_path / "out"))
+    assert train.class_names == tuple(NAMES) and len(train) + len(test) == 15 and train.channels == 1
+
+
+def test_npz_webdataset_and_parquet_hold_the_same_images(condensed: CondensedDataset, tmp_path: Path) -> None:
+    import io
+    import tarfile
+
+    import pyarrow.parquet
+
+    for format in ("npz", "webdataset", "parquet"):
+        condensed.export(tmp_path / format, ipc=2, format=format)
+    with np.load(tmp_path / "npz") as file:
+        images, labels, names = file["x_train"][..., 0], file["y_train"], file["names"].tolist()
+    assert names == NAMES and labels.tolist() == [0, 0, 1, 1, 2, 2]
+    with tarfile.open(tmp_path / "webdataset" / "000000.tar") as shard:
+        members = {member.name: shard.extractfile(member).read() for member in shard}
+    table = pyarrow.parquet.read_table(tmp_path / "parquet").to_pylist()
+    for row in range(6):
+        assert int(members[f"{row:09d}.cls"]) == table[row]["label"] == labels[row]
+        for content in (members[f"{row:09d}.png"], table[row]["image"]["bytes"]):
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), images[row])
+
+
+def test_export_refuses_to_overwrite_and_unknown_formats(condensed: CondensedDataset, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    with pytest.raises(InputError, match="not empty"):
+        condensed.export(tmp_path / "full", ipc=1)
+    with pytest.raises(InputError, match="unknown format 'gif'"):
+        condensed.export(tmp_path / "new", ipc=1, format="gif")
+    assert not (tmp_path / "new").exists()
+
+
+def test_class_folders_sort_like_the_classes() -> None:
+    assert class_folders(["a b", "c"]) == ["a_b", "c"]
+    assert class_folders(["T-shirt/top", "T-shirt_top"]) == ["0_T-shirt_top", "1_T-shirt_top"]
+
+
+# --- loading
+
+
+def test_saving_and_loading_repeats_the_samples_bit_for_bit(condensed: CondensedDataset, tmp_path: Path) -> None:
+    condensed.save_pretrained(tmp_path / "run" / "condensed")
+    for path in (tmp_path / "run", tmp_path / "run" / "condensed"):
+        again = gencond.load(path)
+        assert torch.equal(again.sample(5)[0], condensed.sample(5)[0])
+        assert again.class_names == NAMES and not again.training
+    assert condensed.num_bytes < (tmp_path / "run/condensed/diffusion_pytorch_model.safetensors").stat().st_size
+
+
+def test_what_is_no_artefact_is_explained(condensed: CondensedDataset, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="neither a run folder"):
+        load(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no config.json"):
+        load(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "not a CondensedDataset"),
+        (lambda folder: edit(folder, lambda config: config.pop("class_names")), "lacks class_names"),
+        (lambda folder: edit(folder, lambda config: config.update(_class_name="UNet")), "describes 'UNet'"),
+        (lambda folder: edit(folder, lambda config: config.update(num_slots=9)), "cannot be loaded"),
+        (lambda folder: edit(folder, lambda config: config["generator_config"].pop("sample_size")), "cannot be loaded"),
+        (lambda folder: next(folder.glob("*.safetensors")).unlink(), "no weights"),
+        (lambda folder: truncate(next(folder.glob("*.safetensors"))), "cannot be loaded"),
+    ],
+)
+def test_a_broken_artefact_is_explained_in_one_line(
+    condensed: CondensedDataset, tmp_path: Path, break_it, message: str
+) -> None:
+    condensed.save_pretrained(tmp_path)
+    break_it(tmp_path)
+    with pytest.raises(InputError, match=message) as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def edit(folder: Path, change) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])

@@ -1,0 +1,48 @@
+"""Imports run one way: a room imports only the rooms below it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "gencond"
+GROUND = {"errors", "files", "progress", "ranges", "pictures", "distributed"}  # no method in them
+ALLOWED = {
+    **dict.fromkeys(("config", "data", "augment", "features", "losses", "generator"), set()),
+    "training": {"augment"},
+    "pool": {"data", "augment", "features", "training"},
+    "statistics": {"data", "augment", "features", "losses"},
+    "eval": {"data", "augment", "features", "training"},
+    "checkpoint": {"config", "data", "generator"},
+    "pretrain": {"config", "data", "augment", "losses", "generator", "checkpoint"},
+    "condense": {
+        "config", "data", "augment", "features", "pool", "statistics", "losses", "generator", "checkpoint", "pretrain",
+    },
+}  # fmt: skip
+GLUE = {"cli", "__init__"}
+
+
+def rooms() -> list[str]:
+    return sorted(p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file())
+
+
+def imported_rooms(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        found |= {name.split(".")[1] for name in names if name.startswith("gencond.")}
+    return found
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
+    if room in GLUE:
+        return
+    files = [PACKAGE / f"{room}.py"] if (PACKAGE / f"{room}.py").is_file() else list((PACKAGE / room).rglob("*.py"))
+    allowed = set() if room in GROUND else ALLOWED[room]
+    for file in files:
+        assert imported_rooms(file) <= allowed | GROUND | {room}, file

@@ -1,0 +1,156 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import TINY
+from PIL import Image
+
+import gencond
+from gencond.cli import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    main(["condense", "--recipe", "demo", "--data", "digits", "--out", str(out), *TINY])
+    return out
+
+
+def fails(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    """The one line that a failing command prints."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    lines = [line for line in re.split("[\\r\\n]", capsys.readouterr().err) if line.startswith("gencond:")]
+    assert ended.value.code == 2 and len(lines) == 1, lines
+    return lines[0]
+
+
+def test_condense_sample_evaluate_and_report_work_together(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    main(["sample", str(run), "--ipc", "6", "--out", str(tmp_path / "images")])
+    assert len(list((tmp_path / "images").rglob("*.png"))) == 60
+    main(["evaluate", str(run)])
+    content = json.loads((run / "report.json").read_text())
+    assert {(row["images"], row["ipc"]) for row in content["rows"]} == {
+        (images, ipc) for images in ("gencond", "random_real", "kmeans_real") for ipc in (1, 2)
+    } | {("whole_set", None)}
+    assert "gencond (ours)" in capsys.readouterr().out
+    assert "## Results" in (run / "condensed" / "README.md").read_text()
+    (run / "report.html").unlink()
+    main(["report", str(run)])
+    assert "<svg" in (run / "report.html").read_text()
+
+
+def test_a_second_evaluation_reuses_its_rows_and_says_so(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    main(["evaluate", str(run), "--ipc", "1"])
+    caplog.set_level("INFO", logger="gencond")
+    main(["evaluate", str(run), "--ipc", "1", "2"])
+    assert "4 of 7 rows were measured before" in caplog.text
+
+
+def test_an_artefact_alone_is_judged_with_its_data_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    artefact, out = str(run / "condensed"), str(tmp_path / "judged")
+    assert "--data" in fails(capsys, "evaluate", artefact)
+    main(["evaluate", artefact, "--data", "digits", "--out", out, "--ipc", "1", "--seeds", "1"])
+    assert (tmp_path / "judged" / "report.md").is_file()
+    assert not (tmp_path / "judged" / "recipe.yaml").exists()
+
+
+def test_a_folder_of_photographs_goes_all_the_way(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("beach", "forest", "city")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for image in range(5):
+            pixels = rng.integers(0, 100, (60 + 9 * image, 90 - 7 * image, 3), dtype=np.uint8)
+            pixels[..., number] += 120
+            mode = ("RGB", "L", "P", "CMYK", "RGBA")[image]
+            suffix = ".png" if mode in ("P", "RGBA") else ".jpg"
+            Image.fromarray(pixels).convert(mode).save(tmp_path / "photos" / name / f"{image}{suffix}")
+    out = tmp_path / "run"
+    main([
+        "condense", "--recipe", "gencond", "--data", str(tmp_path / "photos"), "--out", str(out), *TINY,
+        "generator.latent_dim=8", "data.image_size=16", "generator.num_blocks=1",
+    ])  # fmt: skip
+    main(["evaluate", str(out), "--ipc", "1", "10"])
+    content = json.loads((out / "report.json").read_text())
+    assert any("IPC 10" in note for note in content["notes"]) and len(content["rows"]) == 5
+    condensed = gencond.load(out)
+    assert condensed.class_names == ["beach", "city", "forest"] and condensed.sample(2)[0].shape == (6, 3, 16, 16)
+
+
+def test_dry_run_prints_the_whole_recipe_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    main(["condense", "--recipe", "demo", "--dry-run", "--out", str(tmp_path / "x"), "condense.num_steps=7"])
+    assert yaml.safe_load(capsys.readouterr().out)["condense"]["num_steps"] == 7
+    assert not (tmp_path / "x").exists()
+
+
+def test_pretrain_alone_leaves_what_condense_goes_on_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    arguments = ["--recipe", "demo", "--data", "digits", "--out", str(tmp_path / "run"), *TINY]
+    main(["pretrain", *arguments])
+    assert (tmp_path / "run" / "pretrained").is_dir() and not (tmp_path / "run" / "condensed").exists()
+    caplog.set_level("INFO", logger="gencond")
+    main(["condense", *arguments])
+    assert "pretrain: reusing" in caplog.text and (tmp_path / "run" / "condensed").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["condense", "--data", "/nowhere", "--out", "{out}"], "no such data: '/nowhere'"),
+        (["condense", "--data", "{empty}", "--out", "{out}"], "has no class folders"),
+        (["condense", "--recipe", "nothing", "--data", "digits", "--out", "{out}"], "no recipe 'nothing'"),
+        (["condense", "--recipe", "demo", "--data", "digits", "--out", "{out}", "codes.slots=3"], "unknown field"),
+        (["condense", "--recipe", "demo", "--data", "digits", "--out", "{run}", "seed=9"], "another recipe (seed: 0"),
+        (["condense", "--recipe", "demo", "--data", "digits", "--out", "{file}"], "is no run folder"),
+        (["sample", "{run}", "--ipc", "0", "--out", "{out}"], "at least 1, not 0"),
+        (["sample", "{run}", "--ipc", "-2", "--out", "{out}"], "at least 1, not -2"),
+        (["sample", "{empty}", "--ipc", "1", "--out", "{out}"], "no config.json"),
+        (["sample", "{run}", "--ipc", "1", "--out", "{out}", "--format", "gif"], "unknown format 'gif'"),
+        (["sample", "{run}", "--ipc", "1", "--out", "{run}"], "not empty"),
+        (["evaluate", "{run}", "--ipc", "0"], "at least 1"),
+        (["evaluate", "{run}", "--protocol", "slow"], "unknown protocol"),
+        (["evaluate", "{run}", "--networks", "convnot"], "unknown network"),
+        (["evaluate", "{run}", "--data", "{photos}"], "has 10 classes"),
+        (["report", "{empty}"], "report.json is missing"),
+    ],
+)
+def test_bad_input_gets_one_line_and_leaves_nothing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    places = {name: tmp_path / name for name in ("out", "empty", "file", "photos")}
+    places["empty"].mkdir()
+    places["file"].touch()
+    for name in ("a", "b"):
+        (places["photos"] / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("L", (8, 8), 40 * number).save(places["photos"] / name / f"{number}.png")
+    before = sorted(path for path in run.rglob("*"))
+    filled = [argument.format(run=run, **places) for argument in arguments]
+    if "evaluate" in arguments and "--networks" in arguments:
+        filled += ["--ipc", "1"]
+    assert message in fails(capsys, *filled)
+    assert not places["out"].exists() and sorted(path for path in run.rglob("*")) == before
+
+
+def test_no_space_left_is_one_line(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture, run: Path) -> None:
+    def full(*arguments) -> None:
+        raise OSError(28, "No space left on device", "runs/x")
+
+    monkeypatch.setattr("gencond.generator.sampling.png_bytes", full)
+    line = fails(capsys, "sample", str(run), "--ipc", "1", "--out", str(tmp_path / "out"))
+    assert line == "gencond: No space left on device: runs/x" and not any(tmp_path.iterdir())
+
+
+def test_hub_load_from_another_working_directory(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = Path(__file__).parent.parent
+    model = torch.hub.load(str(root), "condensed", str(run), source="local")
+    assert not model.training and torch.equal(model.sample(ipc=3)[0], gencond.load(run).sample(ipc=3)[0])

@@ -1,0 +1,301 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import tiny_recipe
+
+import gencond
+from gencond.augment import Augmentation
+from gencond.condense import Draw, Representatives, choose_representatives, condense, condense_step, real_side
+from gencond.config import to_yaml
+from gencond.data import LabeledImages
+from gencond.errors import InputError
+from gencond.features import state_fingerprint
+from gencond.files import cache_dir
+from gencond.generator.condensed import CondensedDataset
+from gencond.losses.center import center_loss
+from gencond.losses.diversity import diversity_loss
+from gencond.losses.kernels import fourier_embedding
+from gencond.pretrain import new_generator
+
+WEIGHTS = {
+    "mean": 1.0, "mmd": 0.7, "diversity": 0.3, "center": 0.2, "classification": 0.5, "pixel": 0.4,
+    "representative": 0.6,
+}  # fmt: skip
+
+
+def artefact_bits(run: Path) -> bytes:
+    return b"".join((run / "condensed" / name).read_bytes() for name in sorted(os.listdir(run / "condensed")))
+
+
+def untrained(data: LabeledImages, seed: int = 0) -> CondensedDataset:
+    recipe = tiny_recipe(f"seed={seed}")
+    config = {k: v for k, v in new_generator(recipe, data).config.items() if not k.startswith("_")}
+    torch.manual_seed(seed)
+    return CondensedDataset(data.class_names, config, recipe.codes.num_slots, seed).eval()
+
+
+def a_step(data: LabeledImages, condensed: torch.nn.Module, weights: dict, length: int = 3, **share) -> tuple:
+    recipe = tiny_recipe()
+    pool, statistics = real_side(recipe, data, torch.device("cpu"))
+    draw = Draw(
+        classes=torch.tensor([1, 4, 5, 8]), first_slot=0, length=length, net=1, anchors=torch.tensor([3, 7, 11]),
+        rng=torch.Generator().manual_seed(7),
+    )  # fmt: skip
+    augmentation = Augmentation(recipe.data.augmentation, 8, *data.mean_std)
+    representatives = choose_representatives(recipe, data)
+    return condense_step(condensed, draw, statistics, pool, augmentation, representatives, weights, **share)
+
+
+def test_a_step_is_the_sum_of_its_terms_written_out(few_digits: LabeledImages) -> None:
+    condensed = untrained(few_digits)
+    total, parts = a_step(few_digits, condensed, WEIGHTS)
+    pool, statistics = real_side(tiny_recipe(), few_digits, torch.device("cpu"))
+    classes = [1, 4, 5, 8]
+    images = torch.cat([condensed(torch.full((3,), c), torch.arange(3)) for c in classes])
+    augmentation = Augmentation("crop_scale_rotate", 8, *few_digits.mean_std)
+    augmented = augmentation(images, augmentation.draw(12, torch.Generator().manual_seed(7)))
+    features = pool[1](augmented)
+    of_class = features.view(4, 3, -1)
+    mean = sum((statistics.mean[1, c] - of_class[i].mean(0)).square().sum() for i, c in enumerate(classes))
+    torch.testing.assert_close(parts["mean"], mean / 4 / statistics.gap[1])
+    embedded = fourier_embedding(of_class, statistics.frequencies[1]).mean(1)
+    mmd = (embedded - statistics.embedding[1, classes]).square().sum(1).mean()
+    torch.testing.assert_close(parts["mmd"], mmd)
+    torch.testing.assert_close(parts["diversity"], diversity_loss(of_class, statistics.spread[1, classes]))
+    torch.testing.assert_close(parts["center"], center_loss(statistics.mean[1, classes], of_class.mean(1)))
+    labels = torch.tensor(classes).repeat_interleave(3)
+    picked = pool[1].logits(features).log_softmax(1)[torch.arange(12), labels]
+    torch.testing.assert_close(parts["classification"], -picked.mean())
+    tied = choose_representatives(tiny_recipe(), few_digits)
+    rows = torch.tensor([3, 7, 11])
+    error = (condensed(tied.labels[rows], tied.slots[rows]) - tied.images[rows]).square().mean()
+    torch.testing.assert_close(parts["representative"], error)
+    torch.testing.assert_close(total, sum(WEIGHTS[name] * part for name, part in parts.items()))
+
+
+def test_terms_of_weight_zero_are_not_computed(few_digits: LabeledImages) -> None:
+    _, parts = a_step(few_digits, untrained(few_digits), {name: 0.0 for name in WEIGHTS} | {"mmd": 1.0})
+    assert list(parts) == ["mmd"]
+
+
+def test_gradients_reach_the_codes_of_the_prefix_and_no_others(few_digits: LabeledImages) -> None:
+    condensed = untrained(few_digits)
+    a_step(few_digits, condensed, {"mean": 1.0}, length=2)[0].backward()
+    touched = condensed.codes.learned.grad.view(10, 4, -1).abs().sum(-1) > 0
+    expected = torch.zeros(10, 4, dtype=torch.bool)
+    expected[[1, 4, 5, 8], :2] = True
+    assert torch.equal(touched, expected)
+
+
+def test_representatives_are_real_images_of_their_class_in_nested_order(few_digits: LabeledImages) -> None:
+    tied = choose_representatives(tiny_recipe(), few_digits)
+    assert isinstance(tied, Representatives) and len(tied.labels) == 40
+    for row in (0, 17, 39):
+        own = few_digits.images[few_digits.labels == tied.labels[row]].float() / 127.5 - 1
+        assert (own - tied.images[row]).flatten(1).abs().sum(1).min() < 1e-5
+
+
+def test_a_class_smaller_than_the_codebook_keeps_the_slots_it_has_no_image_for(few_digits: LabeledImages) -> None:
+    tied = choose_representatives(tiny_recipe("codes.num_slots=50", "codes.representative_sizes=[1,50]"), few_digits)
+    assert len(tied.labels) == 120 and tied.slots.max() == 11
+
+
+def test_fifty_steps_lower_the_loss(few_digits: LabeledImages, tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        "pretrain.num_steps=0", "codes.encode_steps=0", "condense.num_steps=60", "condense.prefix_lengths=[2]",
+        "condense.stream_probability=0", "features.snapshot_steps=[3]", "features.num_random=0", "generator.width=16",
+        "save_every_steps=100",
+    )  # fmt: skip
+    condense(recipe, few_digits, tmp_path / "run")
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_run_folder_holds_all_that_is_promised(few_digits: LabeledImages, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    condensed = condense(tiny_recipe(), few_digits, run)
+    names = {path.name for path in run.iterdir()}
+    assert {"recipe.yaml", "data.json", "pretrained", "condensed", "log.jsonl", "samples"} <= names
+    assert not [path for path in run.rglob("*") if path.name.endswith(".tmp")]
+    made = condensed.config.provenance
+    assert made["data"]["fingerprint"] == few_digits.fingerprint and made["recipe"]["name"] == "demo"
+    assert (
+        made["versions"]["torch"] == torch.__version__.split("+")[0] or made["versions"]["torch"] in torch.__version__
+    )
+    card = (run / "condensed" / "README.md").read_text()
+    assert "library_name: gencond" in card and "gencond.load" in card and few_digits.fingerprint in card
+    assert torch.equal(gencond.load(run).sample(6)[0], condensed.sample(6)[0])
+
+
+def test_the_same_run_twice_gives_the_same_bits_and_other_seeds_others(
+    few_digits: LabeledImages, tmp_path: Path
+) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        condense(tiny_recipe(f"seed={seed}"), few_digits, tmp_path / name)
+    assert artefact_bits(tmp_path / "a") == artefact_bits(tmp_path / "b") != artefact_bits(tmp_path / "c")
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "encode", "condense"])
+@pytest.mark.parametrize("moment", ["between states", "while a state is written", "after a state"])
+def test_resume_equals_uninterrupted_run(
+    few_digits: LabeledImages,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stage: str,
+    moment: str,
+) -> None:
+    caplog.set_level("INFO", logger="gencond")
+    recipe = tiny_recipe()
+    condense(recipe, few_digits, tmp_path / "whole")
+
+    import gencond.checkpoint as checkpoint
+
+    save, rng = checkpoint.RunFolder.save_state, checkpoint.step_rng
+
+    def dies_saving(self, accelerator, name, step):
+        if name == stage and step == 4 and moment == "while a state is written":
+            (self.path / "state" / stage / ".step_00000004.tmp").mkdir(parents=True)
+            raise Killed
+        save(self, accelerator, name, step)
+        if name == stage and step == 2 and moment == "after a state":
+            raise Killed
+
+    def dies_drawing(seed, name, step):
+        if name == stage and step == 3 and moment == "between states":
+            raise Killed
+        return rng(seed, name, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.RunFolder, "save_state", dies_saving)
+        for module in ("pretrain", "condense"):
+            patch.setattr(f"gencond.{module}.step_rng", dies_drawing)
+        with pytest.raises(Killed):
+            condense(recipe, few_digits, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "condensed").exists()
+    caplog.clear()
+    condense(recipe, few_digits, tmp_path / "killed")
+    assert f"{stage}: resumed at step 2" in caplog.text
+    assert artefact_bits(tmp_path / "killed") == artefact_bits(tmp_path / "whole")
+    log = [json.loads(line) for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
+    steps = [entry["step"] for entry in log if entry["stage"] == stage and "event" not in entry]
+    assert steps == sorted(set(steps)) and any(entry.get("event") == "resumed" for entry in log)
+
+
+@pytest.mark.slow
+def test_kill_nine_at_any_moment_ends_in_the_same_bits(digits: tuple, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(to_yaml(tiny_recipe("pretrain.num_steps=30", "condense.num_steps=60")))
+
+    def start(out: Path) -> subprocess.Popen:
+        command = [sys.executable, "-m", "gencond.cli", "condense", "--recipe", str(tmp_path / "recipe.yaml")]
+        environment = os.environ | {"GENCOND_CACHE": str(out.with_suffix(".cache"))}
+        return subprocess.Popen(
+            [*command, "--data", "digits", "--out", str(out)], env=environment, stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    assert start(tmp_path / "whole").wait() == 0
+    kills = 0
+    for _ in range(60):
+        process = start(tmp_path / "killed")
+        begun = time.monotonic()
+        while process.poll() is None and time.monotonic() - begun < 5 + 0.37 * kills:
+            time.sleep(0.01)
+        if process.poll() is not None:
+            assert process.returncode == 0
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert kills >= 2
+    assert artefact_bits(tmp_path / "killed") == artefact_bits(tmp_path / "whole")
+
+
+def test_a_finished_run_is_reused_and_says_so(
+    few_digits: LabeledImages, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = condense(tiny_recipe(), few_digits, tmp_path / "run")
+    caplog.set_level("INFO", logger="gencond")
+    again = condense(tiny_recipe(), few_digits, tmp_path / "run")
+    assert "is complete, reusing it" in caplog.text
+    assert state_fingerprint(first) == state_fingerprint(again)
+
+
+def test_a_second_run_with_the_same_data_reuses_extractors_and_statistics(
+    few_digits: LabeledImages, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    condense(tiny_recipe(), few_digits, tmp_path / "a")
+    assert len(list((cache_dir() / "statistics").iterdir())) == 1
+    caplog.set_level("INFO", logger="gencond")
+    condense(tiny_recipe("condense.num_steps=3"), few_digits, tmp_path / "b")
+    assert "reusing the pool" in caplog.text and "statistics: reusing" in caplog.text
+
+
+def test_another_recipe_or_other_data_in_the_same_folder_is_refused(few_digits: LabeledImages, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    condense(tiny_recipe(), few_digits, run)
+    before = artefact_bits(run)
+    with pytest.raises(InputError, match=r"another recipe \(condense.num_steps: 6 there, 7 here\)"):
+        condense(tiny_recipe("condense.num_steps=7"), few_digits, run)
+    with pytest.raises(InputError, match="are not those"):
+        condense(tiny_recipe(), few_digits.subset(torch.arange(100)), run)
+    condense(tiny_recipe("evaluate.num_seeds=5"), few_digits, run)  # how it is judged may change
+    assert artefact_bits(run) == before
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(InputError, match="no run folder"):
+        condense(tiny_recipe(), few_digits, tmp_path / "full")
+
+
+def test_a_damaged_state_is_named(few_digits: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("gencond.condense.write_artefact", lambda *args: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            condense(tiny_recipe(), few_digits, run)
+    damaged = next((run / "state" / "condense").glob("step_*"))
+    (damaged / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="remove it to redo the condense stage"):
+        condense(tiny_recipe(), few_digits, run)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("features.depth=5", "5 blocks cannot halve 8 px"),
+        ("generator.num_blocks=3", "cannot make 8 px"),
+        ("generator.latent_dim=9", "not a multiple"),
+        ("pretrain.augmentation=blur", "'blur'"),
+    ],
+)
+def test_what_does_not_fit_the_images_fails_before_any_work(
+    few_digits: LabeledImages, tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        condense(tiny_recipe(override), few_digits, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_classes_with_two_images_each_are_enough(few_digits: LabeledImages, tmp_path: Path) -> None:
+    rows = torch.cat([few_digits.rows_of(label)[:2] for label in (0, 1)])
+    tiny = LabeledImages(few_digits.images[rows], few_digits.labels[rows], ("0", "1"))
+    condensed = condense(tiny_recipe("objective.center_weight=0.1"), tiny, tmp_path / "run")
+    assert condensed.sample(7)[0].shape == (14, 1, 8, 8)
+
+
+def test_recipe_in_the_run_folder_is_plain_yaml(few_digits: LabeledImages, tmp_path: Path) -> None:
+    condense(tiny_recipe(), few_digits, tmp_path / "run")
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["condense"]["num_steps"] == 6

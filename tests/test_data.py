@@ -1,0 +1,226 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.cluster import KMeans
+
+from gencond.data import (
+    LabeledImages,
+    automatic_image_size,
+    kmeans_representatives,
+    kmeans_subset,
+    load_real,
+    nested_representatives,
+    random_subset,
+    split_off,
+)
+from gencond.errors import InputError
+
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> MakeFolder:
+    def make(
+        classes: tuple[str, ...] = ("cat", "dog"), per_class: int = 4, mode: str = "RGB", root: str = "set"
+    ) -> Path:
+        rng = np.random.default_rng(0)
+        for name in classes:
+            folder = tmp_path / root / name
+            folder.mkdir(parents=True)
+            for number in range(per_class):
+                size = (40 + 7 * number, 50 - 3 * number)
+                pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+                Image.fromarray(pixels).convert(mode).save(folder / f"{number}.png")
+        return tmp_path / root
+
+    return make
+
+
+def test_digits_are_all_there_and_always_split_alike() -> None:
+    train, test = load_real("digits", test_fraction=0.25)
+    again, _ = load_real("digits", test_fraction=0.25)
+    assert len(train) + len(test) == 1797 and train.images.shape[1:] == (1, 8, 8)
+    assert train.images.max() == 255 and train.class_names == tuple("0123456789")
+    assert train.fingerprint == again.fingerprint != test.fingerprint
+    shares = test.counts / (train.counts + test.counts)
+    assert (shares - 0.25).abs().max() < 0.01
+
+
+def test_a_folder_of_mixed_sizes_becomes_square_rgb(make_folder: MakeFolder) -> None:
+    train, test = load_real(str(make_folder()))
+    assert train.images.shape[1:] == test.images.shape[1:] == (3, 32, 32)
+    assert train.class_names == ("cat", "dog") and len(train) == 6 and len(test) == 2
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "I;16"])
+def test_a_folder_of_grey_images_stays_grey(make_folder: MakeFolder, mode: str) -> None:
+    root = make_folder(mode="L")
+    for path in root.rglob("*.png"):
+        grey = Image.open(path)
+        if mode == "I;16":
+            Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(path)
+        else:
+            grey.convert(mode).save(path)
+    train, _ = load_real(str(root))
+    assert train.channels == 1 and 60 < train.images.float().mean() < 200  # the noise is grey on average
+
+
+@pytest.mark.parametrize("mode", ["P", "CMYK", "RGBA"])
+def test_any_colour_mode_is_read(make_folder: MakeFolder, mode: str) -> None:
+    root = make_folder()
+    for number, path in enumerate(sorted(root.rglob("*.png"))):
+        image = Image.open(path).convert(mode)
+        path.unlink()
+        image.save(path.with_suffix(".tif" if mode == "CMYK" else ".png"))
+        if number == 0:
+            Image.open(path.with_suffix(".tif" if mode == "CMYK" else ".png")).convert("L").save(path)
+    assert load_real(str(root))[0].channels == 3
+
+
+def test_transparent_pixels_are_white(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            Image.new("RGBA", (16, 16), (0, 0, 0, 0)).save(tmp_path / name / f"{number}.png")
+    assert (load_real(str(tmp_path))[0].images == 255).all()
+
+
+def test_a_test_folder_is_taken_also_beside_the_classes(make_folder: MakeFolder) -> None:
+    make_folder(root="set/train")
+    root = make_folder(root="set/test", per_class=2).parent
+    train, test = load_real(str(root))
+    assert len(train) == 8 and len(test) == 4
+    beside = make_folder(root="beside")
+    make_folder(root="beside/val", per_class=3)
+    train, test = load_real(str(beside))
+    assert train.class_names == ("cat", "dog") and len(train) == 8 and len(test) == 6
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (16, 16), "black")
+    image.paste("white", (0, 0, 16, 8))  # white above
+    exif = image.getexif()
+    exif[0x0112] = 3  # upside down
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            image.save(tmp_path / name / f"{number}.jpg", exif=exif, quality=95)
+    images = load_real(str(tmp_path))[0].images.float()
+    assert images[:, :, :7].mean() < 20 and images[:, :, 9:].mean() > 235
+
+
+def test_unreadable_and_truncated_images_are_named_and_counted(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    (root / "cat" / "0.png").write_bytes(b"not an image")
+    whole = (root / "dog" / "1.png").read_bytes()
+    (root / "dog" / "1.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError) as error:
+        load_real(str(root))
+    assert "2 of 8 images" in str(error.value) and "cat/0.png" in str(error.value) and "dog/1.png" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda root: [path.unlink() for path in (root / "cat").iterdir()], "class 'cat' of .* has no images"),
+        (lambda root: [p.unlink() for p in list((root / "cat").iterdir())[1:]], "class 'cat' has 1 image"),
+        (lambda root: (root / "cat").rename(root.parent / "elsewhere"), "one class, 'dog'"),
+    ],
+)
+def test_what_a_folder_lacks_is_said(make_folder: MakeFolder, break_it: Callable, message: str) -> None:
+    root = make_folder()
+    break_it(root)
+    with pytest.raises(InputError, match=message):
+        load_real(str(root))
+
+
+def test_missing_empty_and_strange_sources_are_said(tmp_path: Path, make_folder: MakeFolder) -> None:
+    with pytest.raises(InputError, match="no such data: '/nowhere'"):
+        load_real("/nowhere")
+    with pytest.raises(InputError, match="no class folders"):
+        load_real(str(tmp_path))
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(InputError, match="file.txt is no data"):
+        load_real(str(tmp_path / "file.txt"))
+    make_folder(root="set/train")
+    root = make_folder(root="set/test", classes=("cat", "horse")).parent
+    with pytest.raises(InputError, match="has class 'horse'"):
+        load_real(str(root))
+
+
+def test_npz_with_names_is_renumbered_in_the_order_of_the_names(tmp_path: Path) -> None:
+    images = np.arange(8 * 16 * 16, dtype=np.uint8).reshape(8, 16, 16)
+    labels = np.array([0, 1, 2, 0, 1, 2, 0, 1])
+    np.savez(tmp_path / "s.npz", x_train=images, y_train=labels, x_test=images, y_test=labels, names=["b", "c", "a"])
+    train, test = load_real(str(tmp_path / "s.npz"))
+    assert train.class_names == ("a", "b", "c") and train.labels.tolist() == [1, 2, 0, 1, 2, 0, 1, 2]
+    assert torch.equal(test.images[:, 0], torch.from_numpy(images))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x_train": np.zeros((2, 8, 8), np.uint8)}, "lacks y_train"),
+        ({"x_train": np.zeros((2, 8, 8), np.float32), "y_train": np.array([0, 1])}, "float32"),
+        ({"x_train": np.zeros((2, 8, 8), np.uint8), "y_train": np.array([0, -1])}, "class indices"),
+        ({"x_train": np.zeros((2, 8, 8), np.uint8), "y_train": np.array([0, 1, 1])}, "2 images but 3 labels"),
+        ({"x_train": np.zeros((2, 8, 8), np.uint8), "y_train": np.array([0, 2])}, "class '1' .* has no images"),
+    ],
+)
+def test_a_wrong_npz_is_explained(tmp_path: Path, arrays: dict, message: str) -> None:
+    np.savez(tmp_path / "s.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        load_real(str(tmp_path / "s.npz"))
+
+
+def test_a_file_that_is_no_npz_is_named(tmp_path: Path) -> None:
+    (tmp_path / "s.npz").write_bytes(b"PK but not really")
+    with pytest.raises(InputError, match="s.npz cannot be read"):
+        load_real(str(tmp_path / "s.npz"))
+
+
+@pytest.mark.parametrize(("short_side", "size"), [(8, 8), (28, 28), (32, 32), (30, 28), (400, 32), (5, 8), (17, 16)])
+def test_the_automatic_size_is_one_a_generator_can_have(short_side: int, size: int) -> None:
+    assert automatic_image_size([short_side]) == size
+
+
+def test_splitting_keeps_every_image_once_and_every_class_on_both_sides(few_digits: LabeledImages) -> None:
+    rest, held = split_off(few_digits, 0.1)
+    assert len(rest) + len(held) == len(few_digits)
+    assert (held.counts == 1).all() and (rest.counts == 11).all()
+
+
+def test_random_subsets_are_class_major_without_repetition_and_differ_by_seed(few_digits: LabeledImages) -> None:
+    one, other = random_subset(few_digits, 5, seed=0), random_subset(few_digits, 5, seed=1)
+    assert one.labels.tolist() == [label for label in range(10) for _ in range(5)]
+    assert not torch.equal(one.images, other.images)
+    assert len(one.images.flatten(1).unique(dim=0)) == 50
+    with pytest.raises(InputError, match="class '0' has 12 images, fewer than IPC 13"):
+        random_subset(few_digits, 13, seed=0)
+
+
+def test_kmeans_representatives_are_the_rows_nearest_to_scikit_learns_centers() -> None:
+    features = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
+    centers = KMeans(7, n_init=1, random_state=3).fit(features).cluster_centers_
+    nearest = {int(((features - center) ** 2).sum(1).argmin()) for center in centers}
+    assert set(kmeans_representatives(features, 7, seed=3).tolist()) == nearest
+
+
+def test_the_kmeans_subset_of_one_is_the_image_nearest_to_the_class_mean(few_digits: LabeledImages) -> None:
+    subset = kmeans_subset(few_digits, 1, seed=0)
+    for label in range(10):
+        own = few_digits.images[few_digits.rows_of(label)].flatten(1).float()
+        nearest = own[(own - own.mean(0)).square().sum(1).argmin()]
+        assert torch.equal(subset.images[label].flatten().float(), nearest)
+
+
+def test_nested_representatives_hold_smaller_sets_as_prefixes_and_stop_at_the_class_size() -> None:
+    features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    order = nested_representatives(features, (1, 10, 50), seed=0)
+    assert sorted(order.tolist()) == list(range(30))
+    assert order[:1].tolist() == nested_representatives(features, (1,), seed=0).tolist()
+    assert order[:10].tolist() == nested_representatives(features, (1, 10), seed=0).tolist()

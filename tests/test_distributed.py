@@ -1,0 +1,101 @@
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import TINY, tiny_recipe
+from test_condense import WEIGHTS, a_step, untrained
+
+from gencond.condense import condense
+from gencond.data import LabeledImages, load_real, random_subset
+from gencond.distributed import gather_rows, own_share
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 7])
+def test_shares_cover_all_items_once_and_differ_by_one_at_most(num_processes: int) -> None:
+    shares = [own_share(10, rank, num_processes) for rank in range(num_processes)]
+    assert [item for share in shares for item in range(10)[share]] == list(range(10))
+    assert max(s.stop - s.start for s in shares) - min(s.stop - s.start for s in shares) <= 1
+
+
+def test_a_single_process_gathers_its_own_rows() -> None:
+    rows = torch.randn(3, 2)
+    assert gather_rows(rows, 3) is rows
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def step_worker(rank: int, world: int, port: int, out: str) -> None:
+    """One process of a step: its gradients averaged over processes, as data parallelism does it."""
+    torch.set_num_threads(1)
+    if world > 1:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        dist.init_process_group("gloo", rank=rank, world_size=world)
+    data = random_subset(load_real("digits", test_fraction=0.3333)[0], 12, seed=0)
+    condensed = untrained(data)
+    total, parts = a_step(data, condensed, WEIGHTS, rank=rank, num_processes=world)
+    total.backward()
+    values = [total.detach(), *(part.detach() for part in parts.values()), *(p.grad for p in condensed.parameters())]
+    for value in values:
+        if world > 1:
+            dist.all_reduce(value)
+        value /= world
+    if rank == 0:
+        torch.save(values, out)
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def test_one_and_more_processes_compute_the_same_loss_and_gradient(tmp_path: Path) -> None:
+    results = []
+    for world in (1, 2, 3):  # four classes: shares of 4, of 2 + 2, of 1 + 1 + 2
+        out = str(tmp_path / f"{world}.pt")
+        step_worker(0, 1, 0, out) if world == 1 else mp.spawn(step_worker, (world, free_port(), out), nprocs=world)
+        results.append(torch.load(out, weights_only=True))
+    for several in results[1:]:
+        for one, other in zip(results[0], several, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)  # sums in another order, float32
+
+
+@pytest.mark.slow
+def test_accelerate_launch_with_two_processes_makes_nearly_the_same_artefact(tmp_path: Path) -> None:
+    overrides = [*TINY, "pretrain.num_steps=0", "objective.center_weight=0.1"]
+    train, _ = load_real("digits", test_fraction=0.3333)
+    one: LabeledImages = condense(tiny_recipe(*overrides), train, tmp_path / "one")
+    root = Path(__file__).parent.parent
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--main_process_port", str(free_port()), str(root / "scripts" / "condense.py"), "--recipe", "demo",
+        "--data", "digits", "--out", str(tmp_path / "two"), *overrides,
+    ]  # fmt: skip
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    import gencond
+
+    two = gencond.load(tmp_path / "two")
+    # ten Adam steps turn float noise into small differences where a gradient is near zero
+    assert (one.sample(4)[0] - two.sample(4)[0]).abs().mean() < 1e-3
+
+
+@pytest.mark.slow
+def test_more_processes_than_classes_end_with_one_line(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()),
+        str(root / "scripts" / "condense.py"), "--recipe", "demo", "--data", "digits", "--out", str(tmp_path / "run"),
+        *TINY, "condense.classes_per_step=1",
+    ]  # fmt: skip
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode != 0 and "2 processes share 1 classes a step" in result.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,92 @@
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_recipe
+
+from gencond.checkpoint import RunFolder
+from gencond.data import LabeledImages
+from gencond.errors import InputError
+from gencond.features import ConvNet, state_fingerprint
+from gencond.generator.biggan import BigGANGenerator
+from gencond.pretrain import averaged, new_generator, pretrain, pretrained_generator
+from gencond.ranges import to_signed
+from gencond.training import train_network
+
+
+def test_the_average_carries_parameters_and_buffers_with_the_stated_half_life() -> None:
+    module = torch.nn.BatchNorm1d(1)
+    ema = averaged(module, halflife_steps=3)
+    ema.update_parameters(module)  # the first update copies
+    with torch.no_grad():
+        module.weight.fill_(5.0)
+        module.running_mean.fill_(4.0)
+    for _ in range(3):
+        ema.update_parameters(module)
+    assert ema.module.weight.item() == pytest.approx(3)  # half way from 1 to 5
+    assert ema.module.running_mean.item() == pytest.approx(2)
+
+
+def test_the_backbone_depends_on_the_seed_alone(few_digits: LabeledImages) -> None:
+    one, again = new_generator(tiny_recipe(), few_digits), new_generator(tiny_recipe(), few_digits)
+    torch.manual_seed(99)
+    other = new_generator(tiny_recipe("seed=1"), few_digits)
+    assert torch.equal(one.linear.weight, again.linear.weight)
+    assert not torch.equal(one.linear.weight, other.linear.weight)
+
+
+def test_a_finished_pretraining_is_reused_and_a_given_one_is_checked(
+    few_digits: LabeledImages, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = tiny_recipe()
+    run = RunFolder.prepare(tmp_path / "run", recipe, few_digits)
+    first = pretrained_generator(recipe, few_digits, run)
+    assert not (run.path / "state" / "pretrain").exists()
+    caplog.set_level("INFO", logger="gencond")
+    again = pretrained_generator(recipe, few_digits, run)
+    assert "pretrain: reusing" in caplog.text
+    given = pretrained_generator(tiny_recipe("seed=3"), few_digits, run, pretrained=run.pretrained)
+    for other in (again, given):
+        assert state_fingerprint(first) == state_fingerprint(other)
+    with pytest.raises(InputError, match="latent_dim 8; the recipe and data ask for 16"):
+        pretrained_generator(tiny_recipe("generator.latent_dim=16"), few_digits, run, pretrained=run.pretrained)
+    with pytest.raises(InputError, match="holds no pretrained generator"):
+        pretrained_generator(recipe, few_digits, run, pretrained=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_pretrained_generator_draws_digits_that_a_real_classifier_names(digits: tuple, tmp_path: Path) -> None:
+    train, test = digits
+    recipe = tiny_recipe(
+        "generator.width=64", "generator.latent_dim=32", "generator.class_embed_dim=32", "pretrain.num_steps=400",
+        "pretrain.batch_size=64", "pretrain.discriminator_width=48",
+    )  # fmt: skip
+    generator = pretrain(recipe, train, RunFolder.prepare(tmp_path / "run", recipe, train))
+    classifier = ConvNet(1, 10, 8, width=32, depth=2)
+    mean, std = train.mean_std
+    train_network(
+        classifier, train.images, train.labels, num_steps=300, batch_size=128, learning_rate=0.05, mean=mean, std=std,
+        seed=0,
+    )  # fmt: skip
+
+    def share_named(images: torch.Tensor, labels: torch.Tensor) -> float:
+        return float((classifier((images - mean[0]) / std[0]).argmax(1) == labels).float().mean())
+
+    assert share_named(to_signed(test.images), test.labels) > 0.95
+    labels = torch.arange(10).repeat(50)
+    with torch.no_grad():
+        images = generator(torch.randn(500, 32), labels)
+        untrained = new_generator(recipe, train).eval()(torch.randn(500, 32), labels)
+    assert share_named(images, labels) > 0.8 and share_named(untrained, labels) < 0.3
+
+
+def test_losses_are_logged_and_the_generator_moves(few_digits: LabeledImages, tmp_path: Path) -> None:
+    recipe = tiny_recipe("pretrain.num_steps=10")
+    run = RunFolder.prepare(tmp_path / "run", recipe, few_digits)
+    before = copy.deepcopy(new_generator(recipe, few_digits).state_dict())
+    generator: BigGANGenerator = pretrain(recipe, few_digits, run)
+    assert any(not torch.equal(before[name], tensor) for name, tensor in generator.state_dict().items())
+    entries = [json.loads(line) for line in run.log_file.read_text().splitlines()]
+    assert entries[0]["discriminator"] > 0 and entries[0]["step"] == 10 and entries[-1]["seconds"] > 0

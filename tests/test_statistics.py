@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from gencond.augment import Augmentation
+from gencond.data import LabeledImages
+from gencond.features import ConvNet, Extractor
+from gencond.losses.kernels import fourier_embedding
+from gencond.ranges import to_signed
+from gencond.statistics import RealStatistics, cached_statistics, real_statistics
+
+
+@pytest.fixture
+def extractors(few_digits: LabeledImages) -> list[Extractor]:
+    return [Extractor(ConvNet(1, 10, 8, width=4, depth=2), *few_digits.mean_std) for _ in range(2)]
+
+
+def compute(data: LabeledImages, extractors: list[Extractor], batch_size: int = 7, passes: int = 1) -> RealStatistics:
+    return real_statistics(
+        data, extractors, augmentation=Augmentation("none", 8), num_passes=passes, num_frequencies=12, seed=0,
+        batch_size=batch_size,
+    )  # fmt: skip
+
+
+def test_they_match_a_loop_over_classes_and_images(few_digits: LabeledImages, extractors: list[Extractor]) -> None:
+    statistics = compute(few_digits, extractors)
+    for k, extractor in enumerate(extractors):
+        means = []
+        for label in range(10):
+            images = to_signed(few_digits.images[few_digits.labels == label])
+            features = torch.cat([extractor(image[None]) for image in images])
+            means.append(features.mean(0))
+            torch.testing.assert_close(statistics.mean[k, label], means[-1], atol=1e-5, rtol=1e-4)
+            embedded = fourier_embedding(features, statistics.frequencies[k]).mean(0)
+            torch.testing.assert_close(statistics.embedding[k, label], embedded, atol=1e-5, rtol=1e-4)
+            spread = (features - means[-1]).square().sum(1).mean()
+            torch.testing.assert_close(statistics.spread[k, label], spread, atol=1e-4, rtol=1e-3)
+        gaps = [(means[i] - means[j]).square().sum() for i in range(10) for j in range(i)]
+        torch.testing.assert_close(statistics.gap[k], torch.stack(gaps).mean(), atol=1e-4, rtol=1e-3)
+    images = to_signed(few_digits.images[few_digits.labels == 3])
+    torch.testing.assert_close(statistics.contrast[3], images.flatten(2).std(2, unbiased=False).mean(0))
+    thumbnails = images.view(-1, 4, 2, 4, 2).mean((2, 4)).flatten(1)
+    torch.testing.assert_close(statistics.pooled[3], thumbnails.mean(0))
+
+
+def test_the_batch_size_of_the_pass_does_not_matter(few_digits: LabeledImages, extractors: list[Extractor]) -> None:
+    one, other = compute(few_digits, extractors, batch_size=7), compute(few_digits, extractors, batch_size=120)
+    torch.testing.assert_close(one.mean, other.mean)
+    torch.testing.assert_close(one.embedding, other.embedding)
+
+
+def test_the_order_of_the_images_does_not_matter(few_digits: LabeledImages, extractors: list[Extractor]) -> None:
+    shuffled = few_digits.subset(torch.randperm(len(few_digits)))
+    torch.testing.assert_close(compute(few_digits, extractors).mean, compute(shuffled, extractors).mean)
+
+
+def test_more_passes_under_no_augmentation_change_nothing(
+    few_digits: LabeledImages, extractors: list[Extractor]
+) -> None:
+    torch.testing.assert_close(
+        compute(few_digits, extractors).spread, compute(few_digits, extractors, passes=3).spread, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_second_run_reads_them_and_says_so_and_other_data_or_augmentation_does_not(
+    few_digits: LabeledImages, extractors: list[Extractor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="gencond")
+
+    def cached(data: LabeledImages, strategy: str = "crop") -> RealStatistics:
+        caplog.clear()
+        return cached_statistics(
+            data, extractors, "pool", tmp_path, augmentation=Augmentation(strategy, 8), num_passes=1,
+            num_frequencies=12, seed=0,
+        )  # fmt: skip
+
+    first = cached(few_digits)
+    assert "reusing" not in caplog.text
+    again = cached(few_digits)
+    assert "reusing those of 120 images" in caplog.text
+    assert torch.equal(first.mean, again.mean) and torch.equal(first.count, again.count)
+    cached(few_digits, "crop_rotate")
+    assert "reusing" not in caplog.text
+    cached(few_digits.subset(torch.arange(100)))
+    assert "reusing" not in caplog.text
