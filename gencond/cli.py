@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,9 +190,9 @@ def load_data(recipe: Recipe) -> tuple["LabeledImages", "LabeledImages"]:
 
 
 def _is_main_process() -> bool:
-    from accelerate import PartialState
+    from accelerate import Accelerator
 
-    return PartialState().is_main_process
+    return Accelerator().is_main_process
 
 
 def _condensed_run(recipe: Recipe, out: Path) -> Path:
@@ -212,7 +213,7 @@ def judge(
     data: str | None = None,
 ) -> None:
     """Scores an artefact beside the baselines and writes report.json, report.md and report.html to `out`."""
-    from accelerate import PartialState
+    from accelerate import Accelerator
 
     from gencond.checkpoint import current_commit, library_versions
     from gencond.data import LabeledImages
@@ -238,8 +239,10 @@ def judge(
         images, labels = condensed.sample(ipc)
         return LabeledImages(to_uint8(images).cpu(), labels.cpu(), train.class_names)
 
-    condensed.to(PartialState().device)
+    device = Accelerator().device
+    condensed.to(device)
     known = old.get("rows", [])
+    started = time.monotonic()
     rows, notes = score_tables(
         sample,
         train,
@@ -251,9 +254,10 @@ def judge(
         num_seeds=num_seeds,
         condensed_key=state_fingerprint(condensed),
         condensed_bytes=condensed.num_bytes,
-        device=PartialState().device,
+        device=device,
         known=known,
     )
+    seconds = old.get("evaluation_seconds", 0.0) + time.monotonic() - started
     reused = sum(row in known for row in rows)
     if reused:
         logger.info("evaluation: %d of %d rows were measured before and are reused", reused, len(rows))
@@ -267,6 +271,7 @@ def judge(
         "class_names": list(train.class_names),
         "condensed": dict(condensed.config.provenance or {})
         | {"num_slots": condensed.num_slots, "bytes": condensed.num_bytes},
+        "evaluation_seconds": round(seconds, 1),
         "versions": library_versions(),
         "commit": current_commit(),
         "command": f"gencond evaluate {path} --ipc {' '.join(map(str, ipcs))}",

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -161,8 +162,11 @@ def condense(recipe: Recipe, data: LabeledImages, out: Path, pretrained: Path | 
         return CondensedDataset.from_pretrained(run.artefact)
 
     generator = pretrained_generator(recipe, data, run, pretrained)
+    started = time.monotonic()
     with accelerator.main_process_first():
         pool, statistics = real_side(recipe, data, accelerator.device)
+        if accelerator.is_main_process:
+            run.log(stage="extractors and statistics", seconds=round(time.monotonic() - started, 1))
     representatives = choose_representatives(recipe, data).to(accelerator.device)
     condensed = CondensedDataset(
         data.class_names,

@@ -46,7 +46,11 @@ class Data:
 
 @part
 class Generator:
-    """The BigGAN backbone. num_blocks: each doubles the side; null leaves a first feature map of 4 to 7 pixels."""
+    """The BigGAN backbone.
+
+    width: channels of the blocks up to 16 pixels; each doubling beyond halves them.
+    num_blocks: each doubles the side; null leaves a first feature map of 4 to 7 pixels.
+    """
 
     width: Count = 64
     num_blocks: Count | None = None

@@ -17,7 +17,7 @@ from gencond.distributed import own_share
 from gencond.errors import InputError
 from gencond.files import written_whole
 from gencond.generator.biggan import BigGANGenerator, set_standing_statistics
-from gencond.generator.discriminator import ProjectionDiscriminator
+from gencond.generator.discriminator import ProjectionDiscriminator, channels_at
 from gencond.losses.adversarial import discriminator_hinge_loss, generator_hinge_loss
 from gencond.ranges import to_signed
 
@@ -52,7 +52,9 @@ def new_generator(recipe: Recipe, data: LabeledImages) -> BigGANGenerator:
             num_class_embeds=data.num_classes,
             latent_dim=part.latent_dim,
             class_embed_dim=part.class_embed_dim,
-            block_out_channels=(part.width,) * num_blocks,
+            block_out_channels=[
+                channels_at(size >> doublings_left, part.width) for doublings_left in reversed(range(num_blocks))
+            ],
         )
 
 

@@ -1,7 +1,7 @@
 """Compares variants of a recipe on a held-out slice of the training set; the test set stays unread.
 
-    python scripts/ablate.py --recipe demo --data digits --out runs/ablation --seeds 3 \
-        base: "no-mmd: objective.mmd_weight=0" "center: objective.center_weight=0.1"
+    python scripts/ablate.py base: "no-mmd: objective.mmd_weight=0" "center: objective.center_weight=0.1" \
+        --recipe demo --data digits --out runs/ablation --seeds 3 --set data.validation_fraction=0.4
 
 Each argument is `name: part.field=value ...`. A seed is a whole run: codes, extractors and condensing are drawn anew,
 pretraining is shared by the variants that leave it alone.
@@ -31,13 +31,14 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3, help="whole condensing runs per variant")
+    parser.add_argument("--set", nargs="*", default=[], metavar="part.field=value", help="for all variants")
     args = parser.parse_args()
     for variant in args.variants:
         name, _, overrides = variant.partition(":")
         scores: dict[str, list[float]] = {}
         for seed in range(args.seeds):
             base = [f"data.source={args.data}", "data.judge_on=validation", f"seed={seed}"]
-            recipe = load_recipe(args.recipe, [*base, *overrides.split()])
+            recipe = load_recipe(args.recipe, [*base, *args.set, *overrides.split()])
             train, held_out = load_data(recipe)
             out = args.out / f"{name}-{seed}"
             shared = to_dict(recipe)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from gencond.data import LabeledImages
@@ -25,7 +26,8 @@ NAMES = {
     WHOLE_SET: "whole training set",
 }
 COLORS = {GENCOND: "#e4572e", RANDOM_REAL: "#4c8dd6", KMEANS_REAL: "#3aa76d", WHOLE_SET: "#888888"}
-PICTURED_CLASSES, PICTURED_IMAGES = 10, 10
+LABELS = {"name": "protocol", "augmentation": "augmented", "augmentation_strategy": "augmentation"}
+PICTURED_CLASSES, PICTURED_IMAGES, PAIRED_ROWS = 10, 10, 2
 REAL_PICTURE, SYN_PICTURE, PAIRS_PICTURE = "real.png", "gencond.png", "grid.png"
 
 
@@ -102,14 +104,17 @@ def _facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict
     """What the numbers rest on: section -> (name, value)."""
     made, rows = content["condensed"], content["rows"]
     data = made.get("data", {})
-    seconds = {entry["stage"]: entry["seconds"] for entry in log if "seconds" in entry}
+    seconds: dict[str, float] = {}
+    for entry in log:
+        if "seconds" in entry:
+            seconds[entry["stage"]] = seconds.get(entry["stage"], 0.0) + entry["seconds"]
     return {
         "How it was judged": [
             ("Test images", f"{content['num_test_images']} real ones ({content['judged_on']}), read once, at the end"),
             ("Selection", "none: the last iterate of every training"),
             ("Mode", "fixed: k images of each class drawn once"),
             ("Seeds", f"{rows[0]['num_seeds']}; random real images are drawn anew for each"),
-            *((name.replace("_", " "), str(value)) for name, value in content["protocol"].items()),
+            *((LABELS.get(name, name.replace("_", " ")), str(value)) for name, value in content["protocol"].items()),
         ],
         "What was condensed": [
             ("Training images", f"{data.get('num_images', '?')} of {data.get('source', '?')}"),
@@ -121,7 +126,10 @@ def _facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict
             ),
             ("Recipe", f"{made.get('recipe', {}).get('name', '?')}, in full in recipe.yaml"),
         ],
-        "Cost": [(stage, f"{value:.1f} s") for stage, value in seconds.items()] or [("stages", "not recorded")],
+        "Cost": [
+            *((stage, f"{value:.1f} s") for stage, value in seconds.items()),
+            ("evaluation", f"{content['evaluation_seconds']:.1f} s, all rows"),
+        ],
         "To reproduce": [
             ("Command", content["command"]),
             ("Commit", str(content["commit"] or "unknown")),
@@ -149,8 +157,10 @@ def write_pictures(out: Path, train: LabeledImages, condensed: LabeledImages) ->
     scale = screen_scale(train.image_size)
     write_png(out / "samples" / REAL_PICTURE, grid(real, scale))
     write_png(out / "samples" / SYN_PICTURE, grid(syn, scale))
-    pairs = torch.stack([real[:, 0], syn[:, 0]])  # a row of real images above a row of ours
-    write_png(out / "samples" / PAIRS_PICTURE, grid(pairs, scale))
+    shown = min(PAIRED_ROWS, count)  # one class a column, real images above ours
+    blocks = [grid(images[:, :shown].transpose(0, 1), scale) for images in (real, syn)]
+    between = np.full((6, *blocks[0].shape[1:]), 255, dtype=np.uint8)
+    write_png(out / "samples" / PAIRS_PICTURE, np.concatenate([blocks[0], between, blocks[1]]))
 
 
 def _figure(draw: Any, width: float = 6.4) -> tuple[bytes, str]:
@@ -221,7 +231,7 @@ def plot_losses(log: Sequence[Mapping[str, Any]]) -> tuple[bytes, str] | None:
         axes.set_yscale("log")
         axes.set_xlabel("condensing step")
         axes.set_ylabel("unweighted parts (moving mean)")
-        axes.legend(frameon=False, ncols=2, fontsize=8)
+        axes.legend(frameon=False, ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
     return _figure(draw)
 
@@ -248,7 +258,7 @@ def write_reports(out: Path, content: Mapping[str, Any], log: Sequence[Mapping[s
 
 
 CAPTIONS = {
-    PAIRS_PICTURE: "A real image of each class above ours.",
+    PAIRS_PICTURE: "One class a column: real images above, ours below.",
     REAL_PICTURE: "Real training images, one class a row.",
     SYN_PICTURE: "Ours: the first samples of the same classes.",
 }

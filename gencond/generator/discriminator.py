@@ -1,11 +1,21 @@
 """The projection discriminator that a BigGAN generator is pretrained against."""
 
+import math
+
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from gencond.generator.biggan import orthogonal_init
+
+
+def channels_at(side: int, width: int) -> int:
+    """Channels of a block whose larger side is `side` pixels: `width` up to 16, half of it for each doubling beyond.
+
+    Both networks of a pretraining follow it; a convolution then costs about the same at every resolution.
+    """
+    return max(1, width >> max(0, math.ceil(math.log2(side / 16))))
 
 
 class DiscriminatorBlock(nn.Module):
@@ -33,7 +43,7 @@ class ProjectionDiscriminator(nn.Module):
         image_size: side in pixels. Blocks halve it until it is at most 4, then one block keeps it.
         channels: of the images.
         num_classes: number of classes.
-        width: channels of every block.
+        width: channels of the blocks, fewer above 16 pixels (`channels_at`).
     Source: Miyato & Koyama, cGANs with Projection Discriminator (1802.05637), as in BigGAN (1809.11096).
     """
 
@@ -41,8 +51,9 @@ class ProjectionDiscriminator(nn.Module):
         super().__init__()
         blocks, size, inputs = [], image_size, channels
         while size > 4:
-            blocks.append(DiscriminatorBlock(inputs, width, downsample=True, first=not blocks))
-            size, inputs = size // 2, width
+            outputs = channels_at(size, width)
+            blocks.append(DiscriminatorBlock(inputs, outputs, downsample=True, first=not blocks))
+            size, inputs = size // 2, outputs
         blocks.append(DiscriminatorBlock(inputs, width, downsample=False, first=not blocks))
         self.blocks = nn.Sequential(*blocks)
         self.linear = nn.Linear(width, 1)
