@@ -10,7 +10,7 @@ whichever image drew which.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,15 @@ from torch import Tensor
 from gencond.errors import InputError
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+RESAMPLING = ("crop", "scale", "rotate")
 CROP_RATIO = 0.125
 CUTOUT_RATIO = 0.5
 SCALE_RATIO = 1.2
 ROTATE_DEGREES = 15.0
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
+
+
+Mode = Literal["one", "idc", "all"]
 
 
 class AugmentParams(NamedTuple):
@@ -53,7 +57,8 @@ class Augmentation:
         image_size: side in pixels.
         mean, std: of the data, per channel, in the range of the images. The operations work on normalised images,
             where what moves in from outside (crop, scale, rotate) or is cut out is 0: the data's mean colour.
-        every: False draws one operation per image (DSA); True applies all of the strategy (DiffAugment).
+        mode: `one` draws one operation an image (DSA); `idc` flips, colours and cuts out always, with one of crop,
+            scale and rotate; `all` applies the whole strategy (DiffAugment).
     Raises:
         InputError: an unknown operation.
     """
@@ -62,7 +67,7 @@ class Augmentation:
     image_size: int
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    every: bool = False
+    mode: Mode = "one"
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.operations if name not in OPERATIONS]
@@ -82,12 +87,11 @@ class Augmentation:
         def uniform() -> Tensor:
             return torch.rand(n, generator=rng)
 
-        choice = torch.randint(len(names), (n,), generator=rng) if names else torch.zeros(n)
+        exclusive = {"one": names, "idc": [name for name in names if name in RESAMPLING], "all": []}[self.mode]
+        choice = torch.randint(max(1, len(exclusive)), (n,), generator=rng)
 
         def active(name: str) -> Tensor:
-            if name not in names:
-                return torch.zeros(n, dtype=torch.bool)
-            return torch.ones(n, dtype=torch.bool) if self.every else choice == names.index(name)
+            return choice == exclusive.index(name) if name in exclusive else torch.full((n,), name in names)
 
         theta = torch.eye(2, 3).repeat(n, 1, 1)
         brightness, saturation, contrast = torch.zeros(n), torch.ones(n), torch.ones(n)

@@ -19,7 +19,7 @@ from gencond.config import Recipe
 from gencond.data import LabeledImages, nested_representatives
 from gencond.distributed import gather_rows, own_share
 from gencond.errors import InputError
-from gencond.features import ConvNet, Extractor, automatic_depth
+from gencond.features import Extractor
 from gencond.files import cache_dir
 from gencond.generator.card import model_card
 from gencond.generator.condensed import CondensedDataset
@@ -30,6 +30,7 @@ from gencond.losses.diversity import diversity_loss
 from gencond.losses.mean import mean_matching_loss
 from gencond.losses.mmd import fourier_mmd_loss
 from gencond.losses.total import total_loss
+from gencond.networks import ConvNet, automatic_depth
 from gencond.pictures import grid, screen_scale, write_png
 from gencond.pool import build_pool
 from gencond.pretrain import averaged, new_generator, pretrained_generator

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from gencond.augment import Augmentation
 from gencond.data import LabeledImages
-from gencond.features import ConvNet, Extractor
+from gencond.features import Extractor
 from gencond.files import short_hash, written_whole
+from gencond.networks import ConvNet
 from gencond.training import train_network
 
 logger = logging.getLogger(__name__)

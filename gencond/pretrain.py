@@ -115,7 +115,7 @@ def pretrain(recipe: Recipe, data: LabeledImages, run: RunFolder) -> BigGANGener
     accelerator.register_for_checkpointing(generator_ema)
     judge = accelerator.unwrap_model(discriminator)  # the generator's step needs no gradient sync of it
     mean, std = data.mean_std
-    augmentation = Augmentation(part.augmentation, data.image_size, mean, std, every=True)
+    augmentation = Augmentation(part.augmentation, data.image_size, mean, std, mode="all")
     share = own_share(part.batch_size, accelerator.process_index, accelerator.num_processes)
 
     def latents_and_labels(rng: torch.Generator) -> tuple[Tensor, Tensor]:

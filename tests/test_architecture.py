@@ -8,15 +8,16 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "gencond"
 GROUND = {"errors", "files", "progress", "ranges", "pictures", "distributed"}  # no method in them
 ALLOWED = {
-    **dict.fromkeys(("config", "data", "augment", "features", "losses", "generator"), set()),
+    **dict.fromkeys(("config", "data", "augment", "networks", "features", "losses", "generator"), set()),
     "training": {"augment"},
-    "pool": {"data", "augment", "features", "training"},
+    "pool": {"data", "augment", "networks", "features", "training"},
     "statistics": {"data", "augment", "features", "losses"},
-    "eval": {"data", "augment", "features", "training"},
+    "eval": {"data", "augment", "networks", "features", "training"},
     "checkpoint": {"config", "data", "generator"},
     "pretrain": {"config", "data", "augment", "losses", "generator", "checkpoint"},
     "condense": {
-        "config", "data", "augment", "features", "pool", "statistics", "losses", "generator", "checkpoint", "pretrain",
+        "config", "data", "augment", "networks", "features", "pool", "statistics", "losses", "generator",
+        "checkpoint", "pretrain",
     },
 }  # fmt: skip
 GLUE = {"cli", "__init__"}

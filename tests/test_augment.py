@@ -105,9 +105,19 @@ def test_by_default_an_image_goes_through_one_operation() -> None:
     assert abs(int(touched[1].sum()) - 100) < 46
 
 
-def test_every_applies_all_operations_to_every_image() -> None:
-    params = Augmentation("color_cutout_rotate", 32, every=True).draw(50, torch.Generator().manual_seed(0))
+def test_mode_all_applies_all_operations_to_every_image() -> None:
+    params = Augmentation("color_cutout_rotate", 32, mode="all").draw(50, torch.Generator().manual_seed(0))
     assert (params.saturation != 1).all() and (params.cutout[:, 2] > 0).all() and (params.theta[:, 0, 1] != 0).all()
+
+
+def test_mode_idc_always_colours_and_cuts_and_draws_one_resampling() -> None:
+    params = Augmentation("color_crop_cutout_scale_rotate", 32, mode="idc").draw(300, torch.Generator().manual_seed(0))
+    assert (params.saturation != 1).all() and (params.cutout[:, 2] > 0).all()
+    shifted = (params.theta[:, :, 2] != 0).any(1)
+    rotated = params.theta[:, 0, 1] != 0
+    scaled = (params.theta[:, 0, 0] != 1) & ~rotated
+    assert ((shifted.int() + rotated.int() + scaled.int()) <= 1).all()
+    assert min(int(each.sum()) for each in (shifted, rotated, scaled)) > 60  # a third each, 5 sigma
 
 
 def test_one_draw_serves_two_batches_alike() -> None:

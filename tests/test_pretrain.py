@@ -9,8 +9,9 @@ from conftest import tiny_recipe
 from gencond.checkpoint import RunFolder
 from gencond.data import LabeledImages
 from gencond.errors import InputError
-from gencond.features import ConvNet, state_fingerprint
+from gencond.features import state_fingerprint
 from gencond.generator.biggan import BigGANGenerator
+from gencond.networks import ConvNet
 from gencond.pretrain import averaged, new_generator, pretrain, pretrained_generator
 from gencond.ranges import to_signed
 from gencond.training import train_network

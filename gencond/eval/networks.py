@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gencond.errors import InputError
-from gencond.features import ConvNet
+from gencond.networks import ConvNet
 
 
 def build_network(name: str, channels: int, num_classes: int, image_size: int, seed: int) -> nn.Module:

@@ -10,7 +10,7 @@ from gencond.eval.networks import build_network
 from gencond.eval.protocols import PROTOCOLS, Protocol, get_protocol
 from gencond.eval.report import summary_table, table, verdicts, write_pictures, write_reports
 from gencond.eval.scoring import score_tables
-from gencond.features import ConvNet
+from gencond.networks import ConvNet
 
 SHORT = Protocol("short", 60, 60, 60, 64, 0.05, 0.9, 5e-4, "cosine", True)
 

@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from gencond.features import Extractor, state_fingerprint
+from gencond.networks import ConvNet, ResNetAP10, automatic_depth
+
+
+@pytest.mark.parametrize(
+    ("channels", "classes", "size", "depth", "parameters"),
+    [(3, 10, 32, 3, 320_010), (3, 100, 32, 3, 504_420), (1, 10, 28, 3, 317_706), (3, 200, 64, 4, 857_160)],
+)
+def test_parameter_counts_are_the_published_ones(
+    channels: int, classes: int, size: int, depth: int, parameters: int
+) -> None:
+    network = ConvNet(channels, classes, size, depth=depth)
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+    assert network.features(torch.zeros(2, channels, size, size)).shape == (2, 2048)
+
+
+def test_the_norm_is_instance_norm() -> None:
+    network = ConvNet(3, 10, 16, width=4, depth=2)
+    x = torch.randn(5, 4, 8, 8)
+    torch.testing.assert_close(network.norms[0](x), torch.nn.InstanceNorm2d(4)(x))
+
+
+def test_too_many_blocks_are_refused() -> None:
+    with pytest.raises(ValueError, match="4 blocks cannot halve 8 px"):
+        ConvNet(1, 10, 8, depth=4)
+
+
+def test_depth_follows_the_size() -> None:
+    assert [automatic_depth(size) for size in (8, 16, 28, 32, 64)] == [2, 2, 3, 3, 4]
+
+
+def test_an_extractor_is_frozen_normalises_and_passes_gradients_to_images() -> None:
+    network = ConvNet(3, 10, 8, width=4, depth=2)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    extractor = Extractor(network, mean, std)
+    images = torch.rand(2, 3, 8, 8, requires_grad=True)
+    features = extractor.train()(images)
+    normalised = (images - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+    torch.testing.assert_close(features, network.features(normalised))
+    torch.testing.assert_close(extractor.logits(features), network(normalised))
+    features.sum().backward()
+    assert images.grad is not None and not extractor.training
+    assert all(not parameter.requires_grad for parameter in extractor.parameters())
+
+
+def test_the_fingerprint_follows_the_weights() -> None:
+    one, other = ConvNet(1, 2, 8, 4, 2), ConvNet(1, 2, 8, 4, 2)
+    assert state_fingerprint(one) != state_fingerprint(other)
+    other.load_state_dict(one.state_dict())
+    assert state_fingerprint(one) == state_fingerprint(other)
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch", "layer", "group", "none"])
+@pytest.mark.parametrize("pooling", ["avg", "max", "none"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "sigmoid", "swish"])
+def test_every_network_of_the_search_space_is_built_and_trains(norm: str, pooling: str, activation: str) -> None:
+    network = ConvNet(3, 5, 16, width=8, depth=2, activation=activation, norm=norm, pooling=pooling)
+    features = network.features(torch.randn(2, 3, 16, 16))
+    assert features.shape == (2, network.feature_dim) == (2, 8 * (16**2 if pooling == "none" else 4**2))
+    network.classifier(features).square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+def test_the_options_are_the_operations_they_name() -> None:
+    network = ConvNet(1, 2, 4, width=4, depth=1, activation="swish", norm="layer", pooling="max")
+    x = torch.randn(2, 1, 4, 4)
+    h = torch.nn.functional.layer_norm(network.convs[0](x), [4, 4, 4])
+    expected = torch.nn.functional.max_pool2d(h * h.sigmoid(), 2).flatten(1)
+    torch.testing.assert_close(network.features(x), expected)
+
+
+@pytest.mark.parametrize(("size", "pooled"), [(32, 1), (64, 1), (128, 2), (224, 4)])
+def test_resnet_ap_pools_large_images_more_and_has_512_features(size: int, pooled: int) -> None:
+    network = ResNetAP10(3, 10, size)
+    assert network.pool == pooled and network.feature_dim == 512
+    # stem + 4 blocks of two 3x3 convolutions + three 1x1 skips + norms + head
+    convs = 3 * 64 * (49 if size > 128 else 9) + 9 * (64 * 64 + 64 * 64)
+    convs += sum(9 * (c * 2 * c + 4 * c * c) + 2 * c * c for c in (64, 128, 256))
+    norms = 2 * (64 + 2 * 64 + 3 * (128 + 256 + 512))
+    assert sum(p.numel() for p in network.parameters()) == convs + norms + 512 * 10 + 10
+    small = ResNetAP10(1, 4, size, width=4)
+    assert small(torch.randn(2, 1, size, size)).shape == (2, 4)
+
+
+def test_resnet_ap_refuses_sizes_it_cannot_halve() -> None:
+    with pytest.raises(ValueError, match="cannot halve 28 px"):
+        ResNetAP10(1, 10, 28)
