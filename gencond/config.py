@@ -50,11 +50,12 @@ class Generator:
 
     width: channels of the blocks up to 16 pixels; each doubling beyond halves them.
     num_blocks: each doubles the side; null leaves a first feature map of 4 to 7 pixels.
+    chunk_dim: part of the latent that the first layer and each block get; the latent is (num_blocks + 1) times as long.
     """
 
     width: Count = 64
     num_blocks: Count | None = None
-    latent_dim: Count = 64
+    chunk_dim: Count = 16
     class_embed_dim: Count = 64
 
 

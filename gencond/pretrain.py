@@ -50,7 +50,7 @@ def new_generator(recipe: Recipe, data: LabeledImages) -> BigGANGenerator:
             sample_size=size,
             out_channels=data.channels,
             num_class_embeds=data.num_classes,
-            latent_dim=part.latent_dim,
+            latent_dim=part.chunk_dim * (num_blocks + 1),
             class_embed_dim=part.class_embed_dim,
             block_out_channels=[
                 channels_at(size >> doublings_left, part.width) for doublings_left in reversed(range(num_blocks))
@@ -105,6 +105,7 @@ def pretrain(recipe: Recipe, data: LabeledImages, run: RunFolder) -> BigGANGener
         discriminator = ProjectionDiscriminator(
             data.image_size, data.channels, data.num_classes, part.discriminator_width
         )
+    latent_dim = generator.config.latent_dim
     generator_ema = averaged(generator.to(accelerator.device), part.ema_halflife_steps)
     generator, discriminator, generator_optimizer, discriminator_optimizer = accelerator.prepare(
         generator.train(),
@@ -119,7 +120,7 @@ def pretrain(recipe: Recipe, data: LabeledImages, run: RunFolder) -> BigGANGener
     share = own_share(part.batch_size, accelerator.process_index, accelerator.num_processes)
 
     def latents_and_labels(rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        latents = torch.randn(part.batch_size, recipe.generator.latent_dim, generator=rng)
+        latents = torch.randn(part.batch_size, latent_dim, generator=rng)
         labels = torch.randint(data.num_classes, (part.batch_size,), generator=rng)
         return latents[share].to(accelerator.device), labels[share].to(accelerator.device)
 
@@ -157,7 +158,7 @@ def pretrain(recipe: Recipe, data: LabeledImages, run: RunFolder) -> BigGANGener
     rng = step_rng(recipe.seed, f"{STAGE}/standing", 0)
     batches = []
     for _ in range(STANDING_BATCHES):
-        latents = torch.randn(STANDING_BATCH_SIZE, recipe.generator.latent_dim, generator=rng)
+        latents = torch.randn(STANDING_BATCH_SIZE, latent_dim, generator=rng)
         labels = torch.randint(data.num_classes, (STANDING_BATCH_SIZE,), generator=rng)
         batches.append((latents.to(accelerator.device), labels.to(accelerator.device)))
     result = generator_ema.module

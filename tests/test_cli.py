@@ -77,7 +77,7 @@ def test_a_folder_of_photographs_goes_all_the_way(tmp_path: Path) -> None:
     out = tmp_path / "run"
     main([
         "condense", "--recipe", "gencond", "--data", str(tmp_path / "photos"), "--out", str(out), *TINY,
-        "generator.latent_dim=8", "data.image_size=16", "generator.num_blocks=1",
+        "generator.chunk_dim=4", "data.image_size=16", "generator.num_blocks=1",
     ])  # fmt: skip
     main(["evaluate", str(out), "--ipc", "1", "10"])
     content = json.loads((out / "report.json").read_text())

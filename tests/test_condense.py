@@ -277,7 +277,6 @@ def test_a_damaged_state_is_named(few_digits: LabeledImages, tmp_path: Path, mon
     [
         ("features.depth=5", "5 blocks cannot halve 8 px"),
         ("generator.num_blocks=3", "cannot make 8 px"),
-        ("generator.latent_dim=9", "not a multiple"),
         ("pretrain.augmentation=blur", "'blur'"),
     ],
 )

@@ -52,7 +52,7 @@ def test_a_finished_pretraining_is_reused_and_a_given_one_is_checked(
     for other in (again, given):
         assert state_fingerprint(first) == state_fingerprint(other)
     with pytest.raises(InputError, match="latent_dim 8; the recipe and data ask for 16"):
-        pretrained_generator(tiny_recipe("generator.latent_dim=16"), few_digits, run, pretrained=run.pretrained)
+        pretrained_generator(tiny_recipe("generator.chunk_dim=8"), few_digits, run, pretrained=run.pretrained)
     with pytest.raises(InputError, match="holds no pretrained generator"):
         pretrained_generator(recipe, few_digits, run, pretrained=tmp_path)
 
@@ -61,7 +61,7 @@ def test_a_finished_pretraining_is_reused_and_a_given_one_is_checked(
 def test_a_pretrained_generator_draws_digits_that_a_real_classifier_names(digits: tuple, tmp_path: Path) -> None:
     train, test = digits
     recipe = tiny_recipe(
-        "generator.width=64", "generator.latent_dim=32", "generator.class_embed_dim=32", "pretrain.num_steps=400",
+        "generator.width=64", "generator.chunk_dim=16", "generator.class_embed_dim=32", "pretrain.num_steps=400",
         "pretrain.batch_size=64", "pretrain.discriminator_width=48",
     )  # fmt: skip
     generator = pretrain(recipe, train, RunFolder.prepare(tmp_path / "run", recipe, train))
