@@ -1,10 +1,11 @@
 """Labelled images -> a trained network: one loop for the extractors of a pool and for the classifiers that judge."""
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from gencond.augment import Augmentation
@@ -23,7 +24,9 @@ def train_network(
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     schedule: Callable[[float], float] = lambda done: 1.0,
+    restart_at: float | None = None,
     augmentation: Augmentation | None = None,
+    cutmix: float = 0.0,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     seed: int,
@@ -33,9 +36,11 @@ def train_network(
     """SGD with cross-entropy on shuffled epochs of augmented, normalised images; trains `network` in place.
 
     Args:
-        batch_size: the whole set where that is smaller; the last batch of an epoch is filled from the next.
+        batch_size: the whole set where that is smaller; the last batch of an epoch holds what is left.
         schedule: share of the steps done, in [0, 1) -> factor on the learning rate.
+        restart_at: share of the steps after which the momentum starts from zero; None never.
         augmentation: drawn anew for every image of every batch, in [-1, 1].
+        cutmix: probability that a batch is mixed by CutMix (1905.04899, beta 1: a box of uniform area).
         mean, std: what images in [-1, 1] are normalised with.
         seed: of the order and the augmentation. The initial weights are the caller's.
         on_step: called with the number of steps done.
@@ -48,20 +53,49 @@ def train_network(
     images, labels = images.to(device), labels.to(device)
     optimizer = torch.optim.SGD(network.parameters(), learning_rate, momentum=momentum, weight_decay=weight_decay)
     network.train()
-    queue = torch.empty(0, dtype=torch.int64)
+    epoch: list[Tensor] = []
     for step in progress(range(num_steps), description=description, disable=not description):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * schedule(step / num_steps)
-        while len(queue) < batch_size:
-            queue = torch.cat([queue, torch.randperm(len(labels), generator=rng)])
-        rows, queue = queue[:batch_size].to(device), queue[batch_size:]
+        if restart_at is not None and step == math.floor(restart_at * num_steps) + 1:
+            optimizer.state.clear()
+        if not epoch:
+            epoch = list(torch.randperm(len(labels), generator=rng).split(batch_size))
+        rows = epoch.pop(0).to(device)
         batch = to_signed(images[rows])
         if augmentation is not None:
-            batch = augmentation(batch, augmentation.draw(batch_size, rng))
-        loss = F.cross_entropy(network((batch - shift) / scale), labels[rows])
+            batch = augmentation(batch, augmentation.draw(len(rows), rng))
+        batch = (batch - shift) / scale
+        if cutmix and float(torch.rand((), generator=rng)) < cutmix:
+            loss = cutmix_loss(network, batch, labels[rows], rng)
+        else:
+            loss = F.cross_entropy(network(batch), labels[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if on_step is not None:
             on_step(step + 1)
     network.eval()
+
+
+def cutmix_loss(
+    network: nn.Module,
+    images: Float[Tensor, "n c h w"],
+    labels: Int64[Tensor, " n"],
+    rng: torch.Generator,
+) -> Float[Tensor, ""]:
+    """Cross-entropy where a box of every image comes from another one; both labels count by their share of the area.
+
+    Source: Yun et al., CutMix (1905.04899), with beta 1, one box a batch, as IDC trains with it.
+    """
+    height, width = images.shape[-2:]
+    side = math.sqrt(float(torch.rand((), generator=rng)))  # a box of 1 - lambda of the area, lambda ~ U(0, 1)
+    center = [int(torch.randint(length, (), generator=rng)) for length in (height, width)]
+    top, bottom = (min(max(center[0] + sign * int(height * side) // 2, 0), height) for sign in (-1, 1))
+    left, right = (min(max(center[1] + sign * int(width * side) // 2, 0), width) for sign in (-1, 1))
+    partner = torch.randperm(len(images), generator=rng).to(images.device)
+    mixed = images.clone()
+    mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
+    kept = 1 - (bottom - top) * (right - left) / (height * width)
+    logits = network(mixed)
+    return kept * F.cross_entropy(logits, labels) + (1 - kept) * F.cross_entropy(logits, labels[partner])

@@ -4,7 +4,7 @@ from torch import nn
 
 from gencond.data import LabeledImages
 from gencond.ranges import to_signed
-from gencond.training import train_network
+from gencond.training import cutmix_loss, train_network
 
 
 def test_one_epoch_matches_a_plain_sgd_loop(few_digits: LabeledImages) -> None:
@@ -51,3 +51,60 @@ def test_a_batch_larger_than_the_set_is_the_set(few_digits: LabeledImages) -> No
         network, few.images, few.labels, num_steps=2, batch_size=64, learning_rate=0.1, mean=mean, std=std, seed=0
     )
     assert seen == [20, 20]
+
+
+def test_an_epoch_sees_every_image_once_and_its_last_batch_is_what_is_left(few_digits: LabeledImages) -> None:
+    sizes, seen = [], []
+
+    class Watch(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(x))
+            seen.append(x.detach().clone())
+            return super().forward(x)
+
+    network = nn.Sequential(nn.Flatten(), Watch(64, 10))
+    mean, std = few_digits.mean_std
+    train_network(
+        network, few_digits.images, few_digits.labels, num_steps=6, batch_size=50, learning_rate=0.1, mean=mean,
+        std=std, seed=0,
+    )  # fmt: skip
+    assert sizes == [50, 50, 20, 50, 50, 20]
+    assert len(torch.cat(seen[:3]).unique(dim=0)) == len(few_digits.images.flatten(1).unique(dim=0))
+
+
+def test_the_momentum_starts_anew_after_the_stated_share() -> None:
+    """Two steps of the same gradient: with momentum the second is larger, after a restart it is not."""
+    moves = {}
+    for restart in (None, 0.5):
+        network = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
+        nn.init.zeros_(network[1].weight), nn.init.zeros_(network[1].bias)
+        path = [network[1].bias.detach().clone()]
+        images, labels = torch.full((1, 1, 1, 1), 255, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+        train_network(
+            network, images, labels, num_steps=4, batch_size=1, learning_rate=1e-4, weight_decay=0.0,
+            restart_at=restart, mean=(0.0,), std=(1.0,), seed=0,
+            on_step=lambda step, network=network, path=path: path.append(network[1].bias.detach().clone()),
+        )  # fmt: skip
+        moves[restart] = [float((b - a)[0] * 1e4) for a, b in zip(path, path[1:], strict=False)]
+    # gradient .5 a step; velocities .5, .95, 1.355, 1.72 without a restart; .5 again at step 3 of 0..3 with one
+    assert [round(move, 2) for move in moves[None]] == [0.5, 0.95, 1.35, 1.72]
+    assert [round(move, 2) for move in moves[0.5]] == [0.5, 0.95, 1.35, 0.5]
+
+
+def test_cutmix_counts_both_labels_by_the_area_that_shows() -> None:
+    """Image i is of colour i, so every pixel of a mixed image votes for the label of the image that it came from."""
+
+    class Fixed(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.images = images
+            return torch.arange(12.0).view(3, 4)
+
+    network, mixed = Fixed(), 0
+    images = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 10, 10).contiguous()
+    for seed in range(8):
+        loss = cutmix_loss(network, images, torch.arange(3), torch.Generator().manual_seed(seed))
+        logits = torch.arange(12.0).view(3, 4).log_softmax(1)
+        votes = [-logits[i, int(pixel)] for i in range(3) for pixel in network.images[i].flatten()]
+        torch.testing.assert_close(loss, torch.stack(votes).mean())
+        mixed += int((network.images != images).any())
+    assert mixed > 3

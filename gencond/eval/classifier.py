@@ -50,6 +50,7 @@ def train_and_test(
     """
     classifier = build_network(network, train.channels, train.num_classes, train.image_size, seed).to(device)
     mean, std = normalisation
+    mode = "idc" if protocol.augmentation == "idc" else "one"
     train_network(
         classifier,
         train.images,
@@ -60,7 +61,9 @@ def train_and_test(
         momentum=protocol.momentum,
         weight_decay=protocol.weight_decay,
         schedule=protocol.rate_at,
-        augmentation=Augmentation(augmentation, train.image_size, mean, std) if protocol.augmentation else None,
+        restart_at=protocol.restart_at,
+        augmentation=Augmentation(protocol.strategy(augmentation), train.image_size, mean, std, mode),
+        cutmix=protocol.cutmix,
         mean=mean,
         std=std,
         seed=seed,

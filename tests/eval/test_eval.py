@@ -12,7 +12,7 @@ from gencond.eval.report import summary_table, table, verdicts, write_pictures, 
 from gencond.eval.scoring import score_tables
 from gencond.networks import ConvNet
 
-SHORT = Protocol("short", 60, 60, 60, 64, 0.05, 0.9, 5e-4, "cosine", True)
+SHORT = Protocol("short", 60, 64, 0.05, min_steps=60, max_steps=60)
 
 
 def score(train: LabeledImages, test: LabeledImages, known: list = (), **changes) -> tuple[list[dict], list[str]]:
@@ -68,8 +68,19 @@ def test_quick_bounds_its_steps(images: int, steps: int) -> None:
 def test_schedules_fall_as_stated() -> None:
     cosine = PROTOCOLS["quick"]
     assert cosine.rate_at(0.0) == 1 and cosine.rate_at(0.5) == pytest.approx(0.5) and cosine.rate_at(0.999) < 1e-5
+    half, thirds = PROTOCOLS["dm"], PROTOCOLS["idc"]
+    assert [half.rate_at(done) for done in (0.0, 0.5, 0.51)] == [1, 1, 0.1] and half.restart_at == 0.5
+    assert [thirds.rate_at(done) for done in (0.0, 0.66, 0.67, 0.84)] == [1, 1, 0.2, 0.04] and thirds.restart_at is None
     with pytest.raises(InputError, match="unknown protocol 'slow'; known: .*quick"):
         get_protocol("slow")
+
+
+def test_published_protocols_train_for_their_epochs_and_augment_as_stated() -> None:
+    assert PROTOCOLS["dm"].num_steps(100) == 1000 and PROTOCOLS["dm"].num_steps(500) == 2000
+    assert PROTOCOLS["idc"].num_steps(100) == 2000
+    assert PROTOCOLS["dm"].strategy("color_crop_cutout") == "color_crop_cutout"
+    assert PROTOCOLS["idc"].strategy("color_crop_cutout") == "color_crop"
+    assert Protocol("bare", 1, 1, 0.1, augmentation="none").strategy("color") == "none"
 
 
 def test_networks_are_built_by_name_and_seed() -> None:
