@@ -75,9 +75,14 @@ class LabeledImages:
         unit = self.images.transpose(0, 1).flatten(1).double() / 127.5 - 1
         return tuple(unit.mean(1).tolist()), tuple(unit.std(1).clamp_min(1e-3).tolist())
 
+    @cached_property
+    def _rows_by_class(self) -> tuple[Int64[Tensor, " k"], ...]:
+        order = self.labels.argsort(stable=True)
+        return order.split(self.counts.tolist())
+
     def rows_of(self, label: int) -> Int64[Tensor, " k"]:
         """Positions of a class's images, ascending."""
-        return (self.labels == label).nonzero()[:, 0]
+        return self._rows_by_class[label]
 
     def subset(self, index: Int64[Tensor, " k"]) -> "LabeledImages":
         return LabeledImages(self.images[index], self.labels[index], self.class_names)
@@ -398,8 +403,23 @@ def _require_ipc(data: LabeledImages, label: int, available: int, ipc: int) -> N
         raise InputError(f"class {data.class_names[label]!r} has {available} images, fewer than IPC {ipc}")
 
 
+def class_batches(
+    data: LabeledImages, classes: Int64[Tensor, " classes"], batch_size: int, rng: torch.Generator
+) -> Int64[Tensor, "classes n"]:
+    """Rows of `batch_size` random images of each class; of a smaller class, all of its images and some again."""
+    chosen = []
+    for label in classes.tolist():
+        rows = data.rows_of(label)
+        rounds = [torch.randperm(len(rows), generator=rng) for _ in range(-(-batch_size // len(rows)))]
+        chosen.append(rows[torch.cat(rounds)[:batch_size]])
+    return torch.stack(chosen)
+
+
 def kmeans_representatives(features: np.ndarray, num_clusters: int, seed: int) -> Int64[Tensor, " k"]:
-    """Rows of `features` [n, d] nearest to the k-means centers, largest cluster first, without repetition."""
+    """Rows of `features` [n, d] nearest to the k-means centers, largest cluster first, without repetition.
+
+    Source: DREAM (2302.14416), section 3.2, whose code keeps a row that is nearest to two centers twice.
+    """
     from sklearn.cluster import KMeans
 
     if num_clusters == len(features):

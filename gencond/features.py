@@ -26,8 +26,12 @@ class Extractor(nn.Module):
     def feature_dim(self) -> int:
         return self.network.feature_dim
 
+    def normalise(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """[-1, 1] -> what the network was trained on."""
+        return (images - self.mean) / self.std
+
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        return self.network.features((images - self.mean) / self.std)
+        return self.network.features(self.normalise(images))
 
     def logits(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
         """What the network's own head says of its features."""

@@ -5,14 +5,9 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 Metric = Literal["mse", "l1"]
-
-
-def convolution_weights(network: nn.Module) -> list[nn.Parameter]:
-    """The 4-dimensional weights: what IDC and DREAM compare; biases, norms (1-d) and the head (2-d) are left out."""
-    return [parameter for parameter in network.parameters() if parameter.dim() == 4]
 
 
 def gradient_matching_loss(

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gencond.losses.gradient import convolution_weights, gradient_matching_loss
+from gencond.losses.gradient import gradient_matching_loss
 from gencond.losses.kernels import squared_distance
 from gencond.losses.mean import mean_matching_loss
 from gencond.losses.mmd import mmd_loss, squared_mmd
@@ -132,15 +132,10 @@ def test_gradient_matching_matches_a_loop() -> None:
     assert gradient_matching_loss(real, syn, "l1").item() == pytest.approx(absolutes, rel=1e-5)
 
 
-def test_only_convolution_weights_are_compared() -> None:
-    network = ConvNet(3, 10, 16, width=4, depth=2)
-    assert [parameter.shape for parameter in convolution_weights(network)] == [(4, 3, 3, 3), (4, 4, 3, 3)]
-
-
 def test_the_image_gradient_of_gradient_matching_matches_finite_differences() -> None:
     torch.manual_seed(0)
     network = ConvNet(1, 3, 4, width=2, depth=1).double()
-    weights, labels = convolution_weights(network), torch.tensor([0, 2])
+    weights, labels = [network.convs[0].weight], torch.tensor([0, 2])
     real = [
         g.detach() for g in torch.autograd.grad(F.cross_entropy(network(normal(2, 1, 4, 4).double()), labels), weights)
     ]
