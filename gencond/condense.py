@@ -19,6 +19,7 @@ from gencond.config import Recipe
 from gencond.data import LabeledImages, nested_representatives
 from gencond.distributed import gather_rows, own_share
 from gencond.errors import InputError
+from gencond.extractors import build_pool
 from gencond.features import Extractor
 from gencond.files import cache_dir
 from gencond.generator.card import model_card
@@ -32,7 +33,6 @@ from gencond.losses.mmd import fourier_mmd_loss
 from gencond.losses.total import total_loss
 from gencond.networks import ConvNet, automatic_depth
 from gencond.pictures import grid, screen_scale, write_png
-from gencond.pool import build_pool
 from gencond.pretrain import averaged, new_generator, pretrained_generator
 from gencond.ranges import to_signed, to_uint8
 from gencond.statistics import RealStatistics, cached_statistics

@@ -30,6 +30,7 @@ def train_network(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     seed: int,
+    optimizer: torch.optim.Optimizer | None = None,
     on_step: Callable[[int], None] | None = None,
     description: str = "",
 ) -> None:
@@ -43,6 +44,7 @@ def train_network(
         cutmix: probability that a batch is mixed by CutMix (1905.04899, beta 1: a box of uniform area).
         mean, std: what images in [-1, 1] are normalised with.
         seed: of the order and the augmentation. The initial weights are the caller's.
+        optimizer: one to go on with, instead of a new SGD.
         on_step: called with the number of steps done.
         description: of the progress bar; none shows no bar.
     """
@@ -51,7 +53,8 @@ def train_network(
     batch_size = min(batch_size, len(labels))
     shift, scale = (torch.tensor(value, device=device).view(1, -1, 1, 1) for value in (mean, std))
     images, labels = images.to(device), labels.to(device)
-    optimizer = torch.optim.SGD(network.parameters(), learning_rate, momentum=momentum, weight_decay=weight_decay)
+    if optimizer is None:
+        optimizer = torch.optim.SGD(network.parameters(), learning_rate, momentum=momentum, weight_decay=weight_decay)
     network.train()
     epoch: list[Tensor] = []
     for step in progress(range(num_steps), description=description, disable=not description):

@@ -10,13 +10,14 @@ GROUND = {"errors", "files", "progress", "ranges", "pictures", "distributed"}  #
 ALLOWED = {
     **dict.fromkeys(("config", "data", "augment", "networks", "features", "losses", "generator"), set()),
     "training": {"augment"},
-    "pool": {"data", "augment", "networks", "features", "training"},
+    "extractors": {"data", "augment", "networks", "features", "training"},
     "statistics": {"data", "augment", "features", "losses"},
+    "targets": {"augment", "features", "losses", "statistics"},
     "eval": {"data", "augment", "networks", "features", "training"},
     "checkpoint": {"config", "data", "generator"},
     "pretrain": {"config", "data", "augment", "losses", "generator", "checkpoint"},
     "condense": {
-        "config", "data", "augment", "networks", "features", "pool", "statistics", "losses", "generator",
+        "config", "data", "augment", "networks", "features", "extractors", "statistics", "targets", "losses", "generator",
         "checkpoint", "pretrain",
     },
 }  # fmt: skip
