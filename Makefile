@@ -36,4 +36,4 @@ check: .venv/installed
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf runs build *.egg-info .pytest_cache .ruff_cache
+	rm -rf build *.egg-info .pytest_cache .ruff_cache

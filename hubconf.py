@@ -1,8 +1,8 @@
 """torch.hub entry points: `torch.hub.load("OWNER/gencond", "condensed", "digits")`."""
 
-from pathlib import Path
+from pathlib import Path as _Path
 
-dependencies = ["torch", "diffusers", "safetensors", "numpy", "jaxtyping", "tqdm"]
+dependencies = ["torch", "diffusers", "safetensors", "numpy", "jaxtyping", "tqdm", "PIL"]
 
 
 def condensed(name="digits", device=None):
@@ -19,5 +19,5 @@ def condensed(name="digits", device=None):
     """
     from gencond.generator.condensed import load
 
-    shipped = Path(__file__).resolve().parent / "checkpoints" / str(name)
+    shipped = _Path(__file__).resolve().parent / "checkpoints" / str(name)
     return load(shipped if shipped.is_dir() else name, device)

@@ -10,6 +10,8 @@ so a state is weights, optimizer moments and a step number.
 import hashlib
 import json
 import logging
+import math
+import os
 import shutil
 import subprocess
 import time
@@ -19,15 +21,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 
 import gencond
-from gencond.config import Recipe, first_difference, to_dict, to_yaml
+from gencond.config import Recipe, first_difference, load_recipe, to_dict, to_yaml
 from gencond.data import LabeledImages
 from gencond.errors import InputError
-from gencond.files import read_json, write_json, write_text, written_whole
+from gencond.files import read_json, require_writable, write_json, write_text, written_whole
 from gencond.generator.condensed import ARTEFACT_FOLDER
 from gencond.progress import progress
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs in one folder are not kept apart there
+    fcntl = None
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_STEPS = 10
+LOCK_NAME = ".lock"
 
 
 def step_rng(seed: int, stage: str, step: int) -> torch.Generator:
@@ -44,7 +51,10 @@ def step_rng(seed: int, stage: str, step: int) -> torch.Generator:
 
 
 class RunFolder:
-    """Paths and records of one run. Only the main process of a distributed run should write."""
+    """Paths and records of one run, and in a `with` block the right to write it.
+
+    Of several processes of a run only the main one writes.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,6 +62,7 @@ class RunFolder:
         self.pretrained = path / "pretrained"
         self.samples = path / "samples"
         self.log_file = path / "log.jsonl"
+        self._descriptor: int | None = None
 
     @classmethod
     def prepare(cls, path: Path, recipe: Recipe, data: LabeledImages) -> "RunFolder":
@@ -64,42 +75,73 @@ class RunFolder:
         recipe_file = path / "recipe.yaml"
         if recipe_file.is_file():
             run._require_same(recipe, data)
-        elif path.exists() and (path.is_file() or any(path.iterdir())):
+        elif path.exists() and (path.is_file() or any(not run._is_own(entry) for entry in path.iterdir())):
             raise InputError(f"{path} exists and is no run folder: choose another --out")
-        else:
-            write_json(path / "data.json", describe_data(recipe.data.source, data))
-            write_text(recipe_file, to_yaml(recipe))  # last: with it, the folder is a run
+        require_writable(path)
+        run._lock()
         for leftover in [*path.glob(".*.tmp"), *(path / "state").glob("*/.*.tmp")]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        if not recipe_file.is_file():
+            write_json(path / "data.json", describe_data(recipe.data.source, data))
+            write_text(recipe_file, to_yaml(recipe))  # last: with it, the folder is a run
+        write_text(run.log_file, "".join(json.dumps(entry) + "\n" for entry in run.read_log()))  # whole lines only
         return run
 
-    def _require_same(self, recipe: Recipe, data: LabeledImages) -> None:
+    def _is_own(self, entry: Path) -> bool:
+        """Whether a run that was killed in its first moments may have left an entry."""
+        return entry.name in ("data.json", LOCK_NAME) or (entry.name.startswith(".") and entry.suffix == ".tmp")
+
+    def _lock(self) -> None:
+        """Keeps other processes out of the folder until the `with` block of this run ends. Raises InputError."""
+        if fcntl is None:
+            return
+        self._descriptor = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT)
         try:
-            old = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
-        except yaml.YAMLError:
-            raise InputError(f"{self.path}/recipe.yaml is damaged: choose another --out") from None
-        new = to_dict(recipe)
-        old.pop("evaluate", None), new.pop("evaluate")  # how a result is judged may change afterwards
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another process works in {self.path}: wait for it or choose another --out") from None
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _require_same(self, recipe: Recipe, data: LabeledImages) -> None:
+        old, new = to_dict(load_recipe(str(self.path / "recipe.yaml"))), to_dict(recipe)
+        for values in (old, new):
+            values.pop("evaluate")  # how a result is judged may change afterwards, and
+            values.pop("save_every_steps")  # how often a state is kept changes no bit
+            values["data"].pop("source")  # the images count, not their path
         if difference := first_difference(old, new):
             raise InputError(
                 f"{self.path} holds a run of another recipe ({difference}): choose another --out or remove it"
             )
-        if read_json(self.path / "data.json")["fingerprint"] != data.fingerprint:
+        if read_json(self.path / "data.json").get("fingerprint") != data.fingerprint:
             raise InputError(
                 f"the images of {recipe.data.source} are not those {self.path} was started with: choose another --out"
             )
 
     def log(self, **entry: Any) -> None:
+        """Appends a line to `log.jsonl`."""
         with self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
-        if not self.log_file.is_file():
-            return []
-        lines = self.log_file.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may leave half a line
+        """The entries of `log.jsonl`, without the half line that a killed run may have left."""
+        entries = []
+        if self.log_file.is_file():
+            for line in self.log_file.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    entries.append(json.loads(line))
+                except json.JSONDecodeError:
+                    continue
+        return [entry for entry in entries if isinstance(entry, dict)]
 
     def _forget_log(self, stage: str, after_step: int) -> None:
+        """Drops what a killed run logged of steps that are done again."""
         kept = [e for e in self.read_log() if e.get("stage") != stage or e.get("step", 0) <= after_step]
         write_text(self.log_file, "".join(json.dumps(entry) + "\n" for entry in kept))
 
@@ -135,6 +177,15 @@ class RunFolder:
         shutil.rmtree(self.path / "state" / stage, ignore_errors=True)
 
 
+def prepare_run(path: Path, recipe: Recipe, data: LabeledImages, is_main_process: bool) -> RunFolder:
+    """`RunFolder.prepare`, done by the main process; the others check after it that it is theirs too."""
+    if is_main_process:
+        run = RunFolder.prepare(path, recipe, data)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    return run if is_main_process else RunFolder(path)
+
+
 def run_stage(
     accelerator: "Accelerator",
     run: RunFolder,
@@ -153,11 +204,12 @@ def run_stage(
             `step_rng(seed, stage, step)`.
         on_save: called on the main process with the number of steps done, before a state is written.
     """
-    start, started = run.load_state(accelerator, stage), time.monotonic()
+    start, last_time = run.load_state(accelerator, stage), time.monotonic()
     main = accelerator.is_main_process
+    if main:
+        run._forget_log(stage, start)
     if start and main:
         logger.info("%s: resumed at step %d of %d", stage, start, num_steps)
-        run._forget_log(stage, start)
         run.log(stage=stage, event="resumed", step=start)
     bar = progress(range(start, num_steps), description=stage, total=num_steps, initial=start, disable=not main)
     sums, since = {}, start
@@ -165,18 +217,23 @@ def run_stage(
         for name, value in step_fn(step).items():
             sums[name] = sums.get(name, 0) + value.detach()
         done = step + 1
-        if done % LOG_EVERY_STEPS == 0 or done == num_steps:
+        saves = done % save_every_steps == 0 or done == num_steps
+        if saves or done % LOG_EVERY_STEPS == 0:
             means = {name: float(accelerator.reduce(value, "mean")) / (done - since) for name, value in sums.items()}
             sums, since = {}, done
+            if not all(math.isfinite(value) for value in means.values()):
+                raise InputError(
+                    f"{stage}: {means} at step {done} is not finite: lower the learning rates (the last state is kept)"
+                )
             if main:
-                run.log(stage=stage, step=done, **means)
+                now = time.monotonic()
+                run.log(stage=stage, step=done, **means, seconds=round(now - last_time, 3))
+                last_time = now
                 bar.set_postfix({name: f"{value:.3g}" for name, value in list(means.items())[:3]}, refresh=False)
-        if done % save_every_steps == 0 or done == num_steps:
+        if saves:
             if main:
                 on_save(done)
             run.save_state(accelerator, stage, done)
-    if main and start < num_steps:
-        run.log(stage=stage, step=num_steps, event="finished", seconds=round(time.monotonic() - started, 1))
 
 
 def describe_data(source: str, data: LabeledImages) -> dict[str, Any]:
@@ -204,6 +261,7 @@ def provenance(recipe: Recipe, data: LabeledImages) -> dict[str, Any]:
 
 
 def library_versions() -> dict[str, str]:
+    """Of what a result depends on."""
     return {"gencond": gencond.__version__} | {
         name: version(name) for name in ("torch", "torchvision", "diffusers", "accelerate", "numpy")
     }

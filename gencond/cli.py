@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gencond
 from gencond.config import Recipe, available_recipes, load_recipe, parse_recipe, to_yaml
 from gencond.errors import InputError
-from gencond.files import read_json, write_json
+from gencond.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from gencond.data import LabeledImages
@@ -38,12 +39,21 @@ def run_cleanly(command: Callable[[], None]) -> None:
         command()
     except InputError as error:
         _end(" ".join(str(error).split()), 2)
+    except _write_errors() as error:
+        _end(f"a file could not be written: {error}", 2)
     except OSError as error:  # no space, no permission, a vanished file
         _end(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
     except KeyboardInterrupt:
         _end("interrupted; the same command goes on from the last saved state", 130)
     finally:
         logger.removeHandler(handler)
+
+
+def _write_errors() -> type[Exception]:
+    """What safetensors raises for a full disk; asked for only when something was raised."""
+    from safetensors import SafetensorError
+
+    return SafetensorError
 
 
 def _end(message: str, status: int) -> None:
@@ -70,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=what)
         sub.add_argument("--recipe", default="gencond", help=f"{', '.join(available_recipes())}, or a YAML file")
         sub.add_argument("--data", help="a folder with one folder per class, an .npz file, or a named set")
-        sub.add_argument("--out", type=Path, required=True, help="run folder; an unfinished run in it goes on")
+        sub.add_argument("--out", type=Path, help="run folder; an unfinished run in it goes on")
         sub.add_argument("--dry-run", action="store_true", help="print the whole recipe and stop")
         sub.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the recipe")
         sub.set_defaults(command=command)
@@ -103,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_demo(args: argparse.Namespace) -> None:
-    recipe = load_recipe(DEMO_RECIPE, [f"data.source={DEMO_DATA}"])
+    recipe = load_recipe(DEMO_RECIPE, source=DEMO_DATA)
     out = _condensed_run(recipe, args.out)
     judge(str(out), out)
     print(
@@ -119,7 +129,7 @@ def run_condense(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(to_yaml(recipe), end="")
         return
-    out = _condensed_run(recipe, args.out)
+    out = _condensed_run(recipe, _out(args))
     if _is_main_process():
         print(f"\n{out}/condensed is ready.   gencond evaluate {out}   gencond sample {out} --ipc 10 --out DIR")
 
@@ -129,15 +139,17 @@ def run_pretrain(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(to_yaml(recipe), end="")
         return
-    from gencond.checkpoint import RunFolder
+    from gencond.checkpoint import prepare_run
     from gencond.condense import check_fit
     from gencond.pretrain import pretrained_generator
 
+    out = _out(args)
     train, _ = load_data(recipe)
     check_fit(recipe, train)
-    run = RunFolder.prepare(args.out, recipe, train)
-    pretrained_generator(recipe, train, run)
-    print(f"\n{run.pretrained} is ready; `gencond condense` with the same arguments goes on from it")
+    with prepare_run(out, recipe, train, _is_main_process()) as run:
+        pretrained_generator(recipe, train, run)
+    if _is_main_process():
+        print(f"\n{run.pretrained} is ready; `gencond condense` with the same arguments goes on from it")
 
 
 def run_sample(args: argparse.Namespace) -> None:
@@ -161,6 +173,8 @@ def run_report(args: argparse.Namespace) -> None:
     from gencond.eval.report import write_reports
 
     content = read_json(args.path / "report.json")
+    if not content.get("rows"):
+        raise InputError(f"{args.path}/report.json has no rows: run `gencond evaluate {args.path}`")
     write_reports(args.path, content, _run_log(args.path))
     print(f"{args.path}/report.md and report.html are written")
 
@@ -169,15 +183,27 @@ def run_report(args: argparse.Namespace) -> None:
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
-    source = [] if args.data is None else [f"data.source={args.data}"]
-    return load_recipe(args.recipe, [*source, *args.overrides])
+    return load_recipe(args.recipe, args.overrides, _source(args.data))
+
+
+def _source(data: str | None) -> str | None:
+    """A path as it is found from any working directory; the name of a named set as it is."""
+    return str(Path(data).resolve()) if data is not None and Path(data).exists() else data
+
+
+def _out(args: argparse.Namespace) -> Path:
+    if args.out is None:
+        raise InputError("--out is missing: name a folder for the run")
+    return args.out
 
 
 def load_data(recipe: Recipe) -> tuple["LabeledImages", "LabeledImages"]:
     """The images to condense and those to judge on, as the recipe's `data` part says."""
     from gencond.data import load_real, split_off
+    from gencond.distributed import new_accelerator
 
-    train, test = load_real(recipe.data.source, recipe.data.image_size, recipe.data.test_fraction)
+    with new_accelerator().main_process_first():  # one process downloads a named set, the others find it
+        train, test = load_real(recipe.data.source, recipe.data.image_size, recipe.data.test_fraction)
     if recipe.data.judge_on == "validation":
         train, test = split_off(train, recipe.data.validation_fraction)
     if _is_main_process():
@@ -190,15 +216,20 @@ def load_data(recipe: Recipe) -> tuple["LabeledImages", "LabeledImages"]:
 
 
 def _is_main_process() -> bool:
-    from accelerate import Accelerator
+    from gencond.distributed import new_accelerator
 
-    return Accelerator().is_main_process
+    return new_accelerator().is_main_process
 
 
 def _condensed_run(recipe: Recipe, out: Path) -> Path:
     from gencond.condense import condense
+    from gencond.eval.networks import build_network
+    from gencond.eval.protocols import get_protocol
 
     train, _ = load_data(recipe)
+    get_protocol(recipe.evaluate.protocol)  # what the run will be judged by has to fit before it starts
+    for network in recipe.evaluate.networks:
+        build_network(network, train.channels, train.num_classes, train.image_size, seed=0)
     condense(recipe, train, out)
     return out
 
@@ -213,17 +244,19 @@ def judge(
     data: str | None = None,
 ) -> None:
     """Scores an artefact beside the baselines and writes report.json, report.md and report.html to `out`."""
-    from accelerate import Accelerator
-
     from gencond.checkpoint import current_commit, library_versions
     from gencond.data import LabeledImages
+    from gencond.distributed import new_accelerator
     from gencond.eval.protocols import get_protocol
     from gencond.eval.report import summary_table, write_pictures, write_reports
     from gencond.eval.scoring import score_tables
     from gencond.features import state_fingerprint
+    from gencond.generator.card import model_card
     from gencond.ranges import to_uint8
 
     condensed = gencond.load(path)
+    if out.is_file():
+        raise InputError(f"{out} is a file: choose a folder for the report")
     recipe = _recipe_of(path, condensed, data)
     judged = recipe.evaluate
     chosen = get_protocol(protocol or judged.protocol)
@@ -239,10 +272,44 @@ def judge(
         images, labels = condensed.sample(ipc)
         return LabeledImages(to_uint8(images).cpu(), labels.cpu(), train.class_names)
 
-    device = Accelerator().device
+    device = new_accelerator().device
     condensed.to(device)
-    known = old.get("rows", [])
-    started = time.monotonic()
+    measured = {
+        "train": train.fingerprint, "test": test.fingerprint, "condensed": state_fingerprint(condensed),
+    }  # fmt: skip
+    known: list[dict[str, Any]] = old["rows"] if old.get("measured") == measured else []
+    made = dict(condensed.config.provenance or {})
+    content: dict[str, Any] = {
+        "title": f"{Path(recipe.data.source).stem}, condensed by recipe {recipe.name}",
+        "rows": known,
+        "notes": [],
+        "measured": measured,
+        "augmentation": recipe.data.augmentation,
+        "judged_on": recipe.data.judge_on,
+        "num_test_images": len(test),
+        "class_names": list(train.class_names),
+        "condensed": made | {"num_slots": condensed.num_slots, "bytes": condensed.num_bytes},
+        "versions": library_versions(),
+        "commit": current_commit(),
+        "command": f"gencond evaluate {path} --ipc {' '.join(map(str, ipcs))} --protocol {chosen.name} "
+        f"--networks {' '.join(networks)} --seeds {num_seeds}" + ("" if data is None else f" --data {data}"),
+    }
+    if (condensed_from := made.get("data", {}).get("fingerprint")) not in (None, train.fingerprint):
+        content["notes"].append(
+            f"the real images (fingerprint {train.fingerprint}) are not those this set was condensed from "
+            f"({condensed_from}): test images may have been trained on"
+        )
+    started, seconds = time.monotonic(), old.get("evaluation_seconds", 0.0) if known else 0.0
+
+    def keep(*rows: dict[str, Any]) -> None:
+        """Writes the report so far; a row takes the place of one that asked the same."""
+        asked = [_question(row) for row in rows]
+        content["rows"] = sorted([*rows, *(r for r in content["rows"] if _question(r) not in asked)], key=_question)
+        used = dict.fromkeys(row["protocol"] for row in content["rows"])
+        content["protocols"] = [get_protocol(name).describe() for name in used]
+        content["evaluation_seconds"] = round(seconds + time.monotonic() - started, 1)
+        write_json(out / "report.json", content)
+
     rows, notes = score_tables(
         sample,
         train,
@@ -252,51 +319,43 @@ def judge(
         protocol=chosen,
         augmentation=recipe.data.augmentation,
         num_seeds=num_seeds,
-        condensed_key=state_fingerprint(condensed),
+        condensed_key=measured["condensed"],
         condensed_bytes=condensed.num_bytes,
         device=device,
         known=known,
+        on_row=keep,
     )
-    seconds = old.get("evaluation_seconds", 0.0) + time.monotonic() - started
     reused = sum(row in known for row in rows)
     if reused:
         logger.info("evaluation: %d of %d rows were measured before and are reused", reused, len(rows))
-    content: dict[str, Any] = {
-        "title": f"{Path(recipe.data.source).name}, condensed by recipe {recipe.name}",
-        "rows": rows,
-        "notes": notes,
-        "protocol": chosen.describe() | {"augmentation_strategy": recipe.data.augmentation},
-        "judged_on": recipe.data.judge_on,
-        "num_test_images": len(test),
-        "class_names": list(train.class_names),
-        "condensed": dict(condensed.config.provenance or {})
-        | {"num_slots": condensed.num_slots, "bytes": condensed.num_bytes},
-        "evaluation_seconds": round(seconds, 1),
-        "versions": library_versions(),
-        "commit": current_commit(),
-        "command": f"gencond evaluate {path} --ipc {' '.join(map(str, ipcs))}",
-    }
+    content["notes"] += notes
+    keep(*rows)
     write_pictures(out, train, sample(min(10, max(ipcs))))
-    write_json(out / "report.json", content)
     write_reports(out, content, _run_log(out))
-    if (out / "recipe.yaml").is_file():
-        _refresh_card(out, condensed, rows)
+    if out.resolve() == Path(path).resolve() and (out / "condensed").is_dir():
+        write_text(out / "condensed" / "README.md", model_card(condensed, content["rows"]))
     print(f"\n{summary_table(rows)}")
-    for note in notes:
+    for note in content["notes"]:
         print(f"Note: {note}")
+
+
+def _question(row: dict[str, Any]) -> tuple:
+    """What a row asks, in the order of a table."""
+    order = ["gencond", "random_real", "kmeans_real", "whole_set"]
+    return row["protocol"], row["network"], row["ipc"] or math.inf, order.index(row["images"])
 
 
 def _recipe_of(path: str, condensed: "CondensedDataset", data: str | None) -> Recipe:
     """How an artefact was made, with the place of its real images."""
-    override = [] if data is None else [f"data.source={data}"]
+    source = _source(data)
     if (Path(path) / "recipe.yaml").is_file():
-        return load_recipe(str(Path(path) / "recipe.yaml"), override)
+        return load_recipe(str(Path(path) / "recipe.yaml"), source=source)
     if data is None:
         raise InputError(f"{path} is no run folder: name its real images with --data")
     made = (condensed.config.provenance or {}).get("recipe")
     if made is None:
-        return load_recipe("gencond", [*override, f"data.image_size={condensed.image_size}"])
-    return parse_recipe(made, "config.json", override)
+        return load_recipe("gencond", [f"data.image_size={condensed.image_size}"], source)
+    return parse_recipe(made, f"{path}/config.json", source=source)
 
 
 def _require_fit(condensed: "CondensedDataset", train: "LabeledImages") -> None:
@@ -315,13 +374,6 @@ def _run_log(folder: Path) -> list[dict[str, Any]]:
     from gencond.checkpoint import RunFolder
 
     return RunFolder(folder).read_log()
-
-
-def _refresh_card(out: Path, condensed: "CondensedDataset", rows: list[dict[str, Any]]) -> None:
-    from gencond.files import write_text
-    from gencond.generator.card import model_card
-
-    write_text(out / "condensed" / "README.md", model_card(condensed, rows))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Condensing: `condense_step` reads like the method, `condense` is the accelerate loop around it."""
 
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from diffusers.optimization import get_cosine_schedule_with_warmup
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from gencond.augment import Augmentation
-from gencond.checkpoint import RunFolder, provenance, run_stage, step_rng, write_artefact
+from gencond.checkpoint import RunFolder, prepare_run, provenance, run_stage, step_rng, write_artefact
 from gencond.config import Recipe
-from gencond.data import LabeledImages, nested_representatives
-from gencond.distributed import gather_rows, own_share
+from gencond.data import LabeledImages, nested_representatives, pixel_features
+from gencond.distributed import gather_rows, new_accelerator, own_share
 from gencond.errors import InputError
 from gencond.extractors import build_pool
 from gencond.features import Extractor
-from gencond.files import cache_dir
+from gencond.files import cache_dir, require_writable
 from gencond.generator.card import model_card
-from gencond.generator.condensed import CondensedDataset
+from gencond.generator.condensed import CondensedDataset, load
 from gencond.losses.anchor import pixel_anchor_loss, representative_loss
 from gencond.losses.center import center_loss
 from gencond.losses.classification import classification_loss
@@ -32,14 +31,12 @@ from gencond.losses.mean import mean_matching_loss
 from gencond.losses.mmd import fourier_mmd_loss
 from gencond.losses.total import total_loss
 from gencond.networks import ConvNet, automatic_depth
-from gencond.pictures import grid, screen_scale, write_png
+from gencond.pictures import PICTURED_CLASSES, PICTURED_IMAGES, grid, screen_scale, write_png
 from gencond.pretrain import averaged, new_generator, pretrained_generator
 from gencond.ranges import to_signed, to_uint8
 from gencond.statistics import RealStatistics, cached_statistics
 
 logger = logging.getLogger(__name__)
-
-PICTURED_CLASSES, PICTURED_IPC = 10, 10
 
 
 @dataclass(frozen=True)
@@ -132,8 +129,8 @@ def condense_step(
     # Means over own classes, weighted so that the mean over processes is the mean over all classes.
     parts = {name: part * (len(own) * num_processes / len(classes)) for name, part in parts.items()}
     if "representative" in on and len(draw.anchors):
-        balance = len(anchors) * num_processes / len(draw.anchors)
-        parts["representative"] = representative_loss(representatives.images[anchors], images_anchored) * balance
+        anchored = representatives.images[anchors]
+        parts["representative"] = representative_loss(anchored, images_anchored, len(draw.anchors)) * num_processes
     if "center" in on:
         centers_syn = gather_rows(features_syn.mean(1), len(classes))
         parts["center"] = center_loss(mean_real[classes], centers_syn, center_margin)
@@ -149,25 +146,31 @@ def condense(recipe: Recipe, data: LabeledImages, out: Path, pretrained: Path | 
         InputError: `out` holds another run, parts of the recipe that do not fit the images, more processes than
             classes.
     """
-    accelerator = Accelerator()
+    accelerator = new_accelerator()
     check_fit(recipe, data)
+    require_writable(cache_dir())
     if accelerator.num_processes > min(data.num_classes, recipe.condense.classes_per_step):
         raise InputError(
             f"{accelerator.num_processes} processes share {min(data.num_classes, recipe.condense.classes_per_step)} "
             "classes a step: use fewer processes or raise condense.classes_per_step"
         )
-    with accelerator.main_process_first():
-        run = RunFolder.prepare(out, recipe, data)
-    if run.artefact.is_dir():
-        logger.info("condense: %s is complete, reusing it", run.artefact)
-        return CondensedDataset.from_pretrained(run.artefact)
+    with prepare_run(out, recipe, data, accelerator.is_main_process) as run:
+        if run.artefact.is_dir():
+            logger.info("condense: %s is complete, reusing it", run.artefact)
+            return load(run.artefact)
+        condensed = _condense_in(run, recipe, data, pretrained)
+    return condensed
 
+
+def _condense_in(run: RunFolder, recipe: Recipe, data: LabeledImages, pretrained: Path | None) -> CondensedDataset:
+    """The stages, one after the other."""
+    accelerator = new_accelerator()
     generator = pretrained_generator(recipe, data, run, pretrained)
     started = time.monotonic()
     with accelerator.main_process_first():
         pool, statistics = real_side(recipe, data, accelerator.device)
-        if accelerator.is_main_process:
-            run.log(stage="extractors and statistics", seconds=round(time.monotonic() - started, 1))
+    if accelerator.is_main_process:
+        run.log(stage="extractors and statistics", seconds=round(time.monotonic() - started, 1))
     representatives = choose_representatives(recipe, data).to(accelerator.device)
     condensed = CondensedDataset(
         data.class_names,
@@ -204,6 +207,7 @@ def check_fit(recipe: Recipe, data: LabeledImages) -> None:
 
 
 def pool_depth(recipe: Recipe, data: LabeledImages) -> int:
+    """Blocks of the extractors."""
     return recipe.features.depth or automatic_depth(data.image_size)
 
 
@@ -238,13 +242,19 @@ def real_side(recipe: Recipe, data: LabeledImages, device: torch.device) -> tupl
 
 
 def choose_representatives(recipe: Recipe, data: LabeledImages) -> Representatives:
-    """For each class its k-means representatives in nested order; fewer than slots where the class is small."""
-    pixels = data.images.flatten(1).float().numpy()
+    """For each class its k-means representatives in nested order; fewer than slots where the class is small.
+
+    None at all where the recipe neither encodes nor anchors: k-means in large classes takes minutes.
+    """
     labels, slots, rows = [], [], []
     sizes = sorted({min(size, recipe.codes.num_slots) for size in recipe.codes.representative_sizes})
+    used = recipe.codes.encode_steps or recipe.objective.representative_weight
     for label in range(data.num_classes):
         of_class = data.rows_of(label)
-        chosen = of_class[nested_representatives(pixels[of_class.numpy()], sizes, recipe.seed)]
+        chosen = of_class[:0]
+        if used:
+            features = pixel_features(data.images[of_class])
+            chosen = of_class[nested_representatives(features, sizes, recipe.seed)]
         labels.append(torch.full_like(chosen, label))
         slots.append(torch.arange(len(chosen)))
         rows.append(chosen)
@@ -259,17 +269,13 @@ def adam(condensed: CondensedDataset, generator_lr: float, code_lr: float) -> to
     ])  # fmt: skip
 
 
-def cosine(optimizer: torch.optim.Optimizer, num_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / num_steps)))
-
-
 def encode(recipe: Recipe, condensed: CondensedDataset, representatives: Representatives, run: RunFolder) -> None:
     """Fits codes and generator to the representatives by squared error, in place: matching starts from real images."""
     part = recipe.codes
-    accelerator = Accelerator()
+    accelerator = new_accelerator()
     optimizer = adam(condensed, part.encode_generator_lr, part.encode_code_lr)
     synthesize, optimizer = accelerator.prepare(condensed, optimizer)
-    schedule = cosine(optimizer, part.encode_steps)
+    schedule = get_cosine_schedule_with_warmup(optimizer, 0, part.encode_steps)
     accelerator.register_for_checkpointing(schedule)
     share = own_share(part.encode_batch_size, accelerator.process_index, accelerator.num_processes)
 
@@ -278,7 +284,8 @@ def encode(recipe: Recipe, condensed: CondensedDataset, representatives: Represe
         rows = torch.randint(len(representatives.labels), (part.encode_batch_size,), generator=rng)[share]
         rows = rows.to(accelerator.device)
         images = synthesize(representatives.labels[rows], representatives.slots[rows])
-        loss = representative_loss(representatives.images[rows], images)
+        loss = representative_loss(representatives.images[rows], images, part.encode_batch_size)
+        loss = loss * accelerator.num_processes  # a sum over processes, and gradients are averaged over them
         optimizer.zero_grad()
         accelerator.backward(loss)
         optimizer.step()
@@ -300,12 +307,12 @@ def match(
 ) -> CondensedDataset:
     """Matches the synthetic sets of all prefix lengths to the real statistics; returns the average, on the CPU."""
     part = recipe.condense
-    accelerator = Accelerator()
+    accelerator = new_accelerator()
     condensed = condensed.to(accelerator.device)
     optimizer = adam(condensed, part.generator_lr, part.code_lr)
     condensed_ema = averaged(condensed, part.ema_halflife_steps)
     synthesize, optimizer = accelerator.prepare(condensed, optimizer)
-    schedule = cosine(optimizer, part.num_steps)
+    schedule = get_cosine_schedule_with_warmup(optimizer, 0, part.num_steps)
     accelerator.register_for_checkpointing(schedule, condensed_ema)
     augmentation = Augmentation(recipe.data.augmentation, data.image_size, *data.mean_std)
     objective = asdict(recipe.objective)
@@ -348,8 +355,9 @@ def match(
         return {"loss": loss, **parts}
 
     def picture(step: int) -> None:
-        images, _ = condensed_ema.module.sample(PICTURED_IPC)
-        rows = to_uint8(images).cpu().unflatten(0, (data.num_classes, -1))[:PICTURED_CLASSES]
+        classes = range(min(data.num_classes, PICTURED_CLASSES))
+        images, _ = condensed_ema.module.sample(PICTURED_IMAGES, classes)
+        rows = to_uint8(images).cpu().unflatten(0, (len(classes), -1))
         write_png(run.samples / f"step_{step:06d}.png", grid(rows, screen_scale(data.image_size)))
 
     run_stage(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from gencond.errors import InputError
@@ -20,6 +20,16 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
+    if list(values) != sorted(set(values)):
+        raise ValueError("must be ascending, each once")
+    return values
+
+
+Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
+Steps = Annotated[Counts, AfterValidator(_ascending)]
 part = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 
 
@@ -83,7 +93,7 @@ class Features:
     width: Count = 128
     depth: Count | None = None
     num_trajectories: CountOrZero = 2
-    snapshot_steps: tuple[Count, ...] = (20, 50, 100, 200, 350)
+    snapshot_steps: Steps = (20, 50, 100, 200, 350)
     num_random: CountOrZero = 4
     batch_size: Count = 128
     learning_rate: Rate = 0.01
@@ -102,7 +112,7 @@ class Codes:
     """The learned slots. encode_steps: fitting them and the generator to representative real images; 0 skips it."""
 
     num_slots: Count = 50
-    representative_sizes: tuple[Count, ...] = (1, 10, 50)
+    representative_sizes: Steps = (1, 10, 50)
     encode_steps: CountOrZero = 0
     encode_batch_size: Count = 128
     encode_generator_lr: Rate = 1e-3
@@ -133,7 +143,7 @@ class Condense:
     """
 
     num_steps: CountOrZero = 1000
-    prefix_lengths: tuple[Count, ...] = (1, 1, 2, 5, 10)
+    prefix_lengths: Counts = (1, 1, 2, 5, 10)
     stream_probability: Annotated[float, Field(ge=0, le=1)] = 0.2
     stream_length: Count = 10
     classes_per_step: Count = 10
@@ -148,8 +158,8 @@ class Condense:
 class Evaluate:
     """How the result is judged. protocol: see `eval.protocols`; networks: `convnet2`, `convnet3w64` or timm names."""
 
-    ipc: tuple[Count, ...] = (1, 10, 50)
-    networks: tuple[str, ...] = ("convnet3",)
+    ipc: Counts = (1, 10, 50)
+    networks: Annotated[tuple[str, ...], Field(min_length=1)] = ("convnet3",)
     protocol: str = "quick"
     num_seeds: Count = 3
 
@@ -173,11 +183,15 @@ class Recipe:
 
 
 def available_recipes() -> list[str]:
+    """Names of the shipped recipes, sorted."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str, overrides: Sequence[str] = (), source: str | None = None) -> Recipe:
     """A recipe by name or from a YAML file, with `part.field=value` overrides.
+
+    Args:
+        source: of the data, taken as it is (an override would be read as YAML).
 
     Raises:
         InputError: an unknown recipe or field, a value of the wrong kind or out of range, broken YAML.
@@ -194,14 +208,18 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} is no recipe: expected `part:` with `field: value` lines")
-    return parse_recipe({"name": path.stem} | content, str(name_or_path), overrides)
+    return parse_recipe({"name": path.stem} | content, str(name_or_path), overrides, source)
 
 
-def parse_recipe(content: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Recipe:
+def parse_recipe(
+    content: Mapping[str, Any], where: str, overrides: Sequence[str] = (), source: str | None = None
+) -> Recipe:
     """A recipe from plain values, as YAML and JSON hold them; `where` is named in errors. Raises InputError."""
     values = copy.deepcopy(dict(content))
     for override in overrides:
         _apply_override(values, override)
+    if source is not None:
+        values["data"] = (values.get("data") or {}) | {"source": source}
     try:
         return TypeAdapter(Recipe).validate_python(values)
     except ValidationError as error:
@@ -247,6 +265,7 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def to_yaml(recipe: Recipe) -> str:
+    """The whole recipe, as `load_recipe` reads it."""
     return yaml.safe_dump(to_dict(recipe), sort_keys=False)
 
 

@@ -5,6 +5,11 @@ their names. What a method draws from them (random subsets, k-means representati
 """
 
 import hashlib
+import logging
+import os
+import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,8 +26,12 @@ from gencond.errors import InputError
 from gencond.files import cache_dir
 from gencond.progress import progress
 
+logger = logging.getLogger(__name__)
+
 TEST_FOLDERS = ("test", "val", "validation")
-GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "F")
+HIDDEN = (".", "__")
+WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
+GREY_MODES = ("1", "L", "LA", *WIDE_MODES)
 GENERATOR_SIZES = tuple(sorted(bottom * 2**k for bottom in (4, 5, 6, 7) for k in range(1, 5) if bottom * 2**k <= 64))
 LARGEST_AUTOMATIC_SIZE = 32
 
@@ -71,9 +80,14 @@ class LabeledImages:
 
     @cached_property
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation per channel, in the range [-1, 1]."""
-        unit = self.images.transpose(0, 1).flatten(1).double() / 127.5 - 1
-        return tuple(unit.mean(1).tolist()), tuple(unit.std(1).clamp_min(1e-3).tolist())
+        """Mean and standard deviation per channel, in the range [-1, 1], from the histogram of each channel."""
+        levels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+        means, stds = [], []
+        for channel in self.images.unbind(1):
+            share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+            means.append(float(share @ levels))
+            stds.append(max(float(share @ (levels - means[-1]).square()) ** 0.5, 1e-3))
+        return tuple(means), tuple(stds)
 
     @cached_property
     def _rows_by_class(self) -> tuple[Int64[Tensor, " k"], ...]:
@@ -128,7 +142,9 @@ def load_real(
 
 
 def split_off(data: LabeledImages, fraction: float) -> tuple[LabeledImages, LabeledImages]:
-    """(rest, held out): the same share of every class, at least one image on either side; always the same split.
+    """(rest, held out): the same share of every class, at least one image on either side.
+
+    An image's own pixels decide where it goes, so that the split stays as it is when others are added or reordered.
 
     Raises:
         InputError: a class with fewer than two images.
@@ -138,9 +154,9 @@ def split_off(data: LabeledImages, fraction: float) -> tuple[LabeledImages, Labe
         rows = data.rows_of(label)
         if len(rows) < 2:
             raise InputError(f"class {name!r} has {len(rows)} image(s): two are needed to hold one out for testing")
-        rng = torch.Generator().manual_seed(label)
         count = min(max(round(len(rows) * fraction), 1), len(rows) - 1)
-        held.append(rows[torch.randperm(len(rows), generator=rng)[:count]])
+        digests = [hashlib.sha256(data.images[row].numpy().tobytes()).digest() for row in rows.tolist()]
+        held.append(rows[sorted(range(len(rows)), key=digests.__getitem__)[:count]])
     is_held = torch.zeros(len(data), dtype=torch.bool)
     is_held[torch.cat(held)] = True
     return data.subset((~is_held).nonzero()[:, 0]), data.subset(is_held.nonzero()[:, 0])
@@ -198,16 +214,20 @@ def _channels_first(images: np.ndarray) -> UInt8[Tensor, "n c h w"]:
 
 def _load_npz(path: Path) -> tuple[LabeledImages, LabeledImages | None]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise ValueError("it holds one array without a name")
+            arrays = {key: loaded[key] for key in loaded.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} cannot be read as .npz ({error})") from None
     if missing := {"x_train", "y_train"} - arrays.keys():
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}; it holds {', '.join(arrays) or 'nothing'}")
 
     def part(split: str, num_classes: int | None) -> tuple[Tensor, np.ndarray]:
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"].reshape(-1)
-        if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
+        shaped = x.ndim == 3 or (x.ndim == 4 and x.shape[-1] in (1, 3))
+        if x.dtype != np.uint8 or not shaped or 0 in x.shape[1:3]:
             raise InputError(
                 f"{path}: x_{split} is {x.dtype} {list(x.shape)}; expected uint8 [n, h, w] or [n, h, w, 1 or 3]"
             )
@@ -217,7 +237,9 @@ def _load_npz(path: Path) -> tuple[LabeledImages, LabeledImages | None]:
             raise InputError(f"{path}: y_{split} holds something else than class indices from 0")
         return _channels_first(x), y.astype(np.int64)
 
-    names = [str(name) for name in arrays["names"]] if "names" in arrays else None
+    names = [str(name) for name in np.atleast_1d(arrays["names"])] if "names" in arrays else None
+    if names is not None and len(set(names)) < len(names):
+        raise InputError(f"{path}: names holds a class twice")
     x, y = part("train", len(names) if names else None)
     names = names or [str(label) for label in range(int(y.max()) + 1)]
     width = len(str(len(names) - 1))
@@ -243,10 +265,20 @@ def _require_every_class(data: LabeledImages, where: str) -> None:
 
 
 def _load_folder(root: Path, image_size: int | None) -> tuple[LabeledImages, LabeledImages | None]:
-    train_root = root / "train" if (root / "train").is_dir() else root
-    test_root = next((root / name for name in TEST_FOLDERS if _class_folders(root / name)), None)
-    reserved = () if test_root is None or train_root != root else (test_root.name,)
-    names = tuple(folder.name for folder in _class_folders(train_root) if folder.name not in reserved)
+    splits = {folder.name.lower(): folder for folder in _class_folders(root) if _class_folders(folder)}
+    train_root = splits.get("train", root)
+    held_out = [splits[name] for name in TEST_FOLDERS if name in splits]
+    test_root = held_out[0] if held_out else None
+    for folder in held_out[1:]:
+        logger.info("data: %s is left out, %s is the test set", folder, test_root)
+    candidates = _class_folders(train_root)
+    if train_root == root:
+        candidates = [folder for folder in candidates if folder not in held_out]
+        if flat := [folder for folder in candidates if folder.name.lower() in TEST_FOLDERS]:
+            raise InputError(
+                f"{flat[0]} holds no class folders, so it is no test set: sort its images into classes or move it away"
+            )
+    names = tuple(folder.name for folder in candidates)
     if not names:
         raise InputError(f"{train_root} has no class folders: expected {train_root}/<class name>/<image>")
     train_files = {name: _image_files(train_root / name) for name in names}
@@ -275,17 +307,25 @@ def _class_folders(root: Path) -> list[Path]:
     """Visible folders, sorted by name; none where `root` is no folder."""
     if not root.is_dir():
         return []
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN))
 
 
 def _image_files(folder: Path) -> list[Path]:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
+    """Visible image files at any depth, links followed, sorted. Files of other kinds are counted in the log."""
+    from PIL import Image
 
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".") and path.is_file()
-    )
+    Image.init()
+    extensions = {suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN}
+    found, others = [], []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith(HIDDEN))
+        for name in sorted(files):
+            if not name.startswith(HIDDEN):
+                path = Path(parent, name)
+                (found if path.suffix.lower() in extensions else others).append(path)
+    if others:
+        logger.info("data: %d file(s) in %s are no images and left out, %s first", len(others), folder, others[0].name)
+    return sorted(found)
 
 
 def _short_sides(paths: list[Path]) -> list[int]:
@@ -310,8 +350,8 @@ def _read_image(path: Path, image_size: int) -> np.ndarray | str:
         with Image.open(path) as image:
             image.draft("RGB", (image_size * 2, image_size * 2))  # JPEGs decode at a fraction of their size
             grey = image.mode in GREY_MODES
-            if image.mode.startswith("I;16") or image.mode == "I":
-                image = Image.fromarray((np.asarray(image).astype(np.int64) // 256).clip(0, 255).astype(np.uint8))
+            if image.mode in WIDE_MODES:
+                image = Image.fromarray(_wide_to_uint8(np.asarray(image)))
             if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -320,6 +360,16 @@ def _read_image(path: Path, image_size: int) -> np.ndarray | str:
             return np.asarray(ImageOps.fit(image, side, Image.Resampling.BICUBIC), dtype=np.uint8)
     except Exception as error:  # whatever a decoder throws at a broken file: it is named and counted
         return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _wide_to_uint8(values: np.ndarray) -> np.ndarray:
+    """Grey values of 16 or 32 bits or floats to 0..255, by the smallest usual range that holds them."""
+    largest = values.max()
+    if values.min() < 0 or largest > 65535:
+        raise ValueError(f"grey values from {values.min()} to {largest}: expected 0..1, 0..255 or 0..65535")
+    if values.dtype.kind == "f" and largest <= 1:
+        return (values * 255).round().astype(np.uint8)
+    return (values if largest <= 255 and values.dtype.itemsize > 2 else values / 257).round().astype(np.uint8)
 
 
 def _read_all(paths: list[Path], image_size: int, root: Path) -> UInt8[Tensor, "n c h w"]:
@@ -389,13 +439,17 @@ def kmeans_subset(data: LabeledImages, ipc: int, seed: int) -> LabeledImages:
     Raises:
         InputError: a class has fewer than `ipc` images.
     """
-    pixels = data.images.flatten(1).float().numpy()
     chosen = []
     for label in range(data.num_classes):
         rows = data.rows_of(label)
         _require_ipc(data, label, len(rows), ipc)
-        chosen.append(rows[kmeans_representatives(pixels[rows.numpy()], ipc, seed)])
+        chosen.append(rows[kmeans_representatives(pixel_features(data.images[rows]), ipc, seed)])
     return data.subset(torch.cat(chosen))
+
+
+def pixel_features(images: UInt8[Tensor, "n c h w"]) -> np.ndarray:
+    """Images as float32 rows [n, c h w], for k-means."""
+    return images.flatten(1).float().numpy()
 
 
 def _require_ipc(data: LabeledImages, label: int, available: int, ipc: int) -> None:
@@ -421,10 +475,15 @@ def kmeans_representatives(features: np.ndarray, num_clusters: int, seed: int) -
     Source: DREAM (2302.14416), section 3.2, whose code keeps a row that is nearest to two centers twice.
     """
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     if num_clusters == len(features):
         return torch.arange(len(features))
-    kmeans = KMeans(num_clusters, n_init=1, random_state=seed).fit(features)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # fewer distinct images than clusters: some centers coincide
+        kmeans = KMeans(num_clusters, n_init=1, random_state=seed).fit(features)
     distance = kmeans.transform(features)  # [n, k]
     chosen: list[int] = []
     for cluster in np.bincount(kmeans.labels_, minlength=num_clusters).argsort(kind="stable")[::-1]:

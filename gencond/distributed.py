@@ -1,11 +1,25 @@
 """Class-parallel processes: each takes its own classes; only class centers cross the wire, with gradient."""
 
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# One process may build extractors and statistics for hours while the others wait.
+TIMEOUT = timedelta(hours=24)
+
+
+def new_accelerator() -> "Accelerator":
+    """An Accelerator as `accelerate launch` configured it, patient enough for the stages that one process does."""
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
 
 
 def own_share(num_items: int, rank: int, num_processes: int) -> slice:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from gencond.augment import Augmentation
 from gencond.data import LabeledImages
 from gencond.features import Extractor
-from gencond.files import short_hash, written_whole
+from gencond.files import read_cache, short_hash, written_whole
 from gencond.networks import ConvNet
 from gencond.training import train_network
 
@@ -163,9 +163,9 @@ def build_pool(
             torch.manual_seed(seed * 1000 + number)
             return ConvNet(data.channels, data.num_classes, data.image_size, width, depth)
 
-    if file.exists():
+    stored = read_cache(file)
+    if stored is not None:
         logger.info("extractors: reusing the pool of %d nets (%s)", num_nets, key)
-        stored = load_file(file)
         networks = [new_network(number) for number in range(num_nets)]
         for number, network in enumerate(networks):
             prefix = f"{number}."

@@ -2,14 +2,20 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gencond.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
@@ -17,24 +23,36 @@ def cache_dir() -> Path:
     return Path(os.environ.get("GENCOND_CACHE") or Path.home() / ".cache" / "gencond").expanduser()
 
 
+def require_writable(folder: Path) -> None:
+    """Makes `folder`. Raises InputError where it cannot be written to, before minutes of work are lost to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_whole(folder / "probe") as temporary:
+            temporary.touch()
+        (folder / "probe").unlink()
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written to ({error.strerror}): choose another place") from None
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yields a temporary sibling to write (a file or a folder); renames it to `path` if nothing was raised.
 
-    Readers see the old content or the new one, never a part, also when the process is killed in between. An
-    existing folder is moved aside for the moment between two renames, since a folder cannot be replaced in one.
+    Readers see the old content or the new one, never a part, also when the process is killed in between. An empty
+    folder at `path` is replaced; one with content is left alone and raises OSError.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         if path.is_dir():
-            replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
-            os.rename(path, replaced)
-            os.rename(temporary, path)
-            shutil.rmtree(replaced)
-        else:
-            os.replace(temporary, path)
+            path.rmdir()
+        if temporary.is_file():
+            _give_usual_mode(temporary)
+        for file in temporary.glob("*.safetensors"):
+            _give_usual_mode(file)
+        os.replace(temporary, path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
@@ -42,23 +60,49 @@ def written_whole(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _give_usual_mode(file: Path) -> None:
+    """The mode a new file has by the user's umask; safetensors writes files that only their owner can read."""
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
+
+
 def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text, whole or not at all."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises InputError where it is missing or not JSON."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises InputError where it is missing, not JSON or not an object."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error})") from None
+        raise InputError(f"{path} is not valid JSON ({error}): restore the file") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}, not an object: restore the file")
+    return value
+
+
+def read_cache(file: Path) -> "dict[str, Tensor] | None":
+    """The tensors of a cache entry; None where there is none, or a damaged one, which is then made again."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not file.exists():
+        return None
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        logger.warning("%s is damaged (%s) and will be made again", file, str(error).splitlines()[0])
+        return None
 
 
 def short_hash(*parts: Any) -> str:

@@ -9,10 +9,13 @@ from torch import Tensor
 
 from gencond.files import written_whole
 
+PICTURED_CLASSES, PICTURED_IMAGES = 10, 10
+
 
 def grid(images: UInt8[Tensor, "rows columns c h w"], scale: int = 1, gap: int = 2) -> UInt8[np.ndarray, "H W 3"]:
-    """Images side by side on white, each pixel drawn as `scale` x `scale`."""
-    rows, columns, _, height, width = images.shape
+    """Images side by side on white, each pixel drawn as `scale` x `scale`; grey ones become RGB."""
+    rows, columns, channels, height, width = images.shape
+    images = images.expand(-1, -1, 3, -1, -1) if channels == 1 else images
     pixels = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2).permute(0, 1, 3, 4, 2).numpy()
     height, width = height * scale, width * scale
     canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
@@ -28,14 +31,16 @@ def screen_scale(image_size: int) -> int:
     return max(1, 48 // image_size)
 
 
-def to_png(picture: UInt8[np.ndarray, "H W 3"]) -> bytes:
+def png_bytes(picture: UInt8[np.ndarray, "h w c"]) -> bytes:
+    """A PNG file, grey for one channel."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def write_png(path: Path, picture: UInt8[np.ndarray, "H W 3"]) -> None:
+def write_png(path: Path, picture: UInt8[np.ndarray, "h w c"]) -> None:
+    """Writes a PNG file, whole or not at all."""
     with written_whole(path) as temporary:
-        temporary.write_bytes(to_png(picture))
+        temporary.write_bytes(png_bytes(picture))

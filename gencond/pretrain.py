@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -13,11 +12,12 @@ from gencond.augment import Augmentation
 from gencond.checkpoint import RunFolder, run_stage, step_rng
 from gencond.config import Recipe
 from gencond.data import LabeledImages
-from gencond.distributed import own_share
+from gencond.distributed import new_accelerator, own_share
 from gencond.errors import InputError
 from gencond.files import written_whole
 from gencond.generator.biggan import BigGANGenerator, set_standing_statistics
 from gencond.generator.discriminator import ProjectionDiscriminator, channels_at
+from gencond.generator.loading import read_model
 from gencond.losses.adversarial import discriminator_hinge_loss, generator_hinge_loss
 from gencond.ranges import to_signed
 
@@ -72,9 +72,9 @@ def pretrained_generator(
         return new_generator(recipe, data).eval()
     if run.pretrained.is_dir():
         logger.info("pretrain: reusing %s", run.pretrained)
-        return BigGANGenerator.from_pretrained(run.pretrained)
+        return read_model(BigGANGenerator, run.pretrained, "a pretrained generator")
     generator = pretrain(recipe, data, run)
-    accelerator = Accelerator()
+    accelerator = new_accelerator()
     if accelerator.is_main_process:
         with written_whole(run.pretrained) as temporary:
             generator.save_pretrained(temporary)
@@ -84,10 +84,7 @@ def pretrained_generator(
 
 
 def _read_generator(folder: Path, expected: BigGANGenerator) -> BigGANGenerator:
-    try:
-        generator = BigGANGenerator.from_pretrained(folder)
-    except Exception as error:  # diffusers and safetensors raise many kinds; all mean the same here
-        raise InputError(f"{folder} holds no pretrained generator ({str(error).splitlines()[0]})") from error
+    generator = read_model(BigGANGenerator, folder, "a pretrained generator")
     for name, value in expected.config.items():
         value = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
         if not name.startswith("_") and generator.config[name] != value:
@@ -98,7 +95,7 @@ def _read_generator(folder: Path, expected: BigGANGenerator) -> BigGANGenerator:
 def pretrain(recipe: Recipe, data: LabeledImages, run: RunFolder) -> BigGANGenerator:
     """Trains a generator against a projection discriminator with the hinge loss; returns its average, on the CPU."""
     part = recipe.pretrain
-    accelerator = Accelerator()
+    accelerator = new_accelerator()
     generator = new_generator(recipe, data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 1)

@@ -11,14 +11,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int64
-from safetensors.torch import load_file, save_file
+from jaxtyping import Float
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gencond.augment import Augmentation
 from gencond.data import LabeledImages
 from gencond.features import Extractor
-from gencond.files import short_hash, written_whole
+from gencond.files import read_cache, short_hash, written_whole
 from gencond.losses.anchor import contrast, pooled_pixels
 from gencond.losses.kernels import fourier_embedding, fourier_frequencies, median_bandwidth
 from gencond.progress import progress
@@ -35,7 +35,6 @@ class RealStatistics:
     """What a class looks like to each of K extractors; features are of augmented images.
 
     Args:
-        count: real images of each class.
         mean: mean feature.
         spread: trace of the feature covariance, in squared feature units.
         embedding: mean random Fourier embedding of the features.
@@ -45,7 +44,6 @@ class RealStatistics:
         contrast: mean standard deviation over pixels, per class and channel.
     """
 
-    count: Int64[Tensor, " classes"]
     mean: Float[Tensor, "k classes d"]
     spread: Float[Tensor, "k classes"]
     embedding: Float[Tensor, "k classes r2"]
@@ -71,12 +69,13 @@ def cached_statistics(
 ) -> RealStatistics:
     """`real_statistics`, read from `cache` if they were computed before for this data, pool and augmentation."""
     key = short_hash(
-        "statistics-1", data.fingerprint, pool_key, augmentation.strategy, num_passes, num_frequencies, seed
+        "statistics-2", data.fingerprint, pool_key, augmentation.strategy, num_passes, num_frequencies, seed
     )
     file = cache / "statistics" / f"{key}.safetensors"
-    if file.exists():
+    stored = read_cache(file)
+    if stored is not None:
         logger.info("statistics: reusing those of %d images (%s)", len(data), key)
-        return RealStatistics(**load_file(file))
+        return RealStatistics(**stored)
     statistics = real_statistics(
         data,
         extractors,
@@ -151,7 +150,6 @@ def real_statistics(
     row, column = torch.triu_indices(num_classes, num_classes, offset=1, device=device)
     gap = (mean[:, row] - mean[:, column]).square().sum(-1).mean(1).clamp_min(1e-12)
     return RealStatistics(
-        count=data.counts,
         mean=mean.float().cpu(),
         spread=spread.float().cpu(),
         embedding=(embedding / seen[:, None]).float().cpu(),

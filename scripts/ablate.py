@@ -37,12 +37,14 @@ def main() -> None:
         name, _, overrides = variant.partition(":")
         scores: dict[str, list[float]] = {}
         for seed in range(args.seeds):
-            base = [f"data.source={args.data}", "data.judge_on=validation", f"seed={seed}"]
-            recipe = load_recipe(args.recipe, [*base, *args.set, *overrides.split()])
+            base = ["data.judge_on=validation", f"seed={seed}"]
+            recipe = load_recipe(args.recipe, [*base, *args.set, *overrides.split()], args.data)
             train, held_out = load_data(recipe)
             out = args.out / f"{name}-{seed}"
             shared = to_dict(recipe)
-            pretrained = args.out / f"pretrained-{short_hash(shared['pretrain'], shared['generator'], seed)}"
+            pretrained = (
+                args.out / f"pretrained-{short_hash(shared['pretrain'], shared['generator'], seed, train.fingerprint)}"
+            )
             condensed = condense(recipe, train, out, pretrained=pretrained if pretrained.is_dir() else None)
             if (out / "pretrained").is_dir() and not pretrained.is_dir():
                 shutil.copytree(out / "pretrained", pretrained)

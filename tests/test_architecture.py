@@ -17,8 +17,8 @@ ALLOWED = {
     "checkpoint": {"config", "data", "generator"},
     "pretrain": {"config", "data", "augment", "losses", "generator", "checkpoint"},
     "condense": {
-        "config", "data", "augment", "networks", "features", "extractors", "statistics", "targets", "losses", "generator",
-        "checkpoint", "pretrain",
+        "config", "data", "augment", "networks", "features", "extractors", "statistics", "targets", "losses",
+        "generator", "checkpoint", "pretrain",
     },
 }  # fmt: skip
 GLUE = {"cli", "__init__"}

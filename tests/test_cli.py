@@ -11,6 +11,7 @@ from PIL import Image
 
 import gencond
 from gencond.cli import main
+from gencond.data import load_real
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,9 @@ def test_condense_sample_evaluate_and_report_work_together(
 
 
 def test_a_second_evaluation_reuses_its_rows_and_says_so(run: Path, caplog: pytest.LogCaptureFixture) -> None:
-    main(["evaluate", str(run), "--ipc", "1"])
+    main(["evaluate", str(run), "--ipc", "1", "--seeds", "3"])
     caplog.set_level("INFO", logger="gencond")
-    main(["evaluate", str(run), "--ipc", "1", "2"])
+    main(["evaluate", str(run), "--ipc", "1", "2", "--seeds", "3"])
     assert "4 of 7 rows were measured before" in caplog.text
 
 
@@ -86,10 +87,50 @@ def test_a_folder_of_photographs_goes_all_the_way(tmp_path: Path) -> None:
     assert condensed.class_names == ["beach", "city", "forest"] and condensed.sample(2)[0].shape == (6, 3, 16, 16)
 
 
-def test_dry_run_prints_the_whole_recipe_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    main(["condense", "--recipe", "demo", "--dry-run", "--out", str(tmp_path / "x"), "condense.num_steps=7"])
+def test_dry_run_prints_the_whole_recipe_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["condense", "--recipe", "demo", "--dry-run", "condense.num_steps=7"])
     assert yaml.safe_load(capsys.readouterr().out)["condense"]["num_steps"] == 7
-    assert not (tmp_path / "x").exists()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_data_path_is_taken_letter_by_letter(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert "no such data: 'my data #2'" in fails(
+        capsys, "condense", "--data", "my data #2", "--out", str(tmp_path / "x")
+    )
+    assert "no such data: '1e5'" in fails(capsys, "condense", "--data", "1e5", "--out", str(tmp_path / "x"))
+
+
+def test_a_judge_that_cannot_take_the_images_is_named_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "x"
+    line = fails(
+        capsys, "condense", "--recipe", "demo", "--data", "digits", "--out", str(out), "evaluate.networks=[convnet9]"
+    )
+    assert "9 blocks cannot halve 8 px" in line and not out.exists()
+
+
+def test_rows_of_earlier_questions_stay_in_the_report(run: Path) -> None:
+    main(["evaluate", str(run), "--ipc", "1"])
+    before = json.loads((run / "report.json").read_text())["rows"]
+    main(["evaluate", str(run), "--ipc", "3", "--seeds", "1"])
+    after = json.loads((run / "report.json").read_text())["rows"]
+    assert all(row in after for row in before if row["images"] != "whole_set") and len(after) > len(before)
+
+
+def test_other_real_images_of_the_same_classes_are_marked(run: Path, tmp_path: Path) -> None:
+    train, test = load_real("digits", test_fraction=0.5)
+    arrays = [part.images[:, 0].numpy() for part in (train, test)]
+    np.savez(
+        tmp_path / "d.npz", x_train=arrays[0], y_train=train.labels, x_test=arrays[1], y_test=test.labels,
+        names=list(train.class_names),
+    )  # fmt: skip
+    out = tmp_path / "judged"
+    main(["evaluate", str(run), "--data", str(tmp_path / "d.npz"), "--out", str(out), "--ipc", "1", "--seeds", "1"])
+    assert "test images may have been trained on" in (out / "report.md").read_text()
 
 
 def test_pretrain_alone_leaves_what_condense_goes_on_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -119,7 +160,11 @@ def test_pretrain_alone_leaves_what_condense_goes_on_from(tmp_path: Path, caplog
         (["evaluate", "{run}", "--protocol", "slow"], "unknown protocol"),
         (["evaluate", "{run}", "--networks", "convnot"], "unknown network"),
         (["evaluate", "{run}", "--data", "{photos}"], "has 10 classes"),
+        (["evaluate", "{run}", "--out", "{file}"], "is a file"),
         (["report", "{empty}"], "report.json is missing"),
+        (["condense", "--recipe", "demo", "--data", "digits"], "--out is missing"),
+        (["sample", "{run}", "--ipc", "60", "--seed", "-1", "--out", "{out}"], "seed must be in 0"),
+        (["sample", "no/such", "--ipc", "1", "--out", "{out}"], "no/such cannot be loaded"),
     ],
 )
 def test_bad_input_gets_one_line_and_leaves_nothing(

@@ -13,6 +13,7 @@ from conftest import tiny_recipe
 
 import gencond
 from gencond.augment import Augmentation
+from gencond.checkpoint import RunFolder
 from gencond.condense import Draw, Representatives, choose_representatives, condense, condense_step, real_side
 from gencond.config import to_yaml
 from gencond.data import LabeledImages
@@ -250,6 +251,7 @@ def test_another_recipe_or_other_data_in_the_same_folder_is_refused(few_digits: 
     before = artefact_bits(run)
     with pytest.raises(InputError, match=r"another recipe \(condense.num_steps: 6 there, 7 here\)"):
         condense(tiny_recipe("condense.num_steps=7"), few_digits, run)
+    condense(tiny_recipe("save_every_steps=5"), few_digits, run)  # nor does the rhythm of the states change a bit
     with pytest.raises(InputError, match="are not those"):
         condense(tiny_recipe(), few_digits.subset(torch.arange(100)), run)
     condense(tiny_recipe("evaluate.num_seeds=5"), few_digits, run)  # how it is judged may change
@@ -258,6 +260,44 @@ def test_another_recipe_or_other_data_in_the_same_folder_is_refused(few_digits: 
     (tmp_path / "full" / "thesis.tex").touch()
     with pytest.raises(InputError, match="no run folder"):
         condense(tiny_recipe(), few_digits, tmp_path / "full")
+
+
+def test_a_run_killed_in_its_first_moments_starts_again(few_digits: LabeledImages, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".data.json.123.tmp").write_text("{")
+    (run / "data.json").write_text("{}")
+    condense(tiny_recipe(), few_digits, run)
+    assert (run / "condensed").is_dir() and not (run / ".data.json.123.tmp").exists()
+
+
+def test_half_a_log_line_is_dropped(few_digits: LabeledImages, tmp_path: Path) -> None:
+    run = RunFolder.prepare(tmp_path / "run", tiny_recipe(), few_digits)
+    run.log(stage="pretrain", step=10)
+    with run.log_file.open("a") as file:
+        file.write('{"stage": "pretr')
+    again = RunFolder.prepare(tmp_path / "run", tiny_recipe(), few_digits)
+    again.log(stage="pretrain", step=20)
+    assert [entry["step"] for entry in again.read_log()] == [10, 20]
+
+
+def test_a_second_process_is_kept_out_of_a_run_folder(few_digits: LabeledImages, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    hold = f"import fcntl, time; f = open({str(run / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"  # noqa: E501
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="another process works in"):
+            condense(tiny_recipe(), few_digits, run)
+        other.kill()
+    condense(tiny_recipe(), few_digits, run)
+
+
+def test_a_diverged_run_stops_and_keeps_its_last_state(few_digits: LabeledImages, tmp_path: Path) -> None:
+    recipe = tiny_recipe("objective.mean_weight=1e39")  # more than float32 holds
+    with pytest.raises(InputError, match="is not finite: lower the learning rates"):
+        condense(recipe, few_digits, tmp_path / "run")
+    assert not (tmp_path / "run" / "condensed").exists()
 
 
 def test_a_damaged_state_is_named(few_digits: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

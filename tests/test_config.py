@@ -1,8 +1,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from gencond.condense import check_fit
 from gencond.config import available_recipes, first_difference, load_recipe, parse_recipe, to_dict, to_yaml
+from gencond.data import GENERATOR_SIZES, LabeledImages
 from gencond.errors import InputError
 
 
@@ -27,6 +30,8 @@ def test_overrides_change_one_field_and_read_numbers_as_people_write_them() -> N
         ("condense.num_steps=-1", "condense.num_steps = -1"),
         ("condense.generator_lr=fast", "condense.generator_lr = 'fast'"),
         ("evaluate.ipc=[0]", "evaluate.ipc.0 = 0"),
+        ("evaluate.ipc=[]", "evaluate.ipc = []"),
+        ("features.snapshot_steps=[20,20]", "must be ascending, each once"),
         ("num_steps", "not of the form part.field=value"),
         ("seed.x=1", "'seed' is a field, not a part"),
     ],
@@ -35,6 +40,13 @@ def test_a_wrong_override_is_explained_in_one_line(override: str, message: str) 
     with pytest.raises(InputError) as error:
         load_recipe("demo", ["seed=0", override])
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", GENERATOR_SIZES)
+@pytest.mark.parametrize("name", ["gencond"])
+def test_a_recipe_for_any_images_fits_every_size_that_is_chosen_by_itself(name: str, size: int) -> None:
+    images = LabeledImages(torch.zeros(4, 3, size, size, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]), ("a", "b"))
+    check_fit(load_recipe(name), images)
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:

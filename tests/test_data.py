@@ -100,6 +100,63 @@ def test_a_test_folder_is_taken_also_beside_the_classes(make_folder: MakeFolder)
     assert train.class_names == ("cat", "dog") and len(train) == 8 and len(test) == 6
 
 
+def test_files_that_are_no_images_are_counted_hidden_ones_skipped_and_links_followed(
+    make_folder: MakeFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="gencond")
+    root = make_folder()
+    (root / "cat" / "notes.txt").touch()
+    (root / "cat" / ".hidden").mkdir()
+    (root / "cat" / ".hidden" / "0.png").write_bytes(b"")
+    (root / "dog" / "1.png").rename(root / "dog" / "1.GIF")
+    (root / "cat" / "more").symlink_to(root / "dog")
+    train, test = load_real(str(root))
+    assert (train.counts + test.counts).tolist() == [8, 4]
+    assert "1 file(s)" in caplog.text and "notes.txt" in caplog.text
+    (root / "cat" / "gone.png").symlink_to(root / "nowhere.png")
+    with pytest.raises(InputError, match="cat/gone.png"):
+        load_real(str(root))
+
+
+def test_capital_split_folders_are_splits_and_a_second_held_out_one_is_said(
+    make_folder: MakeFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="gencond")
+    for split, count in (("Train", 4), ("Test", 2), ("val", 3)):
+        root = make_folder(root=f"set/{split}", per_class=count).parent
+    train, test = load_real(str(root))
+    assert len(train) == 8 and len(test) == 4 and "val is left out" in caplog.text
+
+
+def test_a_class_may_be_called_train_but_a_flat_test_folder_is_refused(make_folder: MakeFolder) -> None:
+    root = make_folder(classes=("bus", "train"))
+    assert load_real(str(root))[0].class_names == ("bus", "train")
+    (root / "test").mkdir()
+    Image.new("RGB", (40, 40)).save(root / "test" / "0.png")
+    with pytest.raises(InputError, match="test holds no class folders"):
+        load_real(str(root))
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale"), [(np.float32, 1.0), (np.float32, 255.0), (np.int32, 255), (np.int32, 65535)]
+)
+def test_wide_grey_values_are_scaled_by_their_range(tmp_path: Path, kind: type, scale: float) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            ramp = np.linspace(0, 1, 16)[None].repeat(16, 0) * scale
+            Image.fromarray(ramp.astype(kind)).save(tmp_path / name / f"{number}.tif")
+    images = load_real(str(tmp_path))[0].images
+    assert images.max() == 255 and images.min() == 0 and 120 < images.float().mean() < 135
+
+
+def test_the_split_of_an_image_does_not_depend_on_the_others(few_digits: LabeledImages) -> None:
+    held = {image.numpy().tobytes() for image in split_off(few_digits, 0.25)[1].images}
+    without = few_digits.subset(torch.arange(1, len(few_digits)))
+    held_without = {image.numpy().tobytes() for image in split_off(without, 0.25)[1].images}
+    assert len(held ^ held_without) <= 2
+
+
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     image = Image.new("RGB", (16, 16), "black")
     image.paste("white", (0, 0, 16, 8))  # white above
@@ -169,6 +226,11 @@ def test_npz_with_names_is_renumbered_in_the_order_of_the_names(tmp_path: Path) 
         ({"x_train": np.zeros((2, 8, 8), np.uint8), "y_train": np.array([0, -1])}, "class indices"),
         ({"x_train": np.zeros((2, 8, 8), np.uint8), "y_train": np.array([0, 1, 1])}, "2 images but 3 labels"),
         ({"x_train": np.zeros((2, 8, 8), np.uint8), "y_train": np.array([0, 2])}, "class '1' .* has no images"),
+        ({"x_train": np.zeros((2, 0, 8), np.uint8), "y_train": np.array([0, 1])}, "expected uint8"),
+        (
+            {"x_train": np.zeros((2, 8, 8), np.uint8), "y_train": np.array([0, 1]), "names": np.array(["a", "a"])},
+            "names holds a class twice",
+        ),
     ],
 )
 def test_a_wrong_npz_is_explained(tmp_path: Path, arrays: dict, message: str) -> None:
@@ -178,9 +240,17 @@ def test_a_wrong_npz_is_explained(tmp_path: Path, arrays: dict, message: str) ->
 
 
 def test_a_file_that_is_no_npz_is_named(tmp_path: Path) -> None:
-    (tmp_path / "s.npz").write_bytes(b"PK but not really")
-    with pytest.raises(InputError, match="s.npz cannot be read"):
-        load_real(str(tmp_path / "s.npz"))
+    np.savez(tmp_path / "whole.npz", x_train=np.zeros((2, 8, 8), np.uint8), y_train=np.array([0, 1]))
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    contents = (
+        b"PK but not really",
+        (tmp_path / "whole.npz").read_bytes()[:-40],
+        (tmp_path / "array.npy").read_bytes(),
+    )
+    for content in contents:
+        (tmp_path / "s.npz").write_bytes(content)
+        with pytest.raises(InputError, match="s.npz cannot be read"):
+            load_real(str(tmp_path / "s.npz"))
 
 
 @pytest.mark.parametrize(("short_side", "size"), [(8, 8), (28, 28), (32, 32), (30, 28), (400, 32), (5, 8), (17, 16)])

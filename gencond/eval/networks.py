@@ -29,4 +29,10 @@ def build_network(name: str, channels: int, num_classes: int, image_size: int, s
 
         if not timm.is_model(name):
             raise InputError(f"unknown network {name!r}: expected convnet<depth>[w<width>] or a timm model name")
-        return timm.create_model(name, num_classes=num_classes, in_chans=channels)
+        try:
+            network = timm.create_model(name, num_classes=num_classes, in_chans=channels).eval()
+            with torch.no_grad():
+                network(torch.zeros(2, channels, image_size, image_size))
+        except Exception as error:  # whatever a model says of images that it cannot take
+            raise InputError(f"network {name} cannot take {image_size} px images: {error}") from None
+        return network

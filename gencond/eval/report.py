@@ -17,7 +17,7 @@ from gencond.data import LabeledImages
 from gencond.eval.baselines import KMEANS_REAL, RANDOM_REAL, WHOLE_SET
 from gencond.eval.scoring import GENCOND, Row
 from gencond.files import write_text, written_whole
-from gencond.pictures import grid, screen_scale, write_png
+from gencond.pictures import PICTURED_CLASSES, PICTURED_IMAGES, grid, screen_scale, write_png
 
 NAMES = {
     GENCOND: "gencond (ours)",
@@ -26,8 +26,7 @@ NAMES = {
     WHOLE_SET: "whole training set",
 }
 COLORS = {GENCOND: "#e4572e", RANDOM_REAL: "#4c8dd6", KMEANS_REAL: "#3aa76d", WHOLE_SET: "#888888"}
-LABELS = {"name": "protocol", "augmentation": "augmented", "augmentation_strategy": "augmentation"}
-PICTURED_CLASSES, PICTURED_IMAGES, PAIRED_ROWS = 10, 10, 2
+PAIRED_ROWS = 2
 REAL_PICTURE, SYN_PICTURE, PAIRS_PICTURE = "real.png", "gencond.png", "grid.png"
 
 
@@ -43,21 +42,21 @@ def _size(count: int) -> str:
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """(header, lines) of top-1 per cent: one line for each kind of images and network, one column for each IPC."""
+    """(header, lines) of top-1 per cent.
+
+    One line for each kind of images, network and protocol; one column for each IPC, and "all" for the whole set.
+    """
     ipcs = sorted({row["ipc"] for row in rows if row["ipc"]})
-    header = ["trained on", "network", *(f"IPC {ipc}" for ipc in ipcs), "stored"]
+    header = ["trained on", "network", "protocol", *(f"IPC {ipc}" for ipc in ipcs), "all", "stored"]
     lines = []
-    for network in dict.fromkeys(row["network"] for row in rows):
+    for network, protocol in dict.fromkeys((row["network"], row["protocol"]) for row in rows):
         for images in NAMES:
-            own = {row["ipc"]: row for row in rows if row["images"] == images and row["network"] == network}
-            if not own:
-                continue
-            if images == WHOLE_SET:
-                cells = [_percent(own[None]) if ipc == ipcs[-1] else "" for ipc in ipcs]
-            else:
-                cells = [_percent(own[ipc]) if ipc in own else "-" for ipc in ipcs]
-            sizes = list(dict.fromkeys(_size(own[ipc]["bytes"]) for ipc in own))
-            lines.append([NAMES[images], network, *cells, " / ".join(sizes)])
+            wanted = (images, network, protocol)
+            own = {row["ipc"]: row for row in rows if (row["images"], row["network"], row["protocol"]) == wanted}
+            if own:
+                cells = [_percent(own[ipc]) if ipc in own else "" for ipc in [*ipcs, None]]
+                sizes = list(dict.fromkeys(_size(own[ipc]["bytes"]) for ipc in sorted(own, key=lambda k: k or 0)))
+                lines.append([NAMES[images], network, protocol, *cells, " / ".join(sizes)])
     return header, lines
 
 
@@ -81,12 +80,24 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
             other["images"]: 100 * (row["top1_mean"] - other["top1_mean"])
             for other in rows
             if other["images"] in (RANDOM_REAL, KMEANS_REAL)
-            and (other["ipc"], other["network"]) == (row["ipc"], row["network"])
+            and all(other[key] == row[key] for key in ("ipc", "network", "protocol"))
         }
         if rivals:
             gaps = " and ".join(f"{gap:+.1f} points against {NAMES[name]}" for name, gap in rivals.items())
-            sentences.append(f"IPC {row['ipc']}, {row['network']}: {gaps}.")
+            sentences.append(f"IPC {row['ipc']}, {row['network']}, {row['protocol']}: {gaps}.")
+    sizes = {row["images"]: row["bytes"] for row in rows}
+    if sizes.get(GENCOND, 0) > sizes.get(WHOLE_SET, float("inf")):
+        sentences.append(
+            f"The generator ({_size(sizes[GENCOND])}) is larger than the whole training set "
+            f"({_size(sizes[WHOLE_SET])}): on this data it saves no storage."
+        )
     return sentences
+
+
+def _words(protocol: Mapping[str, Any]) -> str:
+    """A protocol in one line."""
+    shown = {name: value for name, value in protocol.items() if name != "name" and value not in (None, "", [], ())}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
 
 
 def _markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -110,11 +121,16 @@ def _facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict
             seconds[entry["stage"]] = seconds.get(entry["stage"], 0.0) + entry["seconds"]
     return {
         "How it was judged": [
-            ("Test images", f"{content['num_test_images']} real ones ({content['judged_on']}), read once, at the end"),
+            (
+                "Judged on",
+                f"{content['num_test_images']} real images of the {content['judged_on']} set"
+                + (", which chose nothing" if content["judged_on"] == "test" else ": settings may be chosen by it"),
+            ),
             ("Selection", "none: the last iterate of every training"),
             ("Mode", "fixed: k images of each class drawn once"),
             ("Seeds", f"{rows[0]['num_seeds']}; random real images are drawn anew for each"),
-            *((LABELS.get(name, name.replace("_", " ")), str(value)) for name, value in content["protocol"].items()),
+            *((f"Protocol {row['name']}", _words(row)) for row in content["protocols"]),
+            ("Augmentation", content["augmentation"]),
         ],
         "What was condensed": [
             ("Training images", f"{data.get('num_images', '?')} of {data.get('source', '?')}"),
@@ -152,8 +168,6 @@ def write_pictures(out: Path, train: LabeledImages, condensed: LabeledImages) ->
     real, syn = (
         torch.stack([part.images[part.rows_of(label)[:count]] for label in classes]) for part in (train, condensed)
     )
-    if train.channels == 1:
-        real, syn = (images.expand(-1, -1, 3, -1, -1) for images in (real, syn))
     scale = screen_scale(train.image_size)
     write_png(out / "samples" / REAL_PICTURE, grid(real, scale))
     write_png(out / "samples" / SYN_PICTURE, grid(syn, scale))
@@ -189,14 +203,14 @@ def _figure(draw: Any, width: float = 6.4) -> tuple[bytes, str]:
 
 
 def plot_accuracy(rows: Sequence[Row]) -> tuple[bytes, str]:
-    """Top-1 over IPC with the standard deviation over seeds, for the first network."""
-    network = rows[0]["network"]
+    """Top-1 over IPC with the standard deviation over seeds, for the first network and protocol."""
+    shown = rows[0]["network"], rows[0]["protocol"]
 
     def draw(axes: Any) -> None:
         ticks = sorted({row["ipc"] for row in rows if row["ipc"]})
         for images, name in NAMES.items():
             own = sorted(
-                (row for row in rows if row["images"] == images and row["network"] == network),
+                (row for row in rows if (row["images"], row["network"], row["protocol"]) == (images, *shown)),
                 key=lambda row: row["ipc"] or 0,
             )
             means, stds = ([100 * row[key] for row in own] for key in ("top1_mean", "top1_std"))
@@ -209,7 +223,7 @@ def plot_accuracy(rows: Sequence[Row]) -> tuple[bytes, str]:
         axes.set_xticks(ticks, [str(ipc) for ipc in ticks])
         axes.minorticks_off()
         axes.set_xlabel("images per class")
-        axes.set_ylabel(f"top-1 %, {network}")
+        axes.set_ylabel(f"top-1 %, {shown[0]}")
         axes.legend(frameon=False)
 
     return _figure(draw)

@@ -32,6 +32,7 @@ def score_tables(
     condensed_bytes: int,
     device: torch.device,
     known: Sequence[Row] = (),
+    on_row: Callable[[Row], None] = lambda row: None,
 ) -> tuple[list[Row], list[str]]:
     """(rows, notes): gencond, random real and k-means real images at each IPC, and the whole set, for each network.
 
@@ -40,6 +41,7 @@ def score_tables(
         condensed_key: identifies the condensed set, so that its rows are recognised.
         condensed_bytes: what of it must be stored.
         known: rows of an earlier evaluation; one that asked the same of the same is taken instead of trained again.
+        on_row: called with each row once it is measured, so that a killed evaluation loses one row at most.
     Returns:
         Rows with `images`, `mode`, `ipc` (None for the whole set), `network`, `protocol`, `top1_mean`, `top1_std` (over
         seeds, in [0, 1]), `top1` (each seed), `num_seeds`, `bytes`, `bits_per_class`, `key`. Notes say what was left
@@ -103,5 +105,6 @@ def score_tables(
         row["top1_std"] = statistics.stdev(scores) if num_seeds > 1 else 0.0
         row["bytes"] = size
         row["bits_per_class"] = 8 * size / train.num_classes
+        on_row(row)
     bar.close()
     return rows, notes

@@ -1,9 +1,11 @@
 """The artefact: a condensed dataset is a folder of weights from which any number of images per class is sampled."""
 
+import functools
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -15,9 +17,12 @@ from gencond.errors import InputError
 from gencond.files import read_json
 from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.codes import Codes
+from gencond.generator.loading import read_model
 from gencond.generator.sampling import (
     SampledDataset,
     SampleStream,
+    Synthesize,
+    check_export,
     export_images,
     sample_class_major,
 )
@@ -87,8 +92,8 @@ class CondensedDataset(ModelMixin, ConfigMixin):
     @torch.no_grad()
     def sample(
         self,
-        ipc: int,
-        classes: Sequence[int | str] | None = None,
+        ipc: SupportsIndex,
+        classes: Sequence[SupportsIndex | str] | Tensor | None = None,
         seed: int | None = None,
         device: str | torch.device | None = None,
     ) -> tuple[Float[Tensor, "n c h w"], Int64[Tensor, " n"]]:
@@ -102,18 +107,23 @@ class CondensedDataset(ModelMixin, ConfigMixin):
             seed: another seed for the images past the learned codes.
             device: moved there first; None stays where the weights are.
         Raises:
-            InputError: `ipc` below 1, an unknown class.
+            InputError: `ipc` below 1, an unknown class, a seed that is not in 0 .. 2^64 - 1.
         """
-        if isinstance(ipc, bool) or not isinstance(ipc, int) or ipc < 1:
+        if isinstance(ipc, bool) or not hasattr(ipc, "__index__") or operator.index(ipc) < 1:
             raise InputError(f"ipc (images per class) must be a whole number of at least 1, not {ipc!r}")
+        if isinstance(classes, str) or (classes is not None and len(classes) == 0):
+            raise InputError(f"classes must be a list of indices or names with something in it, not {classes!r}")
         if device is not None:
             self.to(device)
         wanted = range(self.num_classes) if classes is None else [self._class_index(one) for one in classes]
         if len(set(wanted)) < len(wanted):
             raise InputError("a class is asked for twice")
-        return sample_class_major(self._synthesizer(seed), list(wanted), ipc, self.num_classes, self.image_size)
+        synthesize, ipc = self._synthesizer(seed), operator.index(ipc)
+        return sample_class_major(synthesize, list(wanted), ipc, self.num_classes, self.image_size)
 
-    def as_dataset(self, ipc: int, transform: Callable | None = None, seed: int | None = None) -> SampledDataset:
+    def as_dataset(
+        self, ipc: SupportsIndex, transform: Callable | None = None, seed: int | None = None
+    ) -> SampledDataset:
         """The images of `sample(ipc)` as a map-style dataset of (float image in [0, 1], class index)."""
         images, labels = self.sample(ipc, seed=seed)
         return SampledDataset(to_uint8(images).cpu(), labels.cpu(), self.class_names, transform)
@@ -129,24 +139,27 @@ class CondensedDataset(ModelMixin, ConfigMixin):
         Raises:
             InputError: `ipc` below 1, an unknown format, or `out` exists and is not empty.
         """
+        check_export(Path(out), format)
         images, labels = self.sample(ipc, seed=seed)
         export_images(to_uint8(images), labels, self.class_names, Path(out), format)
 
-    def _class_index(self, one: int | str) -> int:
+    def _class_index(self, one: SupportsIndex | str) -> int:
         if isinstance(one, str) and one in self.config.class_names:
             return self.class_names.index(one)
-        if isinstance(one, int) and 0 <= one < self.num_classes:
-            return one
+        if hasattr(one, "__index__") and 0 <= operator.index(one) < self.num_classes:
+            return operator.index(one)
         raise InputError(f"no class {one!r} among the {self.num_classes} of this dataset")
 
-    def _synthesizer(self, seed: int | None) -> Callable[[Tensor, Tensor], Tensor]:
+    def _synthesizer(self, seed: int | None) -> Synthesize:
+        """(labels, slots) -> images, without gradient; it pickles, as loader workers need it."""
+        if seed is not None and not 0 <= seed < 2**64:
+            raise InputError(f"seed must be in 0 .. 2^64 - 1, not {seed}")
+        return functools.partial(self._images_of, seed=seed)
+
+    @torch.no_grad()
+    def _images_of(self, labels: Tensor, slots: Tensor, seed: int | None) -> Tensor:
         self.eval()
-
-        @torch.no_grad()
-        def synthesize(labels: Tensor, slots: Tensor) -> Tensor:
-            return self(labels.to(self.device), slots.to(self.device), seed)
-
-        return synthesize
+        return self(labels.to(self.device), slots.to(self.device), seed)
 
 
 def load(name_or_path: str | Path, device: str | torch.device | None = None) -> CondensedDataset:
@@ -160,15 +173,13 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
         folder = path / ARTEFACT_FOLDER if (path / ARTEFACT_FOLDER).is_dir() else path
         _require_artefact(folder)
         source = str(folder)
-    elif not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
+    elif not path.exists() and not path.parent.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
         source = str(name_or_path)
     else:
-        raise InputError(f"{name_or_path} is neither a run folder, an artefact folder nor a Hub id (owner/name)")
-    try:
-        condensed = CondensedDataset.from_pretrained(source)
-    except Exception as error:  # diffusers, safetensors and the Hub raise many kinds; all mean the same here
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{name_or_path} cannot be loaded as a condensed dataset: {reason}") from error
+        raise InputError(
+            f"no folder {name_or_path}: expected a run folder, an artefact folder or a Hub id (owner/name)"
+        )
+    condensed = read_model(CondensedDataset, source, "a condensed dataset")
     return condensed.to(device) if device is not None else condensed
 
 
@@ -177,11 +188,18 @@ def _require_artefact(folder: Path) -> None:
     if not config.is_file():
         raise InputError(f"{folder} is no condensed dataset: it has no config.json")
     content = read_json(config)
-    kind = content.get("_class_name") if isinstance(content, dict) else None
+    kind = content.get("_class_name")
     if kind != CondensedDataset.__name__:
         raise InputError(f"{config} describes {kind!r}, not a {CondensedDataset.__name__}")
     missing = {"class_names", "generator_config", "num_slots"} - content.keys()
     if missing:
         raise InputError(f"{config} lacks {', '.join(sorted(missing))}: restore the file")
+    names, generator, made = content["class_names"], content["generator_config"], content.get("provenance")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise InputError(f"{config}: class_names must be a list of different names")
+    if not isinstance(generator, dict) or generator.get("num_class_embeds") != len(names):
+        raise InputError(f"{config}: generator_config must be one of {len(names)} classes")
+    if not isinstance(made, dict | None):
+        raise InputError(f"{config}: provenance must be an object")
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"{folder} has no weights: {WEIGHTS_NAME} is missing")

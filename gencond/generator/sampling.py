@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gencond.errors import InputError
 from gencond.files import written_whole
+from gencond.pictures import png_bytes
 from gencond.progress import progress
 from gencond.ranges import to_unit
 
@@ -28,7 +29,7 @@ Synthesize = Callable[[Int64[Tensor, " n"], Int64[Tensor, " n"]], Float[Tensor, 
 
 LARGEST_BLOCK = 128
 PIXELS_PER_BLOCK = LARGEST_BLOCK * 32 * 32
-FORMATS = ("imagefolder", "npz", "webdataset", "parquet")
+RESERVED_FOLDERS = ("train", "test", "val", "validation")
 SHARD_IMAGES = 10_000
 
 
@@ -57,16 +58,20 @@ def block_of(label: int, slot: int, num_classes: int, image_size: int) -> Block:
 
 
 def sample_blocks(
-    synthesize: Synthesize, classes: Sequence[int], slots: Sequence[int], num_classes: int, image_size: int
+    synthesize: Synthesize, classes: Sequence[int], ipc: int, num_classes: int, image_size: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(labels, slots, images in [-1, 1]) of every wanted (class, slot), a block at a time, each once."""
-    wanted_classes, wanted_slots = sorted(set(classes)), sorted(set(slots))
-    blocks = {block_of(c, s, num_classes, image_size) for s in wanted_slots for c in wanted_classes}
+    """(labels, slots, images in [-1, 1]) of the first `ipc` slots of `classes`, a block at a time, each image once."""
+    wanted = torch.zeros(num_classes, dtype=torch.bool)
+    wanted[list(classes)] = True
+    blocks, slot = set(), 0
+    while slot < ipc:
+        blocks |= {block_of(label, slot, num_classes, image_size) for label in classes}
+        slot = block_of(0, slot, num_classes, image_size).last_slot
     for block in sorted(blocks, key=lambda block: (block.first_slot, block.first_class)):
         block_slots = torch.arange(block.first_slot, block.last_slot)
         block_classes = torch.arange(block.first_class, block.last_class)
         labels, slots_ = block_classes.repeat_interleave(len(block_slots)), block_slots.repeat(len(block_classes))
-        keep = torch.isin(labels, torch.tensor(wanted_classes)) & torch.isin(slots_, torch.tensor(wanted_slots))
+        keep = wanted[labels] & (slots_ < ipc)
         images = synthesize(labels, slots_)
         yield labels[keep], slots_[keep], images[keep.to(images.device)]
 
@@ -78,7 +83,7 @@ def sample_class_major(
     images: Tensor | None = None
     bar = progress(description="sampling", total=len(classes) * ipc, unit="image", disable=len(classes) * ipc < 5000)
     position = {label: row for row, label in enumerate(classes)}
-    for labels, slots, batch in sample_blocks(synthesize, classes, range(ipc), num_classes, image_size):
+    for labels, slots, batch in sample_blocks(synthesize, classes, ipc, num_classes, image_size):
         if images is None:
             images = batch.new_empty(len(classes) * ipc, *batch.shape[1:])
         rows = torch.tensor([position[label] for label in labels.tolist()]) * ipc + slots
@@ -93,7 +98,7 @@ class SampledDataset(torch.utils.data.Dataset):
 
     Args:
         images, labels: the samples.
-        class_names: for `dataset.classes`, as torchvision's datasets have it.
+        class_names: for `classes` and `class_to_idx`, which with `targets` are as torchvision's datasets have them.
         transform: applied to each float [c, h, w] image; torchvision's v2 transforms take it as it is.
     """
 
@@ -105,6 +110,8 @@ class SampledDataset(torch.utils.data.Dataset):
         transform: Callable | None = None,
     ) -> None:
         self.images, self.labels, self.classes, self.transform = images, labels, list(class_names), transform
+        self.targets = labels.tolist()
+        self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -166,20 +173,23 @@ class SampleStream(torch.utils.data.IterableDataset):
 
 
 def class_folders(class_names: Sequence[str]) -> list[str]:
-    """A folder name per class whose sorted order is the order of the classes."""
+    """A folder name per class whose sorted order is the order of the classes, as `data.py` reads them."""
     names = [re.sub(r"[^\w.+-]", "_", name) for name in class_names]
-    if names != sorted(set(names)):
+    misread = any(name == "" or name.startswith((".", "__")) or name.lower() in RESERVED_FOLDERS for name in names)
+    if misread or names != sorted(names) or len({name.lower() for name in names}) < len(names):
         width = len(str(len(names) - 1))
         names = [f"{label:0{width}d}_{name}" for label, name in enumerate(names)]
     return names
 
 
-def png_bytes(image: UInt8[np.ndarray, "h w c"]) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
-    return buffer.getvalue()
+def check_export(out: Path, format: str) -> Path:
+    """Where exactly an export goes. Raises InputError as `export_images` does, before anything is sampled."""
+    if format not in WRITERS:
+        raise InputError(f"unknown format {format!r}; known: {', '.join(WRITERS)}")
+    out = Path(f"{out}.npz") if format == "npz" and out.suffix != ".npz" else out
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not empty: choose another place or remove it")
+    return out
 
 
 def export_images(
@@ -192,15 +202,13 @@ def export_images(
     """Writes class-major samples in a format that others read, whole or not at all.
 
     Args:
+        out: a folder; for npz a file, which gets its suffix where that is missing.
         format: `imagefolder` (<class>/<slot>.png), `npz` (x_train, y_train, names), `webdataset` (tar shards of
             png + cls), `parquet` (the Hub's image-classification layout, needs pyarrow).
     Raises:
         InputError: an unknown format, or `out` exists and is not empty.
     """
-    if format not in FORMATS:
-        raise InputError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
-    if out.exists() and (out.is_file() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not empty: choose another place or remove it")
+    out = check_export(out, format)
     arrays = images.permute(0, 2, 3, 1).cpu().numpy()
     with written_whole(out) as temporary:
         WRITERS[format](arrays, labels.tolist(), class_names, temporary)

@@ -4,6 +4,8 @@ Instance-normalised extractors under strong colour augmentation are nearly blind
 so a generator that only matches their features drifts there (saturated, tinted images). Both anchors are cheap.
 """
 
+import math
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -11,9 +13,16 @@ from torch import Tensor
 POOLED_SIZE = 4
 
 
-def representative_loss(real: Float[Tensor, "n c h w"], syn: Float[Tensor, "n c h w"]) -> Float[Tensor, ""]:
-    """Mean squared error in pixels of [-1, 1] between a slot's image and the real image it is tied to; in [0, 4]."""
-    return F.mse_loss(syn, real)
+def representative_loss(
+    real: Float[Tensor, "n c h w"], syn: Float[Tensor, "n c h w"], num_images: int | None = None
+) -> Float[Tensor, ""]:
+    """Mean squared error in pixels of [-1, 1] between a slot's image and the real image it is tied to; in [0, 4].
+
+    Args:
+        num_images: that the mean is over, where these n are a share of them (possibly an empty one).
+    """
+    num_images = len(real) if num_images is None else num_images
+    return F.mse_loss(syn, real, reduction="sum") / (num_images * math.prod(real.shape[1:]))
 
 
 def pooled_pixels(images: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n d"]:

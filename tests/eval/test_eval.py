@@ -91,6 +91,8 @@ def test_networks_are_built_by_name_and_seed() -> None:
     assert resnet(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
     with pytest.raises(InputError, match="unknown network 'convnot'"):
         build_network("convnot", 1, 10, 8, seed=0)
+    with pytest.raises(InputError, match="vit_tiny_patch16_224 cannot take 8 px images"):
+        build_network("vit_tiny_patch16_224", 1, 10, 8, seed=0)
     with pytest.raises(InputError, match="network convnet5: 5 blocks cannot halve 8 px"):
         build_network("convnet5", 1, 10, 8, seed=0)
 
@@ -160,20 +162,23 @@ def fake_rows() -> list[dict]:
 
 def test_the_table_and_the_verdicts_say_wins_and_losses_alike() -> None:
     header, lines = table(fake_rows())
-    assert header == ["trained on", "network", "IPC 1", "IPC 10", "stored"]
-    assert lines[0] == ["gencond (ours)", "convnet2", "80.0 ± 1.0", "90.0 ± 1.0", "1.2 kB"]
-    assert lines[2][2:4] == ["85.0 ± 1.0", "-"] and lines[3][3] == "99.0 ± 1.0"
+    assert header == ["trained on", "network", "protocol", "IPC 1", "IPC 10", "all", "stored"]
+    assert lines[0] == ["gencond (ours)", "convnet2", "quick", "80.0 ± 1.0", "90.0 ± 1.0", "", "1.2 kB"]
+    assert lines[2][3:5] == ["85.0 ± 1.0", ""] and lines[3][3:6] == ["", "", "99.0 ± 1.0"]
     assert verdicts(fake_rows()) == [
-        "IPC 1, convnet2: +20.0 points against random real and -5.0 points against k-means real.",
-        "IPC 10, convnet2: -1.0 points against random real.",
+        "IPC 1, convnet2, quick: +20.0 points against random real and -5.0 points against k-means real.",
+        "IPC 10, convnet2, quick: -1.0 points against random real.",
     ]
     assert "over 3 seeds" in summary_table(fake_rows())
+    larger = [row | {"bytes": 10**6} if row["images"] == "gencond" else row for row in fake_rows()]
+    assert "(1.00 MB) is larger than the whole training set (1.2 kB)" in verdicts(larger)[-1]
 
 
 def test_reports_are_self_contained_and_escape_names(digits: tuple, tmp_path: Path) -> None:
     train, _ = digits
     content = {
-        "title": "a <b> & c", "rows": fake_rows(), "notes": ["a note"], "protocol": SHORT.describe(),
+        "title": "a <b> & c", "rows": fake_rows(), "notes": ["a note"], "protocols": [SHORT.describe()],
+        "augmentation": "crop",
         "judged_on": "test", "num_test_images": 599, "class_names": list(train.class_names),
         "condensed": {"num_slots": 5, "bytes": 1234, "data": {"num_images": 7}}, "versions": {"torch": "2"},
         "evaluation_seconds": 45.6, "commit": None, "command": "gencond evaluate x",

@@ -1,10 +1,12 @@
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import gencond
 from gencond.data import load_real
@@ -73,10 +75,23 @@ def test_a_wrong_ipc_is_explained(condensed: CondensedDataset, ipc: int) -> None
         condensed.sample(ipc)
 
 
-@pytest.mark.parametrize("classes", [["dog"], [3], [-1], ["ant", 0]])
+@pytest.mark.parametrize("classes", [["dog"], [3], [-1], ["ant", 0], [], "12"])
 def test_wrong_classes_are_explained(condensed: CondensedDataset, classes: list) -> None:
-    with pytest.raises(InputError, match="no class|asked for twice"):
+    with pytest.raises(InputError, match="no class|asked for twice|must be a list"):
         condensed.sample(1, classes=classes)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_that_the_stream_cannot_take_is_refused(condensed: CondensedDataset, seed: int) -> None:
+    with pytest.raises(InputError, match="seed must be in 0"):
+        condensed.sample(5, seed=seed)
+
+
+def test_numbers_of_other_kinds_count_as_numbers(condensed: CondensedDataset) -> None:
+    images, labels = condensed.sample(np.int64(2), classes=torch.tensor([1]))
+    assert images.shape[0] == 2 and labels.tolist() == [1, 1]
+    dataset = condensed.as_dataset(2)
+    assert dataset.targets == [0, 0, 1, 1, 2, 2] and dataset.class_to_idx == {"ant": 0, "bee": 1, "cat": 2}
 
 
 @pytest.mark.parametrize(("num_classes", "size"), [(2, 8), (10, 8), (10, 64), (1000, 32), (1000, 128), (128, 32)])
@@ -111,6 +126,7 @@ def test_the_stream_is_fresh_balanced_and_shared_out_without_repetition(condense
     assert all(labels.bincount().tolist() == [2, 2, 2] for _, labels in batches)
     loader = torch.utils.data.DataLoader(condensed.stream(batch_size=6), batch_size=None, num_workers=0)
     assert torch.equal(next(iter(loader))[0], batches[0][0])
+    assert torch.equal(pickle.loads(pickle.dumps(condensed.stream(batch_size=6))).batch(0)[0], batches[0][0])
     ranks = [condensed.stream(batch_size=6) for _ in range(2)]
     for rank, own in enumerate(ranks):
         own.rank, own.num_processes = rank, 2
@@ -139,7 +155,7 @@ def test_npz_webdataset_and_parquet_hold_the_same_images(condensed: CondensedDat
 
     for format in ("npz", "webdataset", "parquet"):
         condensed.export(tmp_path / format, ipc=2, format=format)
-    with np.load(tmp_path / "npz") as file:
+    with np.load(tmp_path / "npz.npz") as file:
         images, labels, names = file["x_train"][..., 0], file["y_train"], file["names"].tolist()
     assert names == NAMES and labels.tolist() == [0, 0, 1, 1, 2, 2]
     with tarfile.open(tmp_path / "webdataset" / "000000.tar") as shard:
@@ -163,6 +179,8 @@ def test_export_refuses_to_overwrite_and_unknown_formats(condensed: CondensedDat
 
 def test_class_folders_sort_like_the_classes() -> None:
     assert class_folders(["a b", "c"]) == ["a_b", "c"]
+    assert class_folders([".a", "b"]) == ["0_.a", "1_b"] and class_folders(["a", "test"]) == ["0_a", "1_test"]
+    assert class_folders(["A", "a"]) == ["0_A", "1_a"]  # one folder on many disks
     assert class_folders(["T-shirt/top", "T-shirt_top"]) == ["0_T-shirt_top", "1_T-shirt_top"]
 
 
@@ -179,7 +197,7 @@ def test_saving_and_loading_repeats_the_samples_bit_for_bit(condensed: Condensed
 
 
 def test_what_is_no_artefact_is_explained(condensed: CondensedDataset, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="neither a run folder"):
+    with pytest.raises(InputError, match="no folder"):
         load(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no config.json"):
@@ -190,11 +208,17 @@ def test_what_is_no_artefact_is_explained(condensed: CondensedDataset, tmp_path:
     ("break_it", "message"),
     [
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "not a CondensedDataset"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "holds a list, not an object"),
         (lambda folder: edit(folder, lambda config: config.pop("class_names")), "lacks class_names"),
         (lambda folder: edit(folder, lambda config: config.update(_class_name="UNet")), "describes 'UNet'"),
         (lambda folder: edit(folder, lambda config: config.update(num_slots=9)), "cannot be loaded"),
         (lambda folder: edit(folder, lambda config: config["generator_config"].pop("sample_size")), "cannot be loaded"),
+        (lambda folder: edit(folder, lambda config: config.update(class_names="ant")), "must be a list of different"),
+        (lambda folder: edit(folder, lambda config: config.update(class_names=["a", "b"])), "one of 2 classes"),
+        (lambda folder: edit(folder, lambda config: config.update(provenance="me")), "must be an object"),
+        (lambda folder: drop_weight(folder, "codes.learned"), "missing keys, codes.learned first"),
+        (lambda folder: drop_weight(folder, "generator.blocks.0.conv1.weight"), "missing keys"),
+        (lambda folder: next(folder.glob("*.safetensors")).rename(folder / "weights.bin"), "no weights"),
         (lambda folder: next(folder.glob("*.safetensors")).unlink(), "no weights"),
         (lambda folder: truncate(next(folder.glob("*.safetensors"))), "cannot be loaded"),
     ],
@@ -213,6 +237,13 @@ def edit(folder: Path, change) -> None:
     config = json.loads((folder / "config.json").read_text())
     change(config)
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def drop_weight(folder: Path, name: str) -> None:
+    path = next(folder.glob("*.safetensors"))
+    weights = load_file(path)
+    del weights[name]
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def truncate(path: Path) -> None:

@@ -178,6 +178,9 @@ def test_center_gradient_is_finite_when_two_centers_coincide() -> None:
 def test_anchors_match_their_formulas() -> None:
     real, syn = normal(3, 2, 8, 8), normal(3, 2, 8, 8, seed=1)
     assert representative_loss(real, syn).item() == pytest.approx(float(((real - syn) ** 2).mean()), rel=1e-6)
+    shares = [representative_loss(real[:1], syn[:1], 3), representative_loss(real[1:], syn[1:], 3)]
+    assert sum(shares).item() == pytest.approx(float(((real - syn) ** 2).mean()), rel=1e-6)
+    assert representative_loss(real[:0], syn[:0], 3) == 0  # a process that got no share
     thumbnail = pooled_pixels(syn)[0].view(2, 4, 4)
     assert thumbnail[1, 2, 3].item() == pytest.approx(float(syn[0, 1, 4:6, 6:8].mean()), abs=1e-6)
     assert contrast(syn)[2, 1].item() == pytest.approx(float(syn[2, 1].std(unbiased=False)), rel=1e-5)

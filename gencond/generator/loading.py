@@ -1,0 +1,33 @@
+"""Reading models that diffusers wrote, strictly: safetensors only, every weight there, none left over."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from diffusers import ModelMixin
+
+from gencond.errors import InputError
+
+Model = TypeVar("Model", bound=ModelMixin)
+
+
+def read_model(kind: type[Model], source: str | Path, what: str) -> Model:
+    """A model from a folder or a Hub id, in eval mode.
+
+    diffusers alone fills missing weights with whatever memory holds, and falls back to pickles.
+
+    Args:
+        what: it should be, for the message.
+    Raises:
+        InputError: unreadable, incomplete, of another layout, or not safetensors.
+    """
+    try:
+        model, info = kind.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+    except Exception as error:  # diffusers, safetensors and the Hub raise many kinds; all mean the same here
+        text = str(error).strip()
+        reason = text.splitlines()[0] if text else type(error).__name__
+        raise InputError(f"{source} cannot be loaded as {what}: {reason}") from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := info.get(problem):
+            first = keys[0] if isinstance(keys[0], str) else keys[0][0]
+            raise InputError(f"{source} cannot be loaded as {what}: {problem.replace('_', ' ')}, {first} first")
+    return model.eval()
