@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gencond
-from gencond.config import Recipe, available_recipes, load_recipe, parse_recipe, to_yaml
+from gencond.config import Recipe, available_recipes, load_recipe, parse_recipe, read_recipe_file, to_yaml
 from gencond.errors import InputError
 from gencond.files import read_json, write_json, write_text
 
@@ -346,16 +346,18 @@ def _question(row: dict[str, Any]) -> tuple:
 
 
 def _recipe_of(path: str, condensed: "CondensedDataset", data: str | None) -> Recipe:
-    """How an artefact was made, with the place of its real images."""
-    source = _source(data)
-    if (Path(path) / "recipe.yaml").is_file():
-        return load_recipe(str(Path(path) / "recipe.yaml"), source=source)
-    if data is None:
+    """What an artefact is judged by: its name, its data and how it is evaluated.
+
+    The other parts are left alone, so that what an older version made can still be judged.
+    """
+    if (recipe_file := Path(path) / "recipe.yaml").is_file():
+        made = read_recipe_file(recipe_file)
+    elif data is None:
         raise InputError(f"{path} is no run folder: name its real images with --data")
-    made = (condensed.config.provenance or {}).get("recipe")
-    if made is None:
-        return load_recipe("gencond", [f"data.image_size={condensed.image_size}"], source)
-    return parse_recipe(made, f"{path}/config.json", source=source)
+    else:
+        made = (condensed.config.provenance or {}).get("recipe") or {"data": {"image_size": condensed.image_size}}
+    parts = {"name": path} | {part: made[part] for part in ("name", "data", "evaluate") if part in made}
+    return parse_recipe(parts, path, source=_source(data))
 
 
 def _require_fit(condensed: "CondensedDataset", train: "LabeledImages") -> None:

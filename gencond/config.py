@@ -202,13 +202,18 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), source: str | 
     if not path.is_file():
         known = ", ".join(available_recipes())
         raise InputError(f"no recipe {name_or_path!r}: known are {known}; a path to a YAML file works too")
+    return parse_recipe({"name": path.stem} | read_recipe_file(path), str(name_or_path), overrides, source)
+
+
+def read_recipe_file(path: Path) -> dict[str, Any]:
+    """What a YAML file says of a recipe, not validated. Raises InputError where it is no mapping."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} is no recipe: expected `part:` with `field: value` lines")
-    return parse_recipe({"name": path.stem} | content, str(name_or_path), overrides, source)
+    return content
 
 
 def parse_recipe(
