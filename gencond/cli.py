@@ -188,7 +188,10 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 
 def _source(data: str | None) -> str | None:
     """A path as it is found from any working directory; the name of a named set as it is."""
-    return str(Path(data).resolve()) if data is not None and Path(data).exists() else data
+    from gencond.data import NAMED_SETS
+
+    is_path = data is not None and data not in NAMED_SETS and Path(data).exists()
+    return str(Path(data).resolve()) if is_path else data
 
 
 def _out(args: argparse.Namespace) -> Path:
