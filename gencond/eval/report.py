@@ -37,8 +37,10 @@ def _percent(row: Row) -> str:
     return f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}"
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+def _size(*counts: int) -> str:
+    """Bytes for people, several in the unit of the largest."""
+    unit, digits, name = (1e6, 2, "MB") if max(counts) >= 1e6 else (1e3, 1, "kB")
+    return " / ".join(f"{count / unit:.{digits}f}" for count in counts) + f" {name}"
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -55,8 +57,8 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             own = {row["ipc"]: row for row in rows if (row["images"], row["network"], row["protocol"]) == wanted}
             if own:
                 cells = [_percent(own[ipc]) if ipc in own else "" for ipc in [*ipcs, None]]
-                sizes = list(dict.fromkeys(_size(own[ipc]["bytes"]) for ipc in sorted(own, key=lambda k: k or 0)))
-                lines.append([NAMES[images], network, protocol, *cells, " / ".join(sizes)])
+                sizes = sorted({row["bytes"] for row in own.values()})
+                lines.append([NAMES[images], network, protocol, *cells, _size(*sizes)])
     return header, lines
 
 
@@ -237,7 +239,7 @@ def plot_losses(log: Sequence[Mapping[str, Any]]) -> tuple[bytes, str] | None:
     window = max(1, len(entries) // 8)
 
     def draw(axes: Any) -> None:
-        for name in (key for key in entries[0] if key not in ("stage", "step")):
+        for name in (key for key in entries[0] if key not in ("stage", "step", "seconds")):
             values = torch.tensor([float(entry[name]) for entry in entries])
             smooth = values.unfold(0, window, 1).mean(1)
             steps = [entry["step"] for entry in entries][window - 1 :]
@@ -307,7 +309,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; p
 h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; white-space: nowrap; }
-th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); }
+th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); }
+td:last-child { white-space: normal; }
 td { font-variant-numeric: tabular-nums; }
 tbody tr:first-child td { font-weight: 600; }
 img { max-width: 100%; height: auto; image-rendering: pixelated; }

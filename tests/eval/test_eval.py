@@ -183,14 +183,19 @@ def test_reports_are_self_contained_and_escape_names(digits: tuple, tmp_path: Pa
         "condensed": {"num_slots": 5, "bytes": 1234, "data": {"num_images": 7}}, "versions": {"torch": "2"},
         "evaluation_seconds": 45.6, "commit": None, "command": "gencond evaluate x",
     }  # fmt: skip
-    log = [{"stage": "condense", "step": s, "loss": 1 / s, "mean": 1 / s} for s in range(10, 400, 10)]
-    log.append({"stage": "condense", "event": "finished", "step": 390, "seconds": 12.3})
+    log = [{"stage": "condense", "step": s, "loss": 1 / s, "mean": 1 / s, "seconds": 0.5} for s in range(10, 400, 10)]
     write_pictures(tmp_path, train, few(train, 4))
     write_reports(tmp_path, content, log)
     html, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     assert "a &lt;b&gt; &amp; c" in html and html.count("data:image/png;base64") == 3 and html.count("<svg") == 2
     assert 'src="http' not in html and 'href="http' not in html.replace('xlink:href="http', "")
-    assert "80.0 ± 1.0" in html and "12.3 s" in html and "45.6 s" in html and "a note" in markdown
+    assert (
+        "80.0 ± 1.0" in html
+        and "19.5 s" in html
+        and ">seconds<" not in html
+        and "45.6 s" in html
+        and "a note" in markdown
+    )
     for picture in ("grid", "real", "gencond", "accuracy", "losses"):
         assert f"samples/{picture}.png" in markdown and (tmp_path / "samples" / f"{picture}.png").stat().st_size > 200
     write_reports(tmp_path, content, [])  # without a log: no loss curve, no cost of the stages
