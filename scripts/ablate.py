@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 
-from gencond.cli import load_data, run_cleanly
+from gencond.cli import run_cleanly
 from gencond.condense import condense
 from gencond.config import load_recipe, to_dict
 from gencond.data import LabeledImages
 from gencond.eval.classifier import train_and_test
 from gencond.eval.protocols import get_protocol
 from gencond.files import short_hash
+from gencond.judge import load_data
 from gencond.ranges import to_uint8
 
 

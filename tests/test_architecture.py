@@ -21,7 +21,7 @@ ALLOWED = {
         "generator", "checkpoint", "pretrain",
     },
 }  # fmt: skip
-GLUE = {"cli", "__init__"}
+GLUE = {"cli", "judge", "__init__"}
 
 
 def rooms() -> list[str]:
