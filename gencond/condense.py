@@ -27,14 +27,13 @@ from gencond.losses.anchor import pixel_anchor_loss, representative_loss
 from gencond.losses.center import center_loss
 from gencond.losses.classification import classification_loss
 from gencond.losses.diversity import diversity_loss
-from gencond.losses.mean import mean_matching_loss
-from gencond.losses.mmd import fourier_mmd_loss
 from gencond.losses.total import total_loss
 from gencond.networks import ConvNet, automatic_depth
 from gencond.pictures import PICTURED_CLASSES, PICTURED_IMAGES, grid, screen_scale, write_png
 from gencond.pretrain import averaged, new_generator, pretrained_generator
 from gencond.ranges import to_signed, to_uint8
 from gencond.statistics import RealStatistics, cached_statistics
+from gencond.targets import CachedTargets
 
 logger = logging.getLogger(__name__)
 
@@ -107,20 +106,18 @@ def condense_step(
     images, images_anchored = images_all.split([len(labels), len(anchors)])
     params = augmentation.draw(len(classes) * draw.length, draw.rng)
     params = params.rows(slice(share.start * draw.length, share.stop * draw.length))
-    extractor, mean_real = pool[draw.net], statistics.mean[draw.net]
+    extractor, real = pool[draw.net], CachedTargets.of(statistics, draw.net, own)
     features = extractor(augmentation(images, params))
     features_syn = features.view(len(own), draw.length, -1)  # [classes, ipc, d]
 
     on = {name for name, weight in weights.items() if weight}
     parts: dict[str, Tensor] = {}
     if "mean" in on:
-        loss = mean_matching_loss(mean_real[own][:, None], features_syn)
-        parts["mean"] = loss / (len(own) * statistics.gap[draw.net])
+        parts["mean"] = real.mean_loss(features_syn) / (len(own) * statistics.gap[draw.net])
     if "mmd" in on:
-        embedding, frequencies = statistics.embedding[draw.net], statistics.frequencies[draw.net]
-        parts["mmd"] = fourier_mmd_loss(embedding[own], features_syn, frequencies) / len(own)
+        parts["mmd"] = real.mmd_loss(features_syn) / len(own)
     if "diversity" in on:
-        parts["diversity"] = diversity_loss(features_syn, statistics.spread[draw.net][own])
+        parts["diversity"] = diversity_loss(features_syn, real.spread)
     if "classification" in on:
         parts["classification"] = classification_loss(extractor.logits(features), labels)
     if "pixel" in on:
@@ -133,7 +130,7 @@ def condense_step(
         parts["representative"] = representative_loss(anchored, images_anchored, len(draw.anchors)) * num_processes
     if "center" in on:
         centers_syn = gather_rows(features_syn.mean(1), len(classes))
-        parts["center"] = center_loss(mean_real[classes], centers_syn, center_margin)
+        parts["center"] = center_loss(statistics.mean[draw.net][classes], centers_syn, center_margin)
     return total_loss(parts, weights), parts
 
 

@@ -1,4 +1,4 @@
-"""Judging an artefact: real data, samples and baselines into rows, reports and the model card. Glue, like the command."""
+"""Judging an artefact: real data, samples and baselines into rows, reports and the model card. Glue, as the command."""
 
 import logging
 import math
