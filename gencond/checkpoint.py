@@ -84,7 +84,7 @@ class RunFolder:
         if not recipe_file.is_file():
             write_json(path / "data.json", describe_data(recipe.data.source, data))
             write_text(recipe_file, to_yaml(recipe))  # last: with it, the folder is a run
-        write_text(run.log_file, "".join(json.dumps(entry) + "\n" for entry in run.read_log()))  # whole lines only
+        run._write_log(run.read_log())  # whole lines only
         return run
 
     def _is_own(self, entry: Path) -> bool:
@@ -143,7 +143,10 @@ class RunFolder:
     def _forget_log(self, stage: str, after_step: int) -> None:
         """Drops what a killed run logged of steps that are done again."""
         kept = [e for e in self.read_log() if e.get("stage") != stage or e.get("step", 0) <= after_step]
-        write_text(self.log_file, "".join(json.dumps(entry) + "\n" for entry in kept))
+        self._write_log(kept)
+
+    def _write_log(self, entries: list[dict[str, Any]]) -> None:
+        write_text(self.log_file, "".join(json.dumps(entry) + "\n" for entry in entries))
 
     def _states(self, stage: str) -> list[Path]:
         return sorted((self.path / "state" / stage).glob("step_*"))
@@ -178,7 +181,7 @@ class RunFolder:
 
 
 def prepare_run(path: Path, recipe: Recipe, data: LabeledImages, is_main_process: bool) -> RunFolder:
-    """`RunFolder.prepare`, done by the main process; the others check after it that it is theirs too."""
+    """`RunFolder.prepare`, done by the main process while the others wait."""
     if is_main_process:
         run = RunFolder.prepare(path, recipe, data)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -200,8 +203,7 @@ def run_stage(
 
     Args:
         step_fn: does step number `step` (from 0) and returns the values to log, which are averaged over
-            `LOG_EVERY_STEPS`. It must draw all its randomness from
-            `step_rng(seed, stage, step)`.
+            `LOG_EVERY_STEPS`. It must draw all its randomness from `step_rng(seed, stage, step)`.
         on_save: called on the main process with the number of steps done, before a state is written.
     """
     start, last_time = run.load_state(accelerator, stage), time.monotonic()

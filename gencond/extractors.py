@@ -1,7 +1,6 @@
 """Which network embeds a step: one of a fixed pool, a freshly drawn one, or one that is trained along the way.
 
-Each of them answers `at(step, choice)` with a frozen `Extractor`, and is told `after(step)`. Only a pool stays as it
-is, so only of a pool can statistics be kept.
+Only a pool stays as it is, so only of a pool can statistics be kept.
 
 A pool holds snapshots along training trajectories plus random nets, built once and kept on disk: fresh random nets say
 little about a class, a single trained one is overfitted, and nets of all ages see what either of them sees.
@@ -27,22 +26,6 @@ from gencond.training import train_network
 logger = logging.getLogger(__name__)
 
 
-class Pool:
-    """A fixed list of extractors; `choice` says which."""
-
-    def __init__(self, extractors: Sequence[Extractor]) -> None:
-        self.extractors = list(extractors)
-
-    def __len__(self) -> int:
-        return len(self.extractors)
-
-    def at(self, step: int, choice: int) -> Extractor:
-        return self.extractors[choice]
-
-    def after(self, step: int) -> None:
-        """Nothing to do."""
-
-
 class FreshExtractors:
     """A new random network every `refresh_steps` steps, a function of the step alone: DM (1) and M3D (5).
 
@@ -62,68 +45,63 @@ class FreshExtractors:
         self.make, self.mean, self.std, self.refresh_steps, self.seed = make, mean, std, refresh_steps, seed
         self.number, self.extractor = -1, None
 
-    def __len__(self) -> int:
-        return 1
-
-    def at(self, step: int, choice: int = 0) -> Extractor:
+    def at(self, step: int) -> Extractor:
+        """The network of a step."""
         number = step // self.refresh_steps
         if number != self.number:
             network = self.make(int(short_hash(self.seed, "extractor", number)[:12], 16))
             self.number, self.extractor = number, Extractor(network, self.mean, self.std)
         return self.extractor
 
-    def after(self, step: int) -> None:
-        """Nothing to do: the network is not trained."""
 
+class OnlineExtractors:
+    """Fresh networks, each trained on real images after every step until the next is drawn: IDC, DREAM.
 
-class OnlineExtractors(FreshExtractors):
-    """A network that is trained on real images after every step and drawn anew every `refresh_steps`: IDC, DREAM.
-
-    Its weights and optimizer are part of a run's state (`state_dict`), since they depend on all steps since the draw.
+    Weights and optimizer are part of a run's state (`state_dict`), since they depend on all steps since the draw.
 
     Args:
+        fresh: draws the networks.
+        new_optimizer: of a network just drawn.
         train: (network, optimizer, seed) trains one round; the optimizer is kept between rounds.
     """
 
     def __init__(
         self,
-        make: Callable[[int], nn.Module],
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        refresh_steps: int,
-        seed: int,
+        fresh: FreshExtractors,
         new_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         train: Callable[[nn.Module, torch.optim.Optimizer, int], None],
     ) -> None:
-        super().__init__(make, mean, std, refresh_steps, seed)
-        self.new_optimizer, self.train = new_optimizer, train
+        self.fresh, self.new_optimizer, self.train = fresh, new_optimizer, train
         self.optimizer: torch.optim.Optimizer | None = None
 
-    def at(self, step: int, choice: int = 0) -> Extractor:
-        if step // self.refresh_steps != self.number:
-            super().at(step)
-            self.optimizer = self.new_optimizer(self.extractor.network)
-        return self.extractor
+    def at(self, step: int) -> Extractor:
+        """The network of a step, as trained so far."""
+        before = self.fresh.number
+        extractor = self.fresh.at(step)
+        if self.fresh.number != before:
+            self.optimizer = self.new_optimizer(extractor.network)
+        return extractor
 
     def after(self, step: int) -> None:
+        """Trains the step's network for one round."""
         network = self.at(step).network
         network.requires_grad_(True)
-        self.train(network, self.optimizer, int(short_hash(self.seed, "online", step)[:12], 16))
+        self.train(network, self.optimizer, int(short_hash(self.fresh.seed, "online", step)[:12], 16))
         network.requires_grad_(False)
 
     def state_dict(self) -> dict[str, Any]:
-        if self.extractor is None:
+        if self.fresh.extractor is None:
             return {"number": -1}
         return {
-            "number": self.number,
-            "network": self.extractor.network.state_dict(),
+            "number": self.fresh.number,
+            "network": self.fresh.extractor.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state["number"] >= 0:
-            self.at(state["number"] * self.refresh_steps)
-            self.extractor.network.load_state_dict(state["network"])
+            extractor = self.at(state["number"] * self.fresh.refresh_steps)
+            extractor.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
 
 

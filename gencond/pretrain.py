@@ -86,7 +86,6 @@ def pretrained_generator(
 def _read_generator(folder: Path, expected: BigGANGenerator) -> BigGANGenerator:
     generator = read_model(BigGANGenerator, folder, "a pretrained generator")
     for name, value in expected.config.items():
-        value = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
         if not name.startswith("_") and generator.config[name] != value:
             raise InputError(f"{folder} has {name} {generator.config[name]}; the recipe and data ask for {value}")
     return generator

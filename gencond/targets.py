@@ -6,7 +6,6 @@ written once; what only batches can answer (gradients) is asked of them alone.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,24 +22,12 @@ from gencond.ranges import to_signed
 from gencond.statistics import RealStatistics
 
 
-class Targets(Protocol):
-    """Some classes of the real data: `centers` [classes, d], `spread` [classes] (trace of the covariance)."""
-
-    centers: Tensor
-    spread: Tensor
-
-    def mean_loss(self, syn: Tensor) -> Tensor:
-        """Squared distance of means, summed over classes. syn: [classes, m, d]."""
-        ...
-
-    def mmd_loss(self, syn: Tensor) -> Tensor:
-        """Squared MMD, summed over classes. syn: [classes, m, d]."""
-        ...
-
-
 @dataclass(frozen=True)
 class CachedTargets:
-    """Rows of `RealStatistics` for one extractor: no real image is touched."""
+    """Rows of `RealStatistics` for one extractor: no real image is touched.
+
+    Losses are summed over classes; `syn` holds the features of m synthetic images of each.
+    """
 
     centers: Float[Tensor, "classes d"]
     spread: Float[Tensor, " classes"]
@@ -65,7 +52,7 @@ class CachedTargets:
 
 @dataclass(frozen=True)
 class BatchTargets:
-    """Features of as many real images of each class, without gradient."""
+    """Features of as many real images of each class, without gradient; losses as those of `CachedTargets`."""
 
     features: Float[Tensor, "classes n d"]
     kernel: Kernel = "gaussian"

@@ -65,7 +65,7 @@ def test_an_online_network_learns_and_its_state_goes_on_where_it_was(few_digits:
         def optimizer(net: torch.nn.Module) -> torch.optim.SGD:
             return torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
 
-        return OnlineExtractors(make, mean, std, 4, 0, optimizer, train)
+        return OnlineExtractors(FreshExtractors(make, mean, std, 4, 0), optimizer, train)
 
     whole = new()
     seen = []

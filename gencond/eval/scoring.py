@@ -78,18 +78,14 @@ def score_tables(
     bar = progress(description="evaluation", total=len(waiting) * num_seeds, unit="network", disable=not waiting)
     for row in waiting:
         images, ipc = row["images"], row["ipc"]
-        if images == GENCOND:
-            fixed = sample(ipc)
-            draw, size = (lambda seed, fixed=fixed: fixed), condensed_bytes
-        else:
-            draw = draw_baseline(images, train, ipc)
-            size = stored_bytes(draw(0))
+        fixed = sample(ipc) if images == GENCOND else None  # a baseline is drawn for each seed
         scores = []
         for seed in range(num_seeds):
             bar.set_postfix_str(f"{images} IPC {ipc or 'all'}")
+            drawn = draw_baseline(images, train, ipc, seed) if fixed is None else fixed
             scores.append(
                 train_and_test(
-                    draw(seed),
+                    drawn,
                     test,
                     network=row["network"],
                     protocol=protocol,
@@ -103,8 +99,8 @@ def score_tables(
         row["top1"] = scores
         row["top1_mean"] = statistics.mean(scores)
         row["top1_std"] = statistics.stdev(scores) if num_seeds > 1 else 0.0
-        row["bytes"] = size
-        row["bits_per_class"] = 8 * size / train.num_classes
+        row["bytes"] = condensed_bytes if images == GENCOND else stored_bytes(drawn)
+        row["bits_per_class"] = 8 * row["bytes"] / train.num_classes
         on_row(row)
     bar.close()
     return rows, notes
