@@ -214,15 +214,17 @@ def run_stage(
         logger.info("%s: resumed at step %d of %d", stage, start, num_steps)
         run.log(stage=stage, event="resumed", step=start)
     bar = progress(range(start, num_steps), description=stage, total=num_steps, initial=start, disable=not main)
-    sums, since = {}, start
+    seen: dict[str, list[torch.Tensor]] = {}  # a term may be left out of some steps
     for step in bar:
         for name, value in step_fn(step).items():
-            sums[name] = sums.get(name, 0) + value.detach()
+            seen.setdefault(name, []).append(value.detach())
         done = step + 1
         saves = done % save_every_steps == 0 or done == num_steps
         if saves or done % LOG_EVERY_STEPS == 0:
-            means = {name: float(accelerator.reduce(value, "mean")) / (done - since) for name, value in sums.items()}
-            sums, since = {}, done
+            means = {
+                name: float(accelerator.reduce(torch.stack(values).mean(), "mean")) for name, values in seen.items()
+            }
+            seen = {}
             if not all(math.isfinite(value) for value in means.values()):
                 raise InputError(
                     f"{stage}: {means} at step {done} is not finite: lower the learning rates (the last state is kept)"

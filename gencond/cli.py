@@ -71,9 +71,15 @@ def build_parser() -> argparse.ArgumentParser:
         ("pretrain", run_pretrain, "only the adversarial pretraining of the generator"),
     ):
         sub = commands.add_parser(name, help=what)
-        sub.add_argument("--recipe", default="gencond", help=f"{', '.join(available_recipes())}, or a YAML file")
+        sub.add_argument(
+            "--recipe",
+            default="gencond",
+            help=f"{', '.join(available_recipes())}, or a YAML file; with variants as in dm:fashion_mnist:quick",
+        )
         sub.add_argument("--data", help="a folder with one folder per class, an .npz file, or a named set")
         sub.add_argument("--out", type=Path, help="run folder; an unfinished run in it goes on")
+        if command is run_condense:
+            sub.add_argument("--pretrained", type=Path, metavar="DIR", help="a pretrained generator to start from")
         sub.add_argument("--dry-run", action="store_true", help="print the whole recipe and stop")
         sub.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the recipe")
         sub.set_defaults(command=command)
@@ -124,7 +130,7 @@ def run_condense(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(to_yaml(recipe), end="")
         return
-    out = _condensed_run(recipe, _out(args))
+    out = _condensed_run(recipe, _out(args), args.pretrained)
     if _is_main_process():
         print(f"\n{out}/condensed is ready.   gencond evaluate {out}   gencond sample {out} --ipc 10 --out DIR")
 
@@ -199,7 +205,7 @@ def _is_main_process() -> bool:
     return new_accelerator().is_main_process
 
 
-def _condensed_run(recipe: Recipe, out: Path) -> Path:
+def _condensed_run(recipe: Recipe, out: Path, pretrained: Path | None = None) -> Path:
     from gencond.condense import condense
     from gencond.eval.networks import build_network
     from gencond.eval.protocols import get_protocol
@@ -209,7 +215,7 @@ def _condensed_run(recipe: Recipe, out: Path) -> Path:
     get_protocol(recipe.evaluate.protocol)  # what the run will be judged by has to fit before it starts
     for network in recipe.evaluate.networks:
         build_network(network, train.channels, train.num_classes, train.image_size, seed=0)
-    condense(recipe, train, out)
+    condense(recipe, train, out, pretrained)
     return out
 
 

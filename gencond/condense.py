@@ -2,38 +2,48 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.optimization import get_scheduler
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from gencond.assembly import (
+    Extractors,
+    Representatives,
+    check_fit,
+    choose_representatives,
+    new_extractors,
+    new_pixels,
+    new_real_side,
+)
 from gencond.augment import Augmentation
 from gencond.checkpoint import RunFolder, prepare_run, provenance, run_stage, step_rng, write_artefact
 from gencond.config import Recipe
-from gencond.data import LabeledImages, nested_representatives, pixel_features
+from gencond.data import LabeledImages
 from gencond.distributed import gather_rows, new_accelerator, own_share
 from gencond.errors import InputError
-from gencond.extractors import build_pool
 from gencond.features import Extractor
 from gencond.files import cache_dir, require_writable
 from gencond.generator.card import model_card
 from gencond.generator.condensed import CondensedDataset, load
+from gencond.generator.face import Condensed
+from gencond.generator.packing import decode
+from gencond.generator.pixels import CondensedPixels
 from gencond.losses.anchor import pixel_anchor_loss, representative_loss
 from gencond.losses.center import center_loss
 from gencond.losses.classification import classification_loss
 from gencond.losses.diversity import diversity_loss
+from gencond.losses.gradient import Metric
 from gencond.losses.total import total_loss
-from gencond.networks import ConvNet, automatic_depth
 from gencond.pictures import PICTURED_CLASSES, PICTURED_IMAGES, grid, screen_scale, write_png
-from gencond.pretrain import averaged, new_generator, pretrained_generator
-from gencond.ranges import to_signed, to_uint8
-from gencond.statistics import RealStatistics, cached_statistics
-from gencond.targets import CachedTargets
+from gencond.pretrain import averaged, pretrained_generator
+from gencond.ranges import to_uint8
+from gencond.targets import RealSide, gradient_loss
 
 logger = logging.getLogger(__name__)
 
@@ -43,42 +53,35 @@ class Draw:
     """All that is random in a step, the same on every process.
 
     Args:
+        step: its number.
         classes: of this step, ascending.
         first_slot, length: the slots first_slot .. first_slot + length - 1 of each class form its synthetic set.
-        net: which extractor of the pool embeds.
-        rng: draws the augmentation.
+        extractor: embeds.
+        rng: draws the augmentation and real images.
         anchors: rows of `Representatives` whose slots are held to their real image.
     """
 
+    step: int
     classes: Int64[Tensor, " classes"]
     first_slot: int
     length: int
-    net: int
+    extractor: Extractor
     rng: torch.Generator
     anchors: Int64[Tensor, " a"]
-
-
-@dataclass(frozen=True)
-class Representatives:
-    """The real image that a learned slot starts from: k-means representatives, in nested order."""
-
-    labels: Int64[Tensor, " n"]
-    slots: Int64[Tensor, " n"]
-    images: Float[Tensor, "n c h w"]  # [-1, 1]
-
-    def to(self, device: torch.device) -> "Representatives":
-        return Representatives(self.labels.to(device), self.slots.to(device), self.images.to(device))
 
 
 def condense_step(
     synthesize: nn.Module,
     draw: Draw,
-    statistics: RealStatistics,
-    pool: Sequence[Extractor],
+    real: RealSide,
     augmentation: Augmentation,
     representatives: Representatives,
     weights: Mapping[str, float],
     *,
+    factor: int = 1,
+    images_per_step: int | None = None,
+    scale: Literal["relative", "sum"] = "relative",
+    gradient_metric: Metric = "mse",
     center_margin: float = 1.0,
     rank: int = 0,
     num_processes: int = 1,
@@ -87,12 +90,15 @@ def condense_step(
 
     Each process synthesizes and embeds its own share of the step's classes; only class centers are gathered. Averaged
     over processes, parts and gradients are those of one process with all the classes. A term of weight 0 is not
-    computed.
+    computed, nor classification by an extractor that was never trained.
 
     Args:
-        synthesize: (labels, slots) -> images in [-1, 1]: a `CondensedDataset`, possibly wrapped for data parallelism.
+        synthesize: (labels, slots) -> images in [-1, 1]: a `Condensed`, possibly wrapped for data parallelism.
+        factor: every image is cut into factor x factor before it is looked at.
+        images_per_step: at most, of a class; more are drawn from at random.
+        scale: of the matching terms: `relative` is a mean over classes, in gaps between real classes; `sum` adds up.
     """
-    device = statistics.mean.device
+    device, rng, extractor = draw.extractor.mean.device, draw.rng, draw.extractor
     classes = draw.classes.to(device)
     share = own_share(len(classes), rank, num_processes)
     own = classes[share]
@@ -104,25 +110,46 @@ def condense_step(
         torch.cat([labels, representatives.labels[anchors]]), torch.cat([slots, representatives.slots[anchors]])
     )
     images, images_anchored = images_all.split([len(labels), len(anchors)])
-    params = augmentation.draw(len(classes) * draw.length, draw.rng)
-    params = params.rows(slice(share.start * draw.length, share.stop * draw.length))
-    extractor, real = pool[draw.net], CachedTargets.of(statistics, draw.net, own)
-    features = extractor(augmentation(images, params))
-    features_syn = features.view(len(own), draw.length, -1)  # [classes, ipc, d]
+    images = decode(images, factor).unflatten(0, (len(own), -1))  # [classes, m, c, h, w]
+    if images_per_step is not None and images.shape[1] > images_per_step:
+        order = torch.rand(len(classes), images.shape[1], generator=rng).argsort(1)
+        kept = order[share, :images_per_step].to(device)
+        images = images[torch.arange(len(own), device=device)[:, None], kept]
+    num_images = images.shape[1]
+
+    drawn_for_each = 1 if real.siamese else num_images
+    params = augmentation.draw(len(classes) * drawn_for_each, rng)
+    params = params.rows(slice(share.start * drawn_for_each, share.stop * drawn_for_each))
+    targets = real.targets(draw.step, draw.classes, share, extractor, augmentation, params, rng)
+    if real.siamese:
+        params = params.rows(torch.arange(len(own)).repeat_interleave(num_images))
+    augmented = augmentation(images.flatten(0, 1), params)
 
     on = {name for name, weight in weights.items() if weight}
+    if not extractor.knows_classes:
+        on -= {"classification"}
     parts: dict[str, Tensor] = {}
+    if on & {"mean", "mmd", "diversity", "center", "classification"}:
+        features = extractor(augmented)
+        features_syn = features.unflatten(0, (len(own), num_images))
+    if ("mean" in on and scale == "relative") or "center" in on:
+        centers_real = gather_rows(targets.centers, len(classes))
     if "mean" in on:
-        parts["mean"] = real.mean_loss(features_syn) / (len(own) * statistics.gap[draw.net])
+        unit = real.gap(extractor, centers_real) if scale == "relative" else 1.0
+        parts["mean"] = targets.mean_loss(features_syn) / (len(own) * unit)
     if "mmd" in on:
-        parts["mmd"] = real.mmd_loss(features_syn) / len(own)
+        parts["mmd"] = targets.mmd_loss(features_syn) / len(own)
+    if "gradient" in on:
+        images_syn = augmented.unflatten(0, (len(own), num_images))
+        parts["gradient"] = gradient_loss(extractor, targets.augmented, images_syn, own, gradient_metric) / len(own)
+    if scale == "sum":
+        parts = {name: part * len(classes) for name, part in parts.items()}
     if "diversity" in on:
-        parts["diversity"] = diversity_loss(features_syn, real.spread)
+        parts["diversity"] = diversity_loss(features_syn, targets.spread)
     if "classification" in on:
-        parts["classification"] = classification_loss(extractor.logits(features), labels)
+        parts["classification"] = classification_loss(extractor.logits(features), own.repeat_interleave(num_images))
     if "pixel" in on:
-        images_syn = images.view(len(own), draw.length, *images.shape[1:])
-        parts["pixel"] = pixel_anchor_loss(statistics.pooled[own], statistics.contrast[own], images_syn)
+        parts["pixel"] = pixel_anchor_loss(targets.pooled, targets.contrast, images)
     # Means over own classes, weighted so that the mean over processes is the mean over all classes.
     parts = {name: part * (len(own) * num_processes / len(classes)) for name, part in parts.items()}
     if "representative" in on and len(draw.anchors):
@@ -130,18 +157,18 @@ def condense_step(
         parts["representative"] = representative_loss(anchored, images_anchored, len(draw.anchors)) * num_processes
     if "center" in on:
         centers_syn = gather_rows(features_syn.mean(1), len(classes))
-        parts["center"] = center_loss(statistics.mean[draw.net][classes], centers_syn, center_margin)
+        parts["center"] = center_loss(centers_real, centers_syn, center_margin)
     return total_loss(parts, weights), parts
 
 
-def condense(recipe: Recipe, data: LabeledImages, out: Path, pretrained: Path | None = None) -> CondensedDataset:
+def condense(recipe: Recipe, data: LabeledImages, out: Path, pretrained: Path | None = None) -> Condensed:
     """From real images to the artefact in `out/condensed`, resuming whatever of it is done.
 
     Args:
         pretrained: a folder with a pretrained generator of the recipe's shape; None trains one as the recipe says.
     Raises:
-        InputError: `out` holds another run, parts of the recipe that do not fit the images, more processes than
-            classes.
+        InputError: `out` holds another run, parts of the recipe that do not fit the images or each other, more
+            processes than classes.
     """
     accelerator = new_accelerator()
     check_fit(recipe, data)
@@ -159,103 +186,40 @@ def condense(recipe: Recipe, data: LabeledImages, out: Path, pretrained: Path | 
     return condensed
 
 
-def _condense_in(run: RunFolder, recipe: Recipe, data: LabeledImages, pretrained: Path | None) -> CondensedDataset:
+def _condense_in(run: RunFolder, recipe: Recipe, data: LabeledImages, pretrained: Path | None) -> Condensed:
     """The stages, one after the other."""
     accelerator = new_accelerator()
-    generator = pretrained_generator(recipe, data, run, pretrained)
+    makes_images = recipe.synthesizer.kind == "generator"
+    generator = pretrained_generator(recipe, data, run, pretrained) if makes_images else None
     started = time.monotonic()
     with accelerator.main_process_first():
-        pool, statistics = real_side(recipe, data, accelerator.device)
+        extractors, pool_key = new_extractors(recipe, data, accelerator.device)
+        real = new_real_side(recipe, data, extractors, pool_key, accelerator.device)
     if accelerator.is_main_process:
         run.log(stage="extractors and statistics", seconds=round(time.monotonic() - started, 1))
-    representatives = choose_representatives(recipe, data).to(accelerator.device)
-    condensed = CondensedDataset(
-        data.class_names,
-        {name: value for name, value in generator.config.items() if not name.startswith("_")},
-        recipe.codes.num_slots,
-        recipe.seed,
-        provenance(recipe, data),
-    )
-    condensed.generator.load_state_dict(generator.state_dict())
-    condensed.eval()  # batch norms stay at their statistics: a fixed affine map of each channel
-    if recipe.codes.encode_steps:
-        encode(recipe, condensed, representatives, run)
-    condensed = match(recipe, condensed, pool, statistics, representatives, data, run)
+    representatives = choose_representatives(recipe, data, extractors).to(accelerator.device)
+    if generator is None:
+        condensed: Condensed = new_pixels(recipe, data, representatives, provenance(recipe, data))
+    else:
+        condensed = CondensedDataset(
+            data.class_names,
+            {name: value for name, value in generator.config.items() if not name.startswith("_")},
+            recipe.codes.num_slots,
+            recipe.seed,
+            recipe.synthesizer.factor,
+            provenance(recipe, data),
+        )
+        condensed.generator.load_state_dict(generator.state_dict())
+        condensed.eval()  # batch norms stay at their statistics: a fixed affine map of each channel
+        if recipe.codes.encode_steps:
+            encode(recipe, condensed, representatives, run)
+    condensed = Matching(recipe, data, condensed, extractors, real, representatives).run(run)
     if accelerator.is_main_process:
         write_artefact(run.artefact, condensed, model_card(condensed))
         for stage in ("encode", "condense"):
             run.drop_state(stage)
     accelerator.wait_for_everyone()
     return condensed
-
-
-def check_fit(recipe: Recipe, data: LabeledImages) -> None:
-    """Builds each part once, so that what does not fit the images fails before minutes of work. Raises InputError."""
-    part = recipe.features
-    if part.num_trajectories * len(part.snapshot_steps) + part.num_random == 0:
-        raise InputError("the pool of extractors is empty: set features.num_trajectories or features.num_random")
-    try:
-        new_generator(recipe, data)
-        ConvNet(data.channels, data.num_classes, data.image_size, part.width, pool_depth(recipe, data))
-        for strategy in (recipe.data.augmentation, recipe.pretrain.augmentation):
-            Augmentation(strategy, data.image_size)
-    except ValueError as error:
-        raise InputError(f"recipe {recipe.name} does not fit {data.image_size} px images: {error}") from None
-
-
-def pool_depth(recipe: Recipe, data: LabeledImages) -> int:
-    """Blocks of the extractors."""
-    return recipe.features.depth or automatic_depth(data.image_size)
-
-
-def real_side(recipe: Recipe, data: LabeledImages, device: torch.device) -> tuple[list[Extractor], RealStatistics]:
-    """The pool of extractors and what it sees in the real images."""
-    part = recipe.features
-    pool, pool_key = build_pool(
-        data,
-        cache_dir(),
-        width=part.width,
-        depth=pool_depth(recipe, data),
-        num_trajectories=part.num_trajectories,
-        snapshot_steps=part.snapshot_steps,
-        num_random=part.num_random,
-        batch_size=part.batch_size,
-        learning_rate=part.learning_rate,
-        strategy=recipe.data.augmentation,
-        seed=recipe.seed,
-        device=device,
-    )
-    statistics = cached_statistics(
-        data,
-        pool,
-        pool_key,
-        cache_dir(),
-        augmentation=Augmentation(recipe.data.augmentation, data.image_size, *data.mean_std),
-        num_passes=recipe.statistics.num_passes,
-        num_frequencies=recipe.statistics.num_frequencies,
-        seed=recipe.seed,
-    )
-    return pool, statistics.to(device)
-
-
-def choose_representatives(recipe: Recipe, data: LabeledImages) -> Representatives:
-    """For each class its k-means representatives in nested order; fewer than slots where the class is small.
-
-    None at all where the recipe neither encodes nor anchors: k-means in large classes takes minutes.
-    """
-    labels, slots, rows = [], [], []
-    sizes = sorted({min(size, recipe.codes.num_slots) for size in recipe.codes.representative_sizes})
-    used = recipe.codes.encode_steps or recipe.objective.representative_weight
-    for label in range(data.num_classes):
-        of_class = data.rows_of(label)
-        chosen = of_class[:0]
-        if used:
-            features = pixel_features(data.images[of_class])
-            chosen = of_class[nested_representatives(features, sizes, recipe.seed)]
-        labels.append(torch.full_like(chosen, label))
-        slots.append(torch.arange(len(chosen)))
-        rows.append(chosen)
-    return Representatives(torch.cat(labels), torch.cat(slots), to_signed(data.images[torch.cat(rows)]))
 
 
 def adam(condensed: CondensedDataset, generator_lr: float, code_lr: float) -> torch.optim.Adam:
@@ -272,7 +236,7 @@ def encode(recipe: Recipe, condensed: CondensedDataset, representatives: Represe
     accelerator = new_accelerator()
     optimizer = adam(condensed, part.encode_generator_lr, part.encode_code_lr)
     synthesize, optimizer = accelerator.prepare(condensed, optimizer)
-    schedule = get_cosine_schedule_with_warmup(optimizer, 0, part.encode_steps)
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=part.encode_steps)
     accelerator.register_for_checkpointing(schedule)
     share = own_share(part.encode_batch_size, accelerator.process_index, accelerator.num_processes)
 
@@ -293,79 +257,125 @@ def encode(recipe: Recipe, condensed: CondensedDataset, representatives: Represe
     accelerator.free_memory()
 
 
-def match(
-    recipe: Recipe,
-    condensed: CondensedDataset,
-    pool: Sequence[Extractor],
-    statistics: RealStatistics,
-    representatives: Representatives,
-    data: LabeledImages,
-    run: RunFolder,
-) -> CondensedDataset:
-    """Matches the synthetic sets of all prefix lengths to the real statistics; returns the average, on the CPU."""
-    part = recipe.condense
-    accelerator = new_accelerator()
-    condensed = condensed.to(accelerator.device)
-    optimizer = adam(condensed, part.generator_lr, part.code_lr)
-    condensed_ema = averaged(condensed, part.ema_halflife_steps)
-    synthesize, optimizer = accelerator.prepare(condensed, optimizer)
-    schedule = get_cosine_schedule_with_warmup(optimizer, 0, part.num_steps)
-    accelerator.register_for_checkpointing(schedule, condensed_ema)
-    augmentation = Augmentation(recipe.data.augmentation, data.image_size, *data.mean_std)
-    objective = asdict(recipe.objective)
-    weights = {name.removesuffix("_weight"): w for name, w in objective.items() if name.endswith("_weight")}
-    anchored = (representatives.slots > 0).nonzero()[:, 0].cpu()
-    num_anchors = min(part.representative_batch_size, len(anchored)) if weights["representative"] else 0
+def new_optimizer(recipe: Recipe, condensed: Condensed) -> torch.optim.Optimizer:
+    """Of matching: Adam for a generator and its codes, SGD for pixels."""
+    if isinstance(condensed, CondensedDataset):
+        return adam(condensed, recipe.condense.generator_lr, recipe.condense.code_lr)
+    part = recipe.pixels
+    rate = part.learning_rate * (part.ipc if part.rate_per_ipc else 1)
+    return torch.optim.SGD(condensed.parameters(), rate, momentum=part.momentum)
 
-    def draw(step: int) -> Draw:
-        rng = step_rng(recipe.seed, "condense", step)
+
+class Matching:
+    """The matching stage: everything a step needs, and the artefact as it changes.
+
+    Args:
+        condensed: what is learned, in place.
+        representatives: what its slots start from and may be held to.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: LabeledImages,
+        condensed: Condensed,
+        extractors: Extractors,
+        real: RealSide,
+        representatives: Representatives,
+    ) -> None:
+        part = recipe.condense
+        self.recipe, self.num_classes, self.real, self.extractors = recipe, data.num_classes, real, extractors
+        self.accelerator = new_accelerator()
+        self.condensed = condensed.to(self.accelerator.device)
+        self.representatives = representatives.to(self.accelerator.device)
+        optimizer = new_optimizer(recipe, self.condensed)
+        self.average = averaged(self.condensed, part.ema_halflife_steps) if part.ema_halflife_steps else None
+        self.synthesize, self.optimizer = self.accelerator.prepare(self.condensed, optimizer)
+        self.schedule = get_scheduler(
+            part.schedule, self.optimizer, num_warmup_steps=0, num_training_steps=part.num_steps
+        )
+        states = (self.schedule, self.average, extractors, real)
+        self.accelerator.register_for_checkpointing(*(state for state in states if hasattr(state, "state_dict")))
+        self.augmentation = Augmentation(
+            part.augmentation or recipe.data.augmentation, data.image_size, *data.mean_std, part.augmentation_mode
+        )
+        objective = asdict(recipe.objective)
+        self.weights = {name.removesuffix("_weight"): w for name, w in objective.items() if name.endswith("_weight")}
+        self.anchored = (self.representatives.slots > 0).nonzero()[:, 0].cpu()
+        at_most = part.representative_batch_size if self.weights["representative"] else 0
+        self.num_anchors = min(at_most, len(self.anchored))
+        self.lengths = part.prefix_lengths or (condensed.num_slots,)
+        self.clamp_every = recipe.pixels.clamp_every_steps if isinstance(condensed, CondensedPixels) else 0
+
+    def draw(self, step: int) -> Draw:
+        """All that is random in step number `step`."""
+        part, rng = self.recipe.condense, step_rng(self.recipe.seed, "condense", step)
         fresh = bool(torch.rand((), generator=rng) < part.stream_probability)
-        choice = int(torch.randint(len(part.prefix_lengths), (), generator=rng))
+        choice = int(torch.randint(len(self.lengths), (), generator=rng))
         return Draw(
-            classes=torch.randperm(data.num_classes, generator=rng)[: part.classes_per_step].sort().values,
-            first_slot=recipe.codes.num_slots + step * part.stream_length if fresh else 0,
-            length=part.stream_length if fresh else part.prefix_lengths[choice],
-            net=int(torch.randint(len(pool), (), generator=rng)),
-            anchors=anchored[torch.randperm(len(anchored), generator=rng)[:num_anchors]],
+            step=step,
+            classes=torch.randperm(self.num_classes, generator=rng)[: part.classes_per_step].sort().values,
+            first_slot=self.condensed.num_slots + step * part.stream_length if fresh else 0,
+            length=part.stream_length if fresh else self.lengths[choice],
+            extractor=self.extractors.at(step, rng),
+            anchors=self.anchored[torch.randperm(len(self.anchored), generator=rng)[: self.num_anchors]],
             rng=rng,
         )
 
-    def step_fn(step: int) -> Mapping[str, Tensor]:
+    def step(self, step: int) -> Mapping[str, Tensor]:
+        """One update; returns the loss and its unweighted parts."""
+        part, objective = self.recipe.condense, self.recipe.objective
+        if self.clamp_every and step % self.clamp_every == 0:
+            self.condensed.clamp_()
         loss, parts = condense_step(
-            synthesize,
-            draw(step),
-            statistics,
-            pool,
-            augmentation,
-            representatives,
-            weights,
-            center_margin=recipe.objective.center_margin,
-            rank=accelerator.process_index,
-            num_processes=accelerator.num_processes,
+            self.synthesize,
+            self.draw(step),
+            self.real,
+            self.augmentation,
+            self.representatives,
+            self.weights,
+            factor=self.recipe.synthesizer.factor,
+            images_per_step=part.images_per_step,
+            scale=objective.scale,
+            gradient_metric=objective.gradient_metric,
+            center_margin=objective.center_margin,
+            rank=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
         )
-        optimizer.zero_grad()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(synthesize.parameters(), part.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        condensed_ema.update_parameters(condensed)
-        return {"loss": loss, **parts}
+        self.optimizer.zero_grad()
+        if parts:  # none where classification is all there is and the extractor knows no classes
+            self.accelerator.backward(loss)
+            if part.max_grad_norm is not None:
+                self.accelerator.clip_grad_norm_(self.synthesize.parameters(), part.max_grad_norm)
+            self.optimizer.step()
+        self.schedule.step()
+        self.extractors.after(step)
+        if self.average is not None:
+            self.average.update_parameters(self.condensed)
+        return {"loss": loss, **parts} if parts else {}
 
-    def picture(step: int) -> None:
-        classes = range(min(data.num_classes, PICTURED_CLASSES))
-        images, _ = condensed_ema.module.sample(PICTURED_IMAGES, classes)
-        rows = to_uint8(images).cpu().unflatten(0, (len(classes), -1))
-        write_png(run.samples / f"step_{step:06d}.png", grid(rows, screen_scale(data.image_size)))
+    def result(self) -> Any:
+        """The artefact so far: the average of the iterates, or the last one."""
+        return self.average.module if self.average is not None and self.recipe.condense.num_steps else self.condensed
 
-    run_stage(
-        accelerator,
-        run,
-        "condense",
-        part.num_steps,
-        step_fn,
-        save_every_steps=recipe.save_every_steps,
-        on_save=picture,
-    )
-    result: Any = condensed_ema.module if part.num_steps else condensed
-    accelerator.free_memory()
-    return result.cpu().eval()
+    def picture(self, path: Path) -> None:
+        """A grid of samples as a PNG."""
+        condensed = self.result()
+        classes = range(min(self.num_classes, PICTURED_CLASSES))
+        images, _ = condensed.sample(min(PICTURED_IMAGES, condensed.largest_ipc or PICTURED_IMAGES), classes)
+        rows = to_uint8(images).cpu().unflatten(0, (len(classes), -1))[:, :PICTURED_IMAGES]
+        write_png(path, grid(rows, screen_scale(condensed.image_size)))
+
+    def run(self, run: RunFolder) -> Condensed:
+        """All steps, from the last saved state; returns the artefact on the CPU."""
+        run_stage(
+            self.accelerator,
+            run,
+            "condense",
+            self.recipe.condense.num_steps,
+            self.step,
+            save_every_steps=self.recipe.save_every_steps,
+            on_save=lambda step: self.picture(run.samples / f"step_{step:06d}.png"),
+        )
+        self.accelerator.free_memory()
+        return self.result().cpu().eval()

@@ -43,15 +43,48 @@ class Data:
     judge_on: `validation` judges on a slice held out of the training set, to choose settings by; the test set stays
         unread.
     validation_fraction: that slice's share of the training set.
-    augmentation: operations that leave the class as it is; for matching, extractors and evaluation alike.
+    augmentation: operations that leave the class as it is; for extractors, evaluation and, unless `condense` names
+        others, matching.
     """
 
     source: str = "digits"
-    image_size: Annotated[int, Field(ge=8, le=64)] | None = None
+    image_size: Annotated[int, Field(ge=8, le=256)] | None = None
     test_fraction: Share = 0.2
     judge_on: Literal["test", "validation"] = "test"
     validation_fraction: Share = 0.2
     augmentation: str = "color_crop_cutout_flip_scale_rotate"
+
+
+@part
+class Synthesizer:
+    """What makes the images: a generator with codes, or a bank of pixels that are learned one by one.
+
+    factor: every image is cut into factor x factor, each of which counts as an image of full size (IDC's
+        multi-formation). IPC counts the images before they are cut.
+    """
+
+    kind: Literal["generator", "pixels"] = "generator"
+    factor: Annotated[int, Field(ge=1, le=8)] = 1
+
+
+@part
+class Pixels:
+    """The bank of pixels. ipc: images of each class.
+
+    init: random real images, k-means representatives of each class (in the features of the first extractor), or noise.
+    space: what is learned: `unit` is [0, 1]; `normalised` divides by the data's standard deviation, as DM does.
+    clamp_every_steps: back into the range of images; 0 never.
+    learning_rate, momentum: of SGD; rate_per_ipc multiplies the rate by `ipc`, since a mean over more images gives each
+        a smaller gradient.
+    """
+
+    ipc: Count = 10
+    init: Literal["real", "kmeans", "noise"] = "real"
+    space: Literal["unit", "normalised"] = "unit"
+    clamp_every_steps: CountOrZero = 1
+    learning_rate: Rate = 1.0
+    rate_per_ipc: bool = False
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
 
 @part
@@ -88,21 +121,59 @@ class Pretrain:
 
 @part
 class Features:
-    """The pool of extractors: num_trajectories x snapshots, plus num_random nets. depth null follows the image size."""
+    """The extractors.
 
+    kind: `pool` keeps num_trajectories x snapshots of nets in training, plus num_random that never train; `fresh`
+        draws a random net every refresh_steps; `online` trains such a net further after each step, on train_images
+        real ones.
+    network: `convnet`, `resnet_ap10` or a timm name.
+    weights: of a timm network: `pretrained` downloads its own, a path reads a file; null draws them.
+    resize: side that images are brought to before a network sees them; null leaves them.
+    width, depth: of convnet and resnet_ap10 (no depth); depth null follows the image size.
+    activation, norm, pooling: of convnet.
+    batch_size, learning_rate, cutmix: of training in a pool or online; cutmix is the share of mixed batches.
+    precision, compile: of the extractors' arithmetic. Compiling costs half a minute and then saves up to three
+        quarters of a step; it needs a C++ compiler on a CPU.
+    """
+
+    kind: Literal["pool", "fresh", "online"] = "pool"
+    network: str = "convnet"
+    weights: str | None = None
+    resize: Annotated[int, Field(ge=8, le=512)] | None = None
     width: Count = 128
     depth: Count | None = None
+    activation: Literal["relu", "leaky_relu", "sigmoid", "swish"] = "relu"
+    norm: Literal["instance", "batch", "layer", "group", "none"] = "instance"
+    pooling: Literal["avg", "max", "none"] = "avg"
     num_trajectories: CountOrZero = 2
     snapshot_steps: Steps = (20, 50, 100, 200, 350)
     num_random: CountOrZero = 4
+    refresh_steps: Count = 1
+    train_images: Count = 2000
     batch_size: Count = 128
     learning_rate: Rate = 0.01
+    cutmix: Annotated[float, Field(ge=0, le=1)] = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
 
 
 @part
-class Statistics:
-    """The pass over the real images. num_frequencies: of the Fourier embedding, a multiple of 3."""
+class Real:
+    """What stands for a class's real images in a step.
 
+    kind: `statistics` of the whole set, kept for each extractor of a pool; `random` batches; `representatives`, the
+        images nearest to k-means centers in the current features (DREAM).
+    batch_size: real images of each class in a step.
+    refresh_steps: between two choices of representatives.
+    candidates: how many random images of a class they are chosen from; null takes all.
+    num_passes, num_frequencies: of the statistics: passes over the images, length of the Fourier embedding (a multiple
+        of 3).
+    """
+
+    kind: Literal["statistics", "random", "representatives"] = "statistics"
+    batch_size: Count = 256
+    refresh_steps: Count = 10
+    candidates: Count | None = None
     num_passes: Count = 2
     num_frequencies: Annotated[int, Field(ge=3, multiple_of=3)] = 510
 
@@ -121,44 +192,70 @@ class Codes:
 
 @part
 class Objective:
-    """Weights of the terms; 0 leaves a term out. center_margin: in real gaps."""
+    """Weights of the terms; 0 leaves a term out.
 
-    mean_weight: Weight = 1.0
-    mmd_weight: Weight = 1.0
+    scale: `relative` averages over classes and divides squared feature distances by the real gap between classes, so
+        that nets compare; `sum` adds over classes and divides by nothing, as the papers do.
+    kernel: of the MMD between batches; statistics are kept for the Gaussian one.
+    gradient_metric: of gradient matching, convolution weights only.
+    center_margin: in real gaps.
+    """
+
+    scale: Literal["relative", "sum"] = "relative"
+    mean_weight: Weight = 0.0
+    mmd_weight: Weight = 0.0
+    kernel: Literal["gaussian", "linear", "polynomial", "laplace"] = "gaussian"
+    gradient_weight: Weight = 0.0
+    gradient_metric: Literal["mse", "l1"] = "mse"
     diversity_weight: Weight = 0.0
     center_weight: Weight = 0.0
     center_margin: Rate = 1.0
-    classification_weight: Weight = 0.5
+    classification_weight: Weight = 0.0
     representative_weight: Weight = 0.0
-    pixel_weight: Weight = 1.0
+    pixel_weight: Weight = 0.0
 
 
 @part
 class Condense:
-    """Matching. prefix_lengths: drawn from in every step: how many slots of a class form that step's set.
+    """Matching.
 
+    prefix_lengths: drawn from in every step: how many slots of a class form that step's set; null takes all.
     stream_probability: share of steps that match fresh slots past the learned ones instead, stream_length of a class.
     classes_per_step: at most; the cost of a step follows it, not the number of classes.
+    images_per_step: at most, of a class and after `factor`; more are drawn from at random. null takes all.
+    augmentation, augmentation_mode: of matching; null takes `data.augmentation`. `one` operation an image, `idc`'s
+        stronger mix, or `all`. A batch of real images shares its class's draw with the synthetic ones.
     representative_batch_size: (class, slot) pairs a step that are held to their real image, never slot 0.
+    schedule, max_grad_norm: of all learning rates, of the gradient; null does not clip.
+    ema_halflife_steps: of the average that becomes the artefact; 0 takes the last iterate.
     """
 
     num_steps: CountOrZero = 1000
-    prefix_lengths: Counts = (1, 1, 2, 5, 10)
-    stream_probability: Annotated[float, Field(ge=0, le=1)] = 0.2
+    prefix_lengths: Counts | None = None
+    stream_probability: Annotated[float, Field(ge=0, le=1)] = 0.0
     stream_length: Count = 10
     classes_per_step: Count = 10
+    images_per_step: Count | None = None
+    augmentation: str | None = None
+    augmentation_mode: Literal["one", "idc", "all"] = "one"
     representative_batch_size: Count = 64
     generator_lr: Rate = 3e-4
     code_lr: Rate = 3e-2
-    max_grad_norm: Rate = 1.0
-    ema_halflife_steps: Count = 20
+    schedule: Literal["cosine", "constant"] = "cosine"
+    max_grad_norm: Rate | None = 1.0
+    ema_halflife_steps: CountOrZero = 20
 
 
 @part
 class Evaluate:
-    """How the result is judged. protocol: see `eval.protocols`; networks: `convnet2`, `convnet3w64` or timm names."""
+    """How the result is judged.
 
-    ipc: Counts = (1, 10, 50)
+    ipc: null takes 1, 10 and 50 of a generator and what is stored of pixels.
+    networks: `convnet2`, `convnet3w64` or timm names.
+    protocol: see `eval.protocols`; `dm:200` is dm with 200 epochs.
+    """
+
+    ipc: Counts | None = None
     networks: Annotated[tuple[str, ...], Field(min_length=1)] = ("convnet3",)
     protocol: str = "quick"
     num_seeds: Count = 3
@@ -172,10 +269,12 @@ class Recipe:
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     save_every_steps: Count = 100
     data: Data = Data()
+    synthesizer: Synthesizer = Synthesizer()
+    pixels: Pixels = Pixels()
     generator: Generator = Generator()
     pretrain: Pretrain = Pretrain()
     features: Features = Features()
-    statistics: Statistics = Statistics()
+    real: Real = Real()
     codes: Codes = Codes()
     objective: Objective = Objective()
     condense: Condense = Condense()
@@ -188,21 +287,50 @@ def available_recipes() -> list[str]:
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (), source: str | None = None) -> Recipe:
-    """A recipe by name or from a YAML file, with `part.field=value` overrides.
+    """A recipe by name or from a YAML file, with its variants and with `part.field=value` overrides.
+
+    `dm:fashion_mnist:quick` is `dm` with what its `variants` say under these names, one after the other.
 
     Args:
         source: of the data, taken as it is (an override would be read as YAML).
 
     Raises:
-        InputError: an unknown recipe or field, a value of the wrong kind or out of range, broken YAML.
+        InputError: an unknown recipe, variant or field, a value of the wrong kind or out of range, broken YAML.
     """
-    path = RECIPES / f"{name_or_path}.yaml"
-    if not path.is_file():
-        path = Path(name_or_path)
-    if not path.is_file():
-        known = ", ".join(available_recipes())
-        raise InputError(f"no recipe {name_or_path!r}: known are {known}; a path to a YAML file works too")
-    return parse_recipe({"name": path.stem} | read_recipe_file(path), str(name_or_path), overrides, source)
+    path, chosen = _find_recipe(name_or_path)
+    content = {"name": path.stem} | read_recipe_file(path)
+    variants = content.pop("variants", None) or {}
+    for name in chosen:
+        if name not in variants:
+            known = ", ".join(variants) or "none"
+            raise InputError(f"recipe {path.stem} has no variant {name!r}; known: {known}")
+        _merge(content, variants[name] or {})
+    if chosen:
+        content["name"] = ":".join([content["name"], *chosen])
+    return parse_recipe(content, str(name_or_path), overrides, source)
+
+
+def _find_recipe(name_or_path: str) -> tuple[Path, list[str]]:
+    """(file, names of variants). Raises InputError."""
+    name, *variants = str(name_or_path).split(":")
+    for path, chosen in (
+        (RECIPES / f"{name}.yaml", variants),
+        (Path(name_or_path), []),
+        (Path(name), variants),
+    ):
+        if path.is_file():
+            return path, chosen
+    known = ", ".join(available_recipes())
+    raise InputError(f"no recipe {name_or_path!r}: known are {known}; a path to a YAML file works too")
+
+
+def _merge(content: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Lays `changes` over `content`, field by field within a part."""
+    for name, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(content.get(name), dict):
+            _merge(content[name], value)
+        else:
+            content[name] = copy.deepcopy(value)
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:

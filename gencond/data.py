@@ -469,10 +469,14 @@ def class_batches(
     return torch.stack(chosen)
 
 
-def kmeans_representatives(features: np.ndarray, num_clusters: int, seed: int) -> Int64[Tensor, " k"]:
-    """Rows of `features` [n, d] nearest to the k-means centers, largest cluster first, without repetition.
+def kmeans_representatives(
+    features: np.ndarray, num_clusters: int, seed: int, distinct: bool = True
+) -> Int64[Tensor, " k"]:
+    """Rows of `features` [n, d] nearest to the k-means centers, largest cluster first.
 
-    Source: DREAM (2302.14416), section 3.2, whose code keeps a row that is nearest to two centers twice.
+    Args:
+        distinct: takes no row twice; DREAM's code keeps one that is nearest to two centers twice.
+    Source: DREAM (2302.14416), section 3.2.
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
@@ -480,14 +484,14 @@ def kmeans_representatives(features: np.ndarray, num_clusters: int, seed: int) -
     if num_clusters == len(features):
         return torch.arange(len(features))
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # fewer distinct images than clusters: some centers coincide
+        # Fewer distinct images than clusters: some centers coincide.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         kmeans = KMeans(num_clusters, n_init=1, random_state=seed).fit(features)
     distance = kmeans.transform(features)  # [n, k]
     chosen: list[int] = []
     for cluster in np.bincount(kmeans.labels_, minlength=num_clusters).argsort(kind="stable")[::-1]:
-        distance[chosen, cluster] = np.inf
+        if distinct:
+            distance[chosen, cluster] = np.inf
         chosen.append(int(distance[:, cluster].argmin()))
     return torch.tensor(chosen)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class _Gather(torch.autograd.Function):
         return gradient[ctx.own], None
 
 
-def gather_rows(own: Float[Tensor, "m d"], num_rows: int) -> Float[Tensor, "n d"]:
+def gather_rows(own: Shaped[Tensor, "m d"], num_rows: int) -> Shaped[Tensor, "n d"]:
     """The rows of all processes, in the order of `own_share`; `own` itself in a single process."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return own

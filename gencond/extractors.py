@@ -9,49 +9,102 @@ little about a class, a single trained one is overfitted, and nets of all ages s
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from gencond.augment import Augmentation
 from gencond.data import LabeledImages
-from gencond.features import Extractor
+from gencond.features import Embedding, Extractor, resized
 from gencond.files import read_cache, short_hash, written_whole
-from gencond.networks import ConvNet
+from gencond.ranges import to_signed
 from gencond.training import train_network
 
 logger = logging.getLogger(__name__)
+
+SETTLING_IMAGES = 512
+
+
+@dataclass(frozen=True)
+class ExtractorMaker:
+    """One architecture and how it sees one data set: seed -> extractor.
+
+    Args:
+        network: seed -> a network with weights of its own, on the CPU.
+        mean, std: of the data in [-1, 1], per channel.
+        settle_on: real images that random networks' batch norms take their statistics from, since fresh ones pass
+            everything through unchanged; None leaves the statistics as they come.
+        resize, embed: see `Extractor`.
+    """
+
+    network: Callable[[int], nn.Module]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    settle_on: UInt8[Tensor, "n c h w"] | None = None
+    device: torch.device = torch.device("cpu")
+    resize: int | None = None
+    embed: Embedding = field(default_factory=Embedding)
+
+    def wrap(self, network: nn.Module, knows_classes: bool) -> Extractor:
+        extractor = Extractor(network, self.mean, self.std, self.resize, knows_classes, self.embed)
+        return extractor.to(self.device)
+
+    def new(self, seed: int) -> Extractor:
+        """A network that was never trained on these classes."""
+        extractor = self.wrap(self.network(seed), knows_classes=False)
+        if self.settle_on is not None and any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm) for module in extractor.modules()
+        ):
+            images = to_signed(self.settle_on[:SETTLING_IMAGES]).to(self.device)
+            update_bn([extractor.normalise(images)], extractor.network)
+            extractor.network.eval()
+        return extractor
+
+    def logits(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Of normalised images, for `train_network`: the arithmetic of training is that of extraction."""
+        return network.classifier(self.embed(network, resized(images, self.resize)))
+
+
+class PoolExtractors:
+    """One of a fixed set, at random in each step."""
+
+    def __init__(self, pool: Sequence[Extractor]) -> None:
+        self.pool = list(pool)
+
+    def at(self, step: int, rng: torch.Generator) -> Extractor:
+        """The network of a step, drawn from `rng`."""
+        return self.pool[int(torch.randint(len(self.pool), (), generator=rng))]
+
+    def after(self, step: int) -> None:
+        """A pool stays as it is."""
 
 
 class FreshExtractors:
     """A new random network every `refresh_steps` steps, a function of the step alone: DM (1) and M3D (5).
 
     Args:
-        make: seed -> network, on its device.
-        mean, std: of the data in [-1, 1], per channel.
+        new: seed -> extractor.
     """
 
-    def __init__(
-        self,
-        make: Callable[[int], nn.Module],
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        refresh_steps: int,
-        seed: int,
-    ) -> None:
-        self.make, self.mean, self.std, self.refresh_steps, self.seed = make, mean, std, refresh_steps, seed
+    def __init__(self, new: Callable[[int], Extractor], refresh_steps: int, seed: int) -> None:
+        self.new, self.refresh_steps, self.seed = new, refresh_steps, seed
         self.number, self.extractor = -1, None
 
-    def at(self, step: int) -> Extractor:
+    def at(self, step: int, rng: torch.Generator | None = None) -> Extractor:
         """The network of a step."""
         number = step // self.refresh_steps
         if number != self.number:
-            network = self.make(int(short_hash(self.seed, "extractor", number)[:12], 16))
-            self.number, self.extractor = number, Extractor(network, self.mean, self.std)
+            self.number, self.extractor = number, self.new(int(short_hash(self.seed, "extractor", number)[:12], 16))
         return self.extractor
+
+    def after(self, step: int) -> None:
+        """Never trained."""
 
 
 class OnlineExtractors:
@@ -74,12 +127,13 @@ class OnlineExtractors:
         self.fresh, self.new_optimizer, self.train = fresh, new_optimizer, train
         self.optimizer: torch.optim.Optimizer | None = None
 
-    def at(self, step: int) -> Extractor:
+    def at(self, step: int, rng: torch.Generator | None = None) -> Extractor:
         """The network of a step, as trained so far."""
         before = self.fresh.number
         extractor = self.fresh.at(step)
         if self.fresh.number != before:
             self.optimizer = self.new_optimizer(extractor.network)
+            extractor.knows_classes = True
         return extractor
 
     def after(self, step: int) -> None:
@@ -108,54 +162,48 @@ class OnlineExtractors:
 def build_pool(
     data: LabeledImages,
     cache: Path,
+    maker: ExtractorMaker,
     *,
-    width: int,
-    depth: int,
+    architecture: str,
     num_trajectories: int,
     snapshot_steps: Sequence[int],
     num_random: int,
     batch_size: int,
     learning_rate: float,
+    cutmix: float,
     strategy: str,
     seed: int,
-    device: torch.device,
 ) -> tuple[list[Extractor], str]:
     """The extractors and the key that identifies them; read from `cache` if they were built before.
 
     Args:
         cache: the folder that keeps them.
+        architecture: says which networks `maker` makes, and from which weights.
         snapshot_steps: after how many training steps a trajectory's net joins the pool, ascending.
         num_random: nets that are never trained.
         strategy: augmentation of the training.
     """
-    mean, std = data.mean_std
     key = short_hash(
-        "pool-1", data.fingerprint, width, depth, num_trajectories, list(snapshot_steps), num_random, batch_size,
-        learning_rate, strategy, seed,
+        "pool-2", data.fingerprint, architecture, num_trajectories, list(snapshot_steps), num_random, batch_size,
+        learning_rate, cutmix, strategy, seed,
     )  # fmt: skip
     file = cache / "pools" / f"{key}.safetensors"
-    num_nets = num_trajectories * len(snapshot_steps) + num_random
-
-    def new_network(number: int) -> ConvNet:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed * 1000 + number)
-            return ConvNet(data.channels, data.num_classes, data.image_size, width, depth)
-
+    num_trained = num_trajectories * len(snapshot_steps)
     stored = read_cache(file)
     if stored is not None:
-        logger.info("extractors: reusing the pool of %d nets (%s)", num_nets, key)
-        networks = [new_network(number) for number in range(num_nets)]
+        logger.info("extractors: reusing the pool of %d nets (%s)", num_trained + num_random, key)
+        networks = [maker.network(seed * 1000 + number) for number in range(num_trained + num_random)]
         for number, network in enumerate(networks):
             prefix = f"{number}."
             own = {name.removeprefix(prefix): stored[name] for name in stored if name.startswith(prefix)}
             network.load_state_dict(own)
     else:
         networks = []
-        augmentation = Augmentation(strategy, data.image_size, mean, std)
+        augmentation = Augmentation(strategy, data.image_size, maker.mean, maker.std)
         for trajectory in range(num_trajectories):
-            network = new_network(len(networks)).to(device)
+            network = maker.network(seed * 1000 + len(networks)).to(maker.device)
 
-            def keep(step: int, network: ConvNet = network) -> None:
+            def keep(step: int, network: nn.Module = network) -> None:
                 if step in snapshot_steps:
                     networks.append(copy.deepcopy(network))
 
@@ -167,13 +215,15 @@ def build_pool(
                 batch_size=batch_size,
                 learning_rate=learning_rate,
                 augmentation=augmentation,
-                mean=mean,
-                std=std,
+                cutmix=cutmix,
+                mean=maker.mean,
+                std=maker.std,
                 seed=seed * 1000 + trajectory,
+                forward=maker.logits,
                 on_step=keep,
                 description=f"extractors {trajectory + 1}/{num_trajectories}",
             )
-        networks += [new_network(len(networks) + number) for number in range(num_random)]
+        networks += [maker.new(seed * 1000 + num_trained + number).network for number in range(num_random)]
         with written_whole(file) as temporary:
             save_file(
                 {
@@ -183,4 +233,5 @@ def build_pool(
                 },
                 temporary,
             )
-    return [Extractor(network, mean, std).to(device) for network in networks], key
+    pool = [maker.wrap(network, knows_classes=number < num_trained) for number, network in enumerate(networks)]
+    return pool, key

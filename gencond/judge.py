@@ -20,7 +20,7 @@ from gencond.eval.scoring import GENCOND, Row, score_tables
 from gencond.features import state_fingerprint
 from gencond.files import read_json, write_json, write_text
 from gencond.generator.card import model_card
-from gencond.generator.condensed import CondensedDataset
+from gencond.generator.face import Condensed
 from gencond.ranges import to_uint8
 
 logger = logging.getLogger(__name__)
@@ -72,10 +72,13 @@ def judge(
     recipe = _recipe_of(path, condensed, data)
     judged = recipe.evaluate
     chosen = get_protocol(protocol or judged.protocol)
-    ipcs, networks = ipcs or judged.ipc, networks or judged.networks
+    stored = (condensed.largest_ipc,) if condensed.largest_ipc else (1, 10, 50)
+    ipcs, networks = ipcs or judged.ipc or stored, networks or judged.networks
     num_seeds = judged.num_seeds if num_seeds is None else num_seeds
     if min(ipcs) < 1 or num_seeds < 1:
         raise InputError("--ipc and --seeds must be at least 1")
+    if condensed.largest_ipc and max(ipcs) > condensed.largest_ipc:
+        raise InputError(f"{path} holds {condensed.largest_ipc} images of each class: lower --ipc {max(ipcs)}")
     train, test = load_data(recipe)
     _require_fit(condensed, train)
     old = read_json(out / "report.json") if (out / "report.json").is_file() else {}
@@ -157,7 +160,7 @@ def _question(row: Row) -> tuple:
     return row["protocol"], row["network"], row["ipc"] or math.inf, order.index(row["images"])
 
 
-def _recipe_of(path: str, condensed: CondensedDataset, data: str | None) -> Recipe:
+def _recipe_of(path: str, condensed: Condensed, data: str | None) -> Recipe:
     """What an artefact is judged by: its name, its data and how it is evaluated.
 
     The other parts are left alone, so that what an older version made can still be judged.
@@ -172,7 +175,7 @@ def _recipe_of(path: str, condensed: CondensedDataset, data: str | None) -> Reci
     return parse_recipe(parts, path, source=data_source(data))
 
 
-def _require_fit(condensed: CondensedDataset, train: LabeledImages) -> None:
+def _require_fit(condensed: Condensed, train: LabeledImages) -> None:
     """Raises InputError where an artefact and real images are not of the same classes and size."""
     if condensed.class_names != list(train.class_names):
         raise InputError(

@@ -69,7 +69,14 @@ def cached_statistics(
 ) -> RealStatistics:
     """`real_statistics`, read from `cache` if they were computed before for this data, pool and augmentation."""
     key = short_hash(
-        "statistics-2", data.fingerprint, pool_key, augmentation.strategy, num_passes, num_frequencies, seed
+        "statistics-3",
+        data.fingerprint,
+        pool_key,
+        augmentation.strategy,
+        augmentation.mode,
+        num_passes,
+        num_frequencies,
+        seed,
     )
     file = cache / "statistics" / f"{key}.safetensors"
     stored = read_cache(file)

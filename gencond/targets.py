@@ -4,8 +4,10 @@ Cached statistics of the whole set and batches of real images answer the same qu
 written once; what only batches can answer (gradients) is asked of them alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +16,21 @@ from torch import Tensor
 from torch.func import functional_call
 
 from gencond.augment import Augmentation, AugmentParams
+from gencond.data import LabeledImages, class_batches, kmeans_representatives
+from gencond.distributed import gather_rows, own_share
 from gencond.features import Extractor
+from gencond.losses.anchor import contrast, pooled_pixels
 from gencond.losses.gradient import Metric, gradient_matching_loss
 from gencond.losses.mean import mean_matching_loss
 from gencond.losses.mmd import Kernel, fourier_mmd_loss, mmd_loss
 from gencond.ranges import to_signed
 from gencond.statistics import RealStatistics
+
+# Images in one forward without gradient: large enough for a GPU, small enough for a CPU's caches.
+EMBEDDED_AT_ONCE = 256
+
+
+# --- what the real images of some classes look like to an extractor ------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,8 @@ class CachedTargets:
     spread: Float[Tensor, " classes"]
     embedding: Float[Tensor, "classes r2"]
     frequencies: Float[Tensor, "d r"]
+    pooled: Float[Tensor, "classes p"]
+    contrast: Float[Tensor, "classes c"]
 
     @classmethod
     def of(cls, statistics: RealStatistics, net: int, classes: Int64[Tensor, " classes"]) -> "CachedTargets":
@@ -41,6 +54,8 @@ class CachedTargets:
             statistics.spread[net][classes],
             statistics.embedding[net][classes],
             statistics.frequencies[net],
+            statistics.pooled[classes],
+            statistics.contrast[classes],
         )
 
     def mean_loss(self, syn: Float[Tensor, "classes m d"]) -> Float[Tensor, ""]:
@@ -52,10 +67,19 @@ class CachedTargets:
 
 @dataclass(frozen=True)
 class BatchTargets:
-    """Features of as many real images of each class, without gradient; losses as those of `CachedTargets`."""
+    """As many real images of each class, as they are and augmented; losses as those of `CachedTargets`.
 
-    features: Float[Tensor, "classes n d"]
+    They are embedded when a feature is first asked for, without gradient, over all classes.
+    """
+
+    images: UInt8[Tensor, "classes n c h w"]
+    augmented: Float[Tensor, "classes n c h w"]
+    extractor: Extractor
     kernel: Kernel = "gaussian"
+
+    @cached_property
+    def features(self) -> Float[Tensor, "classes n d"]:
+        return embed_all(self.extractor, self.augmented.flatten(0, 1)).unflatten(0, self.augmented.shape[:2])
 
     @property
     def centers(self) -> Float[Tensor, "classes d"]:
@@ -65,6 +89,14 @@ class BatchTargets:
     def spread(self) -> Float[Tensor, " classes"]:
         return self.features.var(1, unbiased=False).sum(1).clamp_min(1e-12)
 
+    @property
+    def pooled(self) -> Float[Tensor, "classes p"]:
+        return pooled_pixels(to_signed(self.images)).mean(1)
+
+    @property
+    def contrast(self) -> Float[Tensor, "classes c"]:
+        return contrast(to_signed(self.images)).mean(1)
+
     def mean_loss(self, syn: Float[Tensor, "classes m d"]) -> Float[Tensor, ""]:
         return mean_matching_loss(self.features, syn)
 
@@ -72,22 +104,158 @@ class BatchTargets:
         return mmd_loss(self.features, syn, self.kernel)
 
 
+Targets = CachedTargets | BatchTargets
+
+
 @torch.no_grad()
-def embed_batch(
-    images: UInt8[Tensor, "classes n c h w"],
-    extractor: Extractor,
-    augmentation: Augmentation,
-    params: AugmentParams,
-    kernel: Kernel = "gaussian",
-) -> BatchTargets:
-    """Real images, augmented and embedded in one forward over all classes.
+def embed_all(extractor: Extractor, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+    """Features without gradient, some hundred images at a time: memory follows the features, not the activations."""
+    return torch.cat([extractor(some) for some in images.split(EMBEDDED_AT_ONCE)])
+
+
+# --- where they come from ------------------------------------------------------------------------------------------
+
+
+class StatisticsSide:
+    """Cached statistics: each synthetic image is augmented by a draw of its own."""
+
+    siamese = False
+
+    def __init__(self, statistics: RealStatistics, pool: Sequence[Extractor]) -> None:
+        self.statistics, self.pool = statistics, list(pool)
+
+    def targets(
+        self,
+        step: int,
+        classes: Int64[Tensor, " classes"],
+        share: slice,
+        extractor: Extractor,
+        augmentation: Augmentation,
+        params: AugmentParams,
+        rng: torch.Generator,
+    ) -> CachedTargets:
+        """Of the own share of a step's classes; the statistics hold the augmentation already."""
+        return CachedTargets.of(
+            self.statistics, self._number(extractor), classes[share].to(self.statistics.mean.device)
+        )
+
+    def gap(self, extractor: Extractor, centers: Float[Tensor, "classes d"]) -> Float[Tensor, ""]:
+        """Mean squared distance between the centers of two classes, of all classes."""
+        return self.statistics.gap[self._number(extractor)]
+
+    def _number(self, extractor: Extractor) -> int:
+        return next(number for number, one in enumerate(self.pool) if one is extractor)
+
+
+class BatchSide:
+    """Real images in every step: random ones, drawn anew each time.
+
+    All images of a class, real and synthetic, go through one draw of the augmentation ("siamese", DM and IDC).
 
     Args:
-        params: one row for each image, class-major; the same row for all of a class is DM's siamese augmentation.
+        batch_size: of each class.
+        device: of the step.
+        kernel: of the MMD.
     """
-    num_classes, num_images = images.shape[:2]
-    signed = augmentation(to_signed(images.flatten(0, 1)), params)
-    return BatchTargets(extractor(signed).view(num_classes, num_images, -1), kernel)
+
+    siamese = True
+
+    def __init__(self, data: LabeledImages, batch_size: int, device: torch.device, kernel: Kernel = "gaussian") -> None:
+        self.data, self.batch_size, self.device, self.kernel = data, batch_size, device, kernel
+
+    def rows(
+        self, step: int, classes: Int64[Tensor, " classes"], extractor: Extractor, rng: torch.Generator
+    ) -> Int64[Tensor, "classes n"]:
+        """Which real images stand for each class."""
+        return class_batches(self.data, classes, self.batch_size, rng)
+
+    def targets(
+        self,
+        step: int,
+        classes: Int64[Tensor, " classes"],
+        share: slice,
+        extractor: Extractor,
+        augmentation: Augmentation,
+        params: AugmentParams,
+        rng: torch.Generator,
+    ) -> BatchTargets:
+        """Of the own share of a step's classes.
+
+        Args:
+            params: one row for each own class.
+            rng: the same on every process.
+        """
+        images = self.data.images[self.rows(step, classes, extractor, rng)[share]].to(self.device)
+        shared = params.rows(torch.arange(len(images)).repeat_interleave(images.shape[1]))
+        augmented = augmentation(to_signed(images.flatten(0, 1)), shared).view(images.shape)
+        return BatchTargets(images, augmented, extractor, self.kernel)
+
+    def gap(self, extractor: Extractor, centers: Float[Tensor, "classes d"]) -> Float[Tensor, ""]:
+        """Mean squared distance between the centers of two classes, of the step's classes."""
+        row, column = torch.triu_indices(len(centers), len(centers), offset=1, device=centers.device)
+        return (centers[row] - centers[column]).square().sum(1).sum().div(max(1, len(row))).clamp_min(1e-12)
+
+
+class RepresentativeSide(BatchSide):
+    """The images nearest to k-means centers of each class in the current features, chosen again every some steps.
+
+    Source: DREAM (2302.14416), section 3.2. As in its code an image nearest to two centers counts twice and images are
+        looked at without augmentation; they are normalised here, which its code leaves out.
+
+    Args:
+        refresh_steps: between two choices.
+        candidates: how many random images of a class are looked at; None looks at all.
+        seed: of k-means.
+    """
+
+    def __init__(
+        self,
+        data: LabeledImages,
+        batch_size: int,
+        device: torch.device,
+        kernel: Kernel = "gaussian",
+        refresh_steps: int = 10,
+        candidates: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(data, batch_size, device, kernel)
+        self.refresh_steps, self.candidates, self.seed = refresh_steps, candidates, seed
+        self.chosen = torch.zeros(data.num_classes, batch_size, dtype=torch.int64)  # part of a run's state
+
+    def rows(
+        self, step: int, classes: Int64[Tensor, " classes"], extractor: Extractor, rng: torch.Generator
+    ) -> Int64[Tensor, "classes n"]:
+        if step % self.refresh_steps == 0:
+            self.chosen = self._choose(extractor, rng)
+        return self.chosen[classes]
+
+    def _choose(self, extractor: Extractor, rng: torch.Generator) -> Int64[Tensor, "classes n"]:
+        """For all classes; each process does its share of them."""
+        drawn = [  # on every process for every class, so that their generators stay alike
+            rows[torch.randperm(len(rows), generator=rng)[: self.candidates]]
+            for rows in map(self.data.rows_of, range(self.data.num_classes))
+        ]
+        running = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if running else (0, 1)
+        chosen = []
+        for rows in drawn[own_share(len(drawn), rank, world)]:
+            features = embed_all(extractor, to_signed(self.data.images[rows]).to(self.device))
+            num_clusters = min(self.batch_size, len(rows))
+            nearest = kmeans_representatives(features.cpu().numpy(), num_clusters, self.seed, distinct=False)
+            chosen.append(rows[nearest[torch.arange(self.batch_size) % num_clusters]])
+        return gather_rows(torch.stack(chosen).to(self.device), len(drawn)).cpu()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"chosen": self.chosen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.chosen = state["chosen"]
+
+
+RealSide = StatisticsSide | BatchSide
+
+
+# --- gradients -----------------------------------------------------------------------------------------------------
 
 
 def class_gradients(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ def train_network(
     std: tuple[float, ...],
     seed: int,
     optimizer: torch.optim.Optimizer | None = None,
+    forward: Callable[[nn.Module, Tensor], Tensor] | None = None,
     on_step: Callable[[int], None] | None = None,
     description: str = "",
 ) -> None:
@@ -45,6 +47,7 @@ def train_network(
         mean, std: what images in [-1, 1] are normalised with.
         seed: of the order and the augmentation. The initial weights are the caller's.
         optimizer: one to go on with, instead of a new SGD.
+        forward: (network, images) -> logits, where not `network(images)`.
         on_step: called with the number of steps done.
         description: of the progress bar; none shows no bar.
     """
@@ -56,6 +59,7 @@ def train_network(
     if optimizer is None:
         optimizer = torch.optim.SGD(network.parameters(), learning_rate, momentum=momentum, weight_decay=weight_decay)
     network.train()
+    logits_of = partial(forward, network) if forward else network
     epoch: list[Tensor] = []
     for step in progress(range(num_steps), description=description, disable=not description):
         for group in optimizer.param_groups:
@@ -70,9 +74,9 @@ def train_network(
             batch = augmentation(batch, augmentation.draw(len(rows), rng))
         batch = (batch - shift) / scale
         if cutmix and float(torch.rand((), generator=rng)) < cutmix:
-            loss = cutmix_loss(network, batch, labels[rows], rng)
+            loss = cutmix_loss(logits_of, batch, labels[rows], rng)
         else:
-            loss = F.cross_entropy(network(batch), labels[rows])
+            loss = F.cross_entropy(logits_of(batch), labels[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -82,7 +86,7 @@ def train_network(
 
 
 def cutmix_loss(
-    network: nn.Module,
+    logits_of: Callable[[Tensor], Tensor],
     images: Float[Tensor, "n c h w"],
     labels: Int64[Tensor, " n"],
     rng: torch.Generator,
@@ -100,5 +104,5 @@ def cutmix_loss(
     mixed = images.clone()
     mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
     kept = 1 - (bottom - top) * (right - left) / (height * width)
-    logits = network(mixed)
+    logits = logits_of(mixed)
     return kept * F.cross_entropy(logits, labels) + (1 - kept) * F.cross_entropy(logits, labels[partner])

@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3, help="whole condensing runs per variant")
+    parser.add_argument("--pretrained", type=Path, help="a pretrained generator for all; default: each trains its own")
     parser.add_argument("--set", nargs="*", default=[], metavar="part.field=value", help="for all variants")
     args = parser.parse_args()
     for variant in args.variants:
@@ -46,13 +47,18 @@ def main() -> None:
             pretrained = (
                 args.out / f"pretrained-{short_hash(shared['pretrain'], shared['generator'], seed, train.fingerprint)}"
             )
-            condensed = condense(recipe, train, out, pretrained=pretrained if pretrained.is_dir() else None)
+            given = args.pretrained or (pretrained if pretrained.is_dir() else None)
+            condensed = condense(recipe, train, out, pretrained=given)
             if (out / "pretrained").is_dir() and not pretrained.is_dir():
                 shutil.copytree(out / "pretrained", pretrained)
-            fresh = recipe.codes.num_slots
-            for label, first, last in [*((str(k), 0, k) for k in recipe.evaluate.ipc), ("fresh", fresh, fresh + 50)]:
+            slots, most = condensed.num_slots, condensed.largest_ipc
+            ranges = [(str(ipc), 0, ipc) for ipc in recipe.evaluate.ipc or ((most,) if most else (1, 10, 50))]
+            ranges += [] if most else [("fresh", slots, slots + 50)]
+            for label, first, last in ranges:
                 images, labels = condensed.sample(last)
-                kept = torch.arange(len(labels)) % last >= first
+                kept = (
+                    torch.arange(len(labels)) % (last * condensed.images_per_slot) >= first * condensed.images_per_slot
+                )
                 sampled = LabeledImages(to_uint8(images[kept]), labels[kept], train.class_names)
                 scores.setdefault(label, []).append(
                     train_and_test(

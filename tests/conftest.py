@@ -12,8 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 TINY = (
     "generator.width=8", "generator.chunk_dim=4", "generator.class_embed_dim=8", "pretrain.num_steps=4",
     "pretrain.batch_size=8", "pretrain.discriminator_width=8", "features.width=8", "features.snapshot_steps=[1,3]",
-    "features.num_trajectories=1", "features.num_random=1", "features.batch_size=16", "statistics.num_passes=1",
-    "statistics.num_frequencies=12", "codes.num_slots=4", "codes.representative_sizes=[1,4]", "codes.encode_steps=4",
+    "features.num_trajectories=1", "features.num_random=1", "features.batch_size=16", "real.num_passes=1",
+    "real.num_frequencies=12", "codes.num_slots=4", "codes.representative_sizes=[1,4]", "codes.encode_steps=4",
     "codes.encode_batch_size=16", "condense.num_steps=6", "condense.prefix_lengths=[1,2]",
     "condense.stream_length=2", "condense.representative_batch_size=8", "save_every_steps=2",
     "evaluate.ipc=[1,2]", "evaluate.networks=[convnet2w8]", "evaluate.num_seeds=2",

@@ -12,13 +12,16 @@ ALLOWED = {
     "training": {"augment"},
     "extractors": {"data", "augment", "networks", "features", "training"},
     "statistics": {"data", "augment", "features", "losses"},
-    "targets": {"augment", "features", "losses", "statistics"},
+    "targets": {"data", "augment", "features", "losses", "statistics"},
+    "assembly": {
+        "config", "data", "augment", "networks", "features", "training", "extractors", "statistics", "targets",
+        "generator", "pretrain",
+    },
     "eval": {"data", "augment", "networks", "features", "training"},
     "checkpoint": {"config", "data", "generator"},
     "pretrain": {"config", "data", "augment", "losses", "generator", "checkpoint"},
     "condense": {
-        "config", "data", "augment", "networks", "features", "extractors", "statistics", "targets", "losses",
-        "generator", "checkpoint", "pretrain",
+        "config", "data", "augment", "features", "targets", "losses", "generator", "checkpoint", "pretrain", "assembly",
     },
 }  # fmt: skip
 GLUE = {"cli", "judge", "__init__"}

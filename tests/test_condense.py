@@ -12,10 +12,11 @@ import yaml
 from conftest import tiny_recipe
 
 import gencond
+from gencond.assembly import Representatives, choose_representatives, new_extractors, new_real_side
 from gencond.augment import Augmentation
 from gencond.checkpoint import RunFolder
-from gencond.condense import Draw, Representatives, choose_representatives, condense, condense_step, real_side
-from gencond.config import to_yaml
+from gencond.condense import Draw, condense, condense_step
+from gencond.config import Recipe, to_yaml
 from gencond.data import LabeledImages
 from gencond.errors import InputError
 from gencond.features import state_fingerprint
@@ -43,22 +44,33 @@ def untrained(data: LabeledImages, seed: int = 0) -> CondensedDataset:
     return CondensedDataset(data.class_names, config, recipe.codes.num_slots, seed).eval()
 
 
+def a_real_side(recipe: Recipe, data: LabeledImages) -> tuple:
+    """(extractors, statistics side) of a recipe."""
+    extractors, key = new_extractors(recipe, data, torch.device("cpu"))
+    return extractors, new_real_side(recipe, data, extractors, key, torch.device("cpu"))
+
+
+def tied_images(data: LabeledImages, *overrides: str) -> Representatives:
+    recipe = tiny_recipe(*overrides)
+    return choose_representatives(recipe, data, a_real_side(recipe, data)[0])
+
+
 def a_step(data: LabeledImages, condensed: torch.nn.Module, weights: dict, length: int = 3, **share) -> tuple:
     recipe = tiny_recipe()
-    pool, statistics = real_side(recipe, data, torch.device("cpu"))
+    extractors, real = a_real_side(recipe, data)
     draw = Draw(
-        classes=torch.tensor([1, 4, 5, 8]), first_slot=0, length=length, net=1, anchors=torch.tensor([3, 7, 11]),
-        rng=torch.Generator().manual_seed(7),
+        step=0, classes=torch.tensor([1, 4, 5, 8]), first_slot=0, length=length, extractor=extractors.pool[1],
+        anchors=torch.tensor([3, 7, 11]), rng=torch.Generator().manual_seed(7),
     )  # fmt: skip
     augmentation = Augmentation(recipe.data.augmentation, 8, *data.mean_std)
-    representatives = choose_representatives(recipe, data)
-    return condense_step(condensed, draw, statistics, pool, augmentation, representatives, weights, **share)
+    return condense_step(condensed, draw, real, augmentation, tied_images(data), weights, **share)
 
 
 def test_a_step_is_the_sum_of_its_terms_written_out(few_digits: LabeledImages) -> None:
     condensed = untrained(few_digits)
     total, parts = a_step(few_digits, condensed, WEIGHTS)
-    pool, statistics = real_side(tiny_recipe(), few_digits, torch.device("cpu"))
+    extractors, real = a_real_side(tiny_recipe(), few_digits)
+    pool, statistics = extractors.pool, real.statistics
     classes = [1, 4, 5, 8]
     images = torch.cat([condensed(torch.full((3,), c), torch.arange(3)) for c in classes])
     augmentation = Augmentation("crop_scale_rotate", 8, *few_digits.mean_std)
@@ -75,7 +87,7 @@ def test_a_step_is_the_sum_of_its_terms_written_out(few_digits: LabeledImages) -
     labels = torch.tensor(classes).repeat_interleave(3)
     picked = pool[1].logits(features).log_softmax(1)[torch.arange(12), labels]
     torch.testing.assert_close(parts["classification"], -picked.mean())
-    tied = choose_representatives(tiny_recipe(), few_digits)
+    tied = tied_images(few_digits)
     rows = torch.tensor([3, 7, 11])
     error = (condensed(tied.labels[rows], tied.slots[rows]) - tied.images[rows]).square().mean()
     torch.testing.assert_close(parts["representative"], error)
@@ -97,7 +109,7 @@ def test_gradients_reach_the_codes_of_the_prefix_and_no_others(few_digits: Label
 
 
 def test_representatives_are_real_images_of_their_class_in_nested_order(few_digits: LabeledImages) -> None:
-    tied = choose_representatives(tiny_recipe(), few_digits)
+    tied = tied_images(few_digits)
     assert isinstance(tied, Representatives) and len(tied.labels) == 40
     for row in (0, 17, 39):
         own = few_digits.images[few_digits.labels == tied.labels[row]].float() / 127.5 - 1
@@ -105,7 +117,7 @@ def test_representatives_are_real_images_of_their_class_in_nested_order(few_digi
 
 
 def test_a_class_smaller_than_the_codebook_keeps_the_slots_it_has_no_image_for(few_digits: LabeledImages) -> None:
-    tied = choose_representatives(tiny_recipe("codes.num_slots=50", "codes.representative_sizes=[1,50]"), few_digits)
+    tied = tied_images(few_digits, "codes.num_slots=50", "codes.representative_sizes=[1,50]")
     assert len(tied.labels) == 120 and tied.slots.max() == 11
 
 

@@ -4,17 +4,23 @@ import pytest
 import torch
 
 from gencond.data import LabeledImages
-from gencond.extractors import FreshExtractors, OnlineExtractors, build_pool
+from gencond.extractors import ExtractorMaker, FreshExtractors, OnlineExtractors, build_pool
 from gencond.features import Extractor, state_fingerprint
 from gencond.networks import ConvNet
 from gencond.ranges import to_signed
 from gencond.training import train_network
 
 
+def make(seed: int, width: int = 4, norm: str = "instance") -> ConvNet:
+    torch.manual_seed(seed)
+    return ConvNet(1, 10, 8, width=width, depth=2, norm=norm)
+
+
 def build(data: LabeledImages, cache: Path, steps: tuple[int, ...] = (1, 40), seed: int = 0) -> list[Extractor]:
+    maker = ExtractorMaker(lambda seed: make(seed, width=16), *data.mean_std)
     return build_pool(
-        data, cache, width=16, depth=2, num_trajectories=2, snapshot_steps=steps, num_random=1, batch_size=64,
-        learning_rate=0.05, strategy="crop", seed=seed, device=torch.device("cpu"),
+        data, cache, maker, architecture="convnet", num_trajectories=2, snapshot_steps=steps, num_random=1,
+        batch_size=64, learning_rate=0.05, cutmix=0.0, strategy="crop", seed=seed,
     )[0]  # fmt: skip
 
 
@@ -39,13 +45,9 @@ def test_it_is_read_again_bit_for_bit_and_rebuilt_for_another_seed(
     assert [state_fingerprint(net) for net in build(few_digits, tmp_path / "elsewhere", (1, 2))] == first
 
 
-def make(seed: int) -> ConvNet:
-    torch.manual_seed(seed)
-    return ConvNet(1, 10, 8, width=4, depth=2)
-
-
 def test_fresh_networks_depend_on_the_step_alone_and_stay_for_the_stated_steps() -> None:
-    one, other = (FreshExtractors(make, (0.0,), (1.0,), refresh_steps=3, seed=0) for _ in range(2))
+    maker = ExtractorMaker(make, (0.0,), (1.0,))
+    one, other = (FreshExtractors(maker.new, refresh_steps=3, seed=0) for _ in range(2))
     seen = [state_fingerprint(one.at(step)) for step in range(6)]
     assert seen[0] == seen[1] == seen[2] != seen[3] == seen[4] == seen[5]
     assert state_fingerprint(other.at(4)) == seen[4] and state_fingerprint(other.at(1)) == seen[1]
@@ -65,7 +67,7 @@ def test_an_online_network_learns_and_its_state_goes_on_where_it_was(few_digits:
         def optimizer(net: torch.nn.Module) -> torch.optim.SGD:
             return torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
 
-        return OnlineExtractors(FreshExtractors(make, mean, std, 4, 0), optimizer, train)
+        return OnlineExtractors(FreshExtractors(ExtractorMaker(make, mean, std).new, 4, 0), optimizer, train)
 
     whole = new()
     seen = []

@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gencond.augment import Augmentation
+from gencond.augment import Augmentation, AugmentParams
 from gencond.data import LabeledImages, class_batches
 from gencond.features import Extractor
 from gencond.networks import ConvNet
 from gencond.ranges import to_signed
 from gencond.statistics import real_statistics
-from gencond.targets import CachedTargets, class_gradients, embed_batch, gradient_loss
+from gencond.targets import BatchTargets, CachedTargets, class_gradients, gradient_loss
 
 CLASSES = torch.tensor([1, 4, 8])
 
@@ -24,6 +24,13 @@ def extractor(few_digits: LabeledImages) -> Extractor:
 def batches(data: LabeledImages, batch_size: int = 12) -> Tensor:
     rows = class_batches(data, CLASSES, batch_size, torch.Generator().manual_seed(0))
     return data.images[rows]
+
+
+def embed_batch(
+    images: Tensor, extractor: Extractor, augmentation: Augmentation, params: AugmentParams
+) -> BatchTargets:
+    """Real images of three classes, augmented by a row of parameters each."""
+    return BatchTargets(images, augmentation(to_signed(images.flatten(0, 1)), params).view(images.shape), extractor)
 
 
 def synthetic() -> Tensor:

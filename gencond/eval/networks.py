@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gencond.errors import InputError
-from gencond.networks import ConvNet
+from gencond.networks import ConvNet, TimmNetwork
 
 
 def build_network(name: str, channels: int, num_classes: int, image_size: int, seed: int) -> nn.Module:
@@ -25,14 +25,7 @@ def build_network(name: str, channels: int, num_classes: int, image_size: int, s
                 return ConvNet(channels, num_classes, image_size, int(match[2] or 128), int(match[1]))
             except ValueError as error:
                 raise InputError(f"network {name}: {error}") from None
-        import timm
-
-        if not timm.is_model(name):
-            raise InputError(f"unknown network {name!r}: expected convnet<depth>[w<width>] or a timm model name")
         try:
-            network = timm.create_model(name, num_classes=num_classes, in_chans=channels).eval()
-            with torch.no_grad():
-                network(torch.zeros(2, channels, image_size, image_size))
-        except Exception as error:  # whatever a model says of images that it cannot take
-            raise InputError(f"network {name} cannot take {image_size} px images: {error}") from None
-        return network
+            return TimmNetwork(name, channels, num_classes, image_size)
+        except InputError as error:
+            raise InputError(f"{error}; judges are convnet<depth>[w<width>] or a timm model") from None

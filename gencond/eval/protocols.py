@@ -1,7 +1,7 @@
 """How a classifier is trained before it is judged. A protocol is data; the report prints it."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from gencond.errors import InputError
@@ -83,7 +83,16 @@ PROTOCOLS = {
 
 
 def get_protocol(name: str) -> Protocol:
-    """Raises InputError for an unknown name."""
-    if name not in PROTOCOLS:
-        raise InputError(f"unknown protocol {name!r}; known: {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
+    """A protocol by name; `dm:200` is dm with 200 epochs, and says so wherever its name stands.
+
+    Raises:
+        InputError: an unknown name, or epochs that are no whole number of at least 1.
+    """
+    base, colon, epochs = name.partition(":")
+    if base not in PROTOCOLS:
+        raise InputError(f"unknown protocol {base!r}; known: {', '.join(PROTOCOLS)}")
+    if not colon:
+        return PROTOCOLS[base]
+    if not epochs.isdecimal() or int(epochs) < 1:
+        raise InputError(f"protocol {name!r}: after the colon stands the number of epochs, at least 1")
+    return replace(PROTOCOLS[base], name=name, epochs=int(epochs))

@@ -236,13 +236,14 @@ def plot_losses(log: Sequence[Mapping[str, Any]]) -> tuple[bytes, str] | None:
     entries = [entry for entry in log if entry.get("stage") == "condense" and "loss" in entry]
     if not entries:
         return None
-    window = max(1, len(entries) // 8)
+    names = dict.fromkeys(key for entry in entries for key in entry if key not in ("stage", "step", "seconds"))
 
     def draw(axes: Any) -> None:
-        for name in (key for key in entries[0] if key not in ("stage", "step", "seconds")):
-            values = torch.tensor([float(entry[name]) for entry in entries])
-            smooth = values.unfold(0, window, 1).mean(1)
-            steps = [entry["step"] for entry in entries][window - 1 :]
+        for name in names:
+            own = [entry for entry in entries if name in entry]  # a term may be left out of some steps
+            window = max(1, len(own) // 8)
+            smooth = torch.tensor([float(entry[name]) for entry in own]).unfold(0, window, 1).mean(1)
+            steps = [entry["step"] for entry in own][window - 1 :]
             axes.plot(steps, smooth, label=name, linewidth=2 if name == "loss" else 1.2)
         axes.set_yscale("log")
         axes.set_xlabel("condensing step")

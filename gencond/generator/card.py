@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gencond.generator.condensed import CondensedDataset
+    from gencond.generator.face import Condensed
 
 LISTED_CLASSES = 12
 
 
-def model_card(condensed: "CondensedDataset", rows: Sequence[Mapping[str, Any]] = ()) -> str:
+def model_card(condensed: "Condensed", rows: Sequence[Mapping[str, Any]] = ()) -> str:
     """Markdown with the front matter that the Hub reads.
 
     Args:

@@ -1,74 +1,92 @@
-"""Learnable pixels as a synthesizer: what DM, M3D and DREAM condense into."""
+"""Learnable pixels as a synthesizer and an artefact: what DM, M3D and DREAM condense into."""
 
-import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-
-def decode(images: Float[Tensor, "n c s s"], factor: int) -> Float[Tensor, "m c s s"]:
-    """Each image into factor x factor: its crops in reading order, each upsampled to full size (bilinear).
-
-    m = n factor^2, the crops of an image one after the other, so that a prefix of images decodes to a prefix. A side
-    that does not divide is padded below and to the right with mid-grey (0 in [-1, 1]).
-
-    Source: "uniform multi-formation" of Kim et al., IDC (2205.14959), section 3.1.
-    """
-    if factor == 1:
-        return images
-    num_images, channels, size, _ = images.shape
-    side = math.ceil(size / factor)
-    padded = F.pad(images, (0, side * factor - size) * 2)
-    tiles = padded.view(num_images, channels, factor, side, factor, side).permute(0, 2, 4, 1, 3, 5)
-    tiles = tiles.reshape(num_images * factor**2, channels, side, side)
-    return F.interpolate(tiles, size=(size, size), mode="bilinear", align_corners=False)
+from gencond.generator.face import Condensed
 
 
-def pack(images: Float[Tensor, "n k c s s"], factor: int) -> Float[Tensor, "n c s s"]:
-    """k = factor^2 images into one each, in reading order, downsampled (area): what `decode` starts from.
+class CondensedPixels(Condensed):
+    """A bank of images, learned pixel by pixel: (class, slot) -> image.
 
-    Raises:
-        ValueError: k is not factor^2.
-    """
-    num_images, parts, channels, size, _ = images.shape
-    if parts != factor**2:
-        raise ValueError(f"{parts} images cannot be packed by factor {factor}")
-    side = math.ceil(size / factor)
-    small = F.interpolate(images.flatten(0, 1), size=(side, side), mode="area")
-    tiles = small.view(num_images, factor, factor, channels, side, side).permute(0, 3, 1, 4, 2, 5)
-    return tiles.reshape(num_images, channels, factor * side, factor * side)[..., :size, :size]
-
-
-class Pixels(nn.Module):
-    """A bank of images, learned pixel by pixel: (labels, slots) -> images.
+    What is learned are values x per channel; the image in [-1, 1] is `offset + scale * x`. Learning in units of the
+    data's standard deviation or of the range of images takes steps of different sizes.
 
     Args:
-        images: class-major, what learning starts from, in [-1, 1] or as the method scales them.
-        ipc: images of each class.
-    Raises:
-        ValueError: as many images are not a whole number of classes.
+        class_names: class i of the labels is `class_names[i]`.
+        num_slots: images of each class.
+        image_size, channels: of the images; the side is that before `factor` cuts them.
+        factor: every image is cut into factor x factor (`packing.decode`).
+        offset, scale: per channel.
+        provenance: what was condensed by what: recipe, data fingerprint, commit, versions.
     """
 
-    def __init__(self, images: Float[Tensor, "n c s s"], ipc: int) -> None:
+    stored = "learned images"
+
+    @register_to_config
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        num_slots: int,
+        image_size: int,
+        channels: int,
+        factor: int = 1,
+        offset: Sequence[float] = (0.0,),
+        scale: Sequence[float] = (1.0,),
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
-        if len(images) % ipc:
-            raise ValueError(f"{len(images)} images are no whole number of classes of {ipc}")
-        self.ipc = ipc
-        self.images = nn.Parameter(images.clone())
+        self.pixels = nn.Parameter(torch.zeros(len(class_names) * num_slots, channels, image_size, image_size))
 
-    def forward(self, labels: Int64[Tensor, " n"], slots: Int64[Tensor, " n"]) -> Float[Tensor, "n c s s"]:
-        """The images of (class, slot) pairs, with gradient.
+    @property
+    def image_size(self) -> int:
+        """Side in pixels."""
+        return self.config.image_size
 
-        Raises:
-            ValueError: a slot past the last image of a class: a bank of pixels has no more.
-        """
-        if len(slots) and int(slots.max()) >= self.ipc:
-            raise ValueError(f"slot {int(slots.max())} of a bank that holds {self.ipc} images of each class")
-        return self.images[labels * self.ipc + slots]
+    @property
+    def channels(self) -> int:
+        return self.config.channels
+
+    @property
+    def largest_ipc(self) -> int:
+        return self.num_slots
+
+    @property
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        return tuple(
+            self.pixels.new_tensor(value).view(1, -1, 1, 1) for value in (self.config.offset, self.config.scale)
+        )
 
     @torch.no_grad()
-    def clamp_(self, low: float = -1.0, high: float = 1.0) -> None:
+    def fill_(self, images: Float[Tensor, "n c s s"]) -> None:
+        """Starts from images in [-1, 1], class-major."""
+        offset, scale = self._affine
+        self.pixels.copy_((images - offset) / scale)
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
         """Back into the range of images, as M3D and DREAM do; DM never does."""
-        self.images.clamp_(low, high)
+        offset, scale = self._affine
+        self.pixels.copy_(((self.pixels * scale + offset).clamp(-1, 1) - offset) / scale)
+
+    def forward(
+        self, labels: Int64[Tensor, " n"], slots: Int64[Tensor, " n"], seed: int | None = None
+    ) -> Float[Tensor, "n c s s"]:
+        """Images of (class, slot) pairs, with gradient; `seed` means nothing here.
+
+        Raises:
+            ValueError: a slot past the last image of a class.
+        """
+        if len(slots) and int(slots.max()) >= self.num_slots:
+            raise ValueError(f"slot {int(slots.max())} of a bank that holds {self.num_slots} images of each class")
+        offset, scale = self._affine
+        return self.pixels[labels * self.num_slots + slots] * scale + offset
+
+    def _images_of(self, labels: Tensor, slots: Tensor, seed: int | None) -> Tensor:
+        """Blocks of slots are longer than the bank; what is past its end is never looked at."""
+        return super()._images_of(labels, slots.clamp_max(self.num_slots - 1), seed)

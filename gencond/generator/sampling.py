@@ -25,7 +25,8 @@ from gencond.pictures import png_bytes
 from gencond.progress import progress
 from gencond.ranges import to_unit
 
-Synthesize = Callable[[Int64[Tensor, " n"], Int64[Tensor, " n"]], Float[Tensor, "n c h w"]]
+# m is a multiple of n: as many images for each (class, slot), one after the other.
+Synthesize = Callable[[Int64[Tensor, " n"], Int64[Tensor, " n"]], Float[Tensor, "m c h w"]]
 
 LARGEST_BLOCK = 128
 PIXELS_PER_BLOCK = LARGEST_BLOCK * 32 * 32
@@ -60,7 +61,10 @@ def block_of(label: int, slot: int, num_classes: int, image_size: int) -> Block:
 def sample_blocks(
     synthesize: Synthesize, classes: Sequence[int], ipc: int, num_classes: int, image_size: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(labels, slots, images in [-1, 1]) of the first `ipc` slots of `classes`, a block at a time, each image once."""
+    """(labels, slots, images) of the first `ipc` slots of `classes`, a block at a time, each image once.
+
+    Images [n, parts, c, h, w] in [-1, 1]: all that one (class, slot) gives.
+    """
     wanted = torch.zeros(num_classes, dtype=torch.bool)
     wanted[list(classes)] = True
     blocks, slot = set(), 0
@@ -72,7 +76,7 @@ def sample_blocks(
         block_classes = torch.arange(block.first_class, block.last_class)
         labels, slots_ = block_classes.repeat_interleave(len(block_slots)), block_slots.repeat(len(block_classes))
         keep = wanted[labels] & (slots_ < ipc)
-        images = synthesize(labels, slots_)
+        images = synthesize(labels, slots_).unflatten(0, (len(labels), -1))
         yield labels[keep], slots_[keep], images[keep.to(images.device)]
 
 
@@ -85,12 +89,12 @@ def sample_class_major(
     position = {label: row for row, label in enumerate(classes)}
     for labels, slots, batch in sample_blocks(synthesize, classes, ipc, num_classes, image_size):
         if images is None:
-            images = batch.new_empty(len(classes) * ipc, *batch.shape[1:])
+            images = batch.new_empty(len(classes) * ipc, *batch.shape[1:])  # [n, parts, c, h, w]
         rows = torch.tensor([position[label] for label in labels.tolist()]) * ipc + slots
-        images[rows.to(batch.device)] = to_unit(batch)
+        images[rows.to(batch.device)] = to_unit(batch).clamp(0, 1)
         bar.update(len(labels))
     bar.close()
-    return images, torch.tensor(classes).repeat_interleave(ipc).to(images.device)
+    return images.flatten(0, 1), torch.tensor(classes).repeat_interleave(ipc * images.shape[1]).to(images.device)
 
 
 class SampledDataset(torch.utils.data.Dataset):
@@ -131,6 +135,7 @@ class SampleStream(torch.utils.data.IterableDataset):
     Args:
         synthesize: (labels, slots) -> images in [-1, 1].
         first_slot: where the fresh slots begin.
+        images_per_slot: how many images one (class, slot) gives.
         rank, num_processes: of the process; None asks torch.distributed where it runs.
     """
 
@@ -141,13 +146,14 @@ class SampleStream(torch.utils.data.IterableDataset):
         first_slot: int,
         batch_size: int,
         seed: int = 0,
+        images_per_slot: int = 1,
         rank: int | None = None,
         num_processes: int | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, not {batch_size}")
+        if batch_size < 1 or batch_size % images_per_slot:
+            raise InputError(f"batch_size must be a multiple of {images_per_slot} and at least 1, not {batch_size}")
         self.synthesize, self.num_classes, self.first_slot = synthesize, num_classes, first_slot
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.images_per_slot = batch_size, seed, images_per_slot
         running = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = rank if rank is not None else torch.distributed.get_rank() if running else 0
         self.num_processes = num_processes or (torch.distributed.get_world_size() if running else 1)
@@ -155,10 +161,11 @@ class SampleStream(torch.utils.data.IterableDataset):
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
         """Batch `number`, in any order."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
-        position = torch.arange(self.batch_size)
+        num_slots = self.batch_size // self.images_per_slot
+        position = torch.arange(num_slots)
         labels = torch.from_numpy(rng.permutation(self.num_classes))[position % self.num_classes]
-        slots = self.first_slot + number * self.batch_size + position
-        return to_unit(self.synthesize(labels, slots)), labels
+        slots = self.first_slot + number * num_slots + position
+        return to_unit(self.synthesize(labels, slots)), labels.repeat_interleave(self.images_per_slot)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         worker = torch.utils.data.get_worker_info()

@@ -1,0 +1,302 @@
+"""A recipe's parts, built for one data set: extractors, the real side, what learning starts from; and whether they fit.
+
+The only place where a recipe's words become objects, so that everything below takes plain values.
+"""
+
+import logging
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from gencond.augment import Augmentation
+from gencond.config import Recipe
+from gencond.data import LabeledImages, nested_representatives, pixel_features
+from gencond.errors import InputError
+from gencond.extractors import (
+    ExtractorMaker,
+    FreshExtractors,
+    OnlineExtractors,
+    PoolExtractors,
+    build_pool,
+)
+from gencond.features import Embedding
+from gencond.files import cache_dir, short_hash
+from gencond.generator.packing import pack
+from gencond.generator.pixels import CondensedPixels
+from gencond.networks import ConvNet, ResNetAP10, TimmNetwork, automatic_depth
+from gencond.pretrain import new_generator
+from gencond.ranges import to_signed
+from gencond.statistics import cached_statistics
+from gencond.targets import BatchSide, RealSide, RepresentativeSide, StatisticsSide, embed_all
+from gencond.training import train_network
+
+logger = logging.getLogger(__name__)
+
+Extractors = PoolExtractors | FreshExtractors | OnlineExtractors
+
+
+@dataclass(frozen=True)
+class Representatives:
+    """The image that a learned slot starts from: real ones, `factor` squared of them packed into each."""
+
+    labels: Int64[Tensor, " n"]
+    slots: Int64[Tensor, " n"]
+    images: Float[Tensor, "n c h w"]  # [-1, 1]
+
+    def to(self, device: torch.device) -> "Representatives":
+        return Representatives(self.labels.to(device), self.slots.to(device), self.images.to(device))
+
+
+# --- whether parts fit ---------------------------------------------------------------------------------------------
+
+
+def check_fit(recipe: Recipe, data: LabeledImages) -> None:
+    """Holds a recipe's parts against each other and builds each once for the images, before minutes of work.
+
+    Raises:
+        InputError: a combination that means nothing, or a part that does not fit the images.
+    """
+    check_parts(recipe)
+    try:
+        if recipe.synthesizer.kind == "generator":
+            new_generator(recipe, data)
+        extractor_maker(recipe, data, torch.device("cpu")).network(0)
+        for strategy in (recipe.data.augmentation, recipe.pretrain.augmentation, recipe.condense.augmentation):
+            Augmentation(strategy or "none", data.image_size)
+    except ValueError as error:
+        raise InputError(f"recipe {recipe.name} does not fit {data.image_size} px images: {error}") from None
+    if recipe.synthesizer.factor > data.image_size // 2:
+        raise InputError(
+            f"synthesizer.factor={recipe.synthesizer.factor} leaves nothing of {data.image_size} px images"
+        )
+    per_slot = recipe.synthesizer.factor**2
+    needed = recipe.pixels.ipc * per_slot
+    smallest, name = min(zip(data.counts.tolist(), data.class_names, strict=True))
+    if recipe.synthesizer.kind == "pixels" and recipe.pixels.init != "noise" and smallest < needed:
+        raise InputError(
+            f"pixels.ipc={recipe.pixels.ipc} starts from {needed} real images a class, and class {name!r} has "
+            f"{smallest}: lower it or set pixels.init=noise"
+        )
+
+
+def check_parts(recipe: Recipe) -> None:
+    """Raises InputError, with what to change, for parts that mean nothing together."""
+    objective, features, real = recipe.objective, recipe.features, recipe.real
+    has_pool, has_statistics = features.kind == "pool", real.kind == "statistics"
+    is_pixels = recipe.synthesizer.kind == "pixels"
+    trained = features.kind == "online" or (has_pool and features.num_trajectories > 0)
+    slots = recipe.pixels.ipc
+    longest = max(recipe.condense.prefix_lengths or (1,))
+    wrong: dict[str, bool] = {
+        "the objective is empty: give one of its terms a weight": not any(
+            value for name, value in asdict(objective).items() if name.endswith("_weight")
+        ),
+        "the pool of extractors is empty: set features.num_trajectories or features.num_random": has_pool
+        and features.num_trajectories + features.num_random == 0,
+        f"statistics cannot be kept for extractors that change: real.kind=statistics needs features.kind=pool, not "
+        f"{features.kind}; set real.kind=random for those": has_statistics and not has_pool,
+        "gradients have no statistics: objective.gradient_weight needs real.kind=random or representatives": bool(
+            objective.gradient_weight
+        )
+        and has_statistics,
+        f"statistics are kept for the Gaussian kernel: objective.kernel={objective.kernel} needs real.kind=random or "
+        "representatives": objective.kernel != "gaussian" and has_statistics and bool(objective.mmd_weight),
+        "a network that was never trained knows no classes: objective.classification_weight needs features.kind=online "
+        "or a pool with num_trajectories": bool(objective.classification_weight) and not trained,
+        "pixels make no fresh images: set condense.stream_probability=0": is_pixels
+        and recipe.condense.stream_probability > 0,
+        "pixels start from their images and are not encoded: set codes.encode_steps=0": is_pixels
+        and recipe.codes.encode_steps > 0,
+        f"condense.prefix_lengths asks for {longest} slots of pixels.ipc={slots}": is_pixels and longest > slots,
+        "pixels that start from noise have no representatives: set objective.representative_weight=0": is_pixels
+        and recipe.pixels.init == "noise"
+        and bool(objective.representative_weight),
+        "a generator without learned codes has no slots to match: set codes.num_slots, or condense.prefix_lengths and "
+        "condense.stream_probability": not is_pixels
+        and recipe.codes.num_slots == 0
+        and recipe.condense.prefix_lengths is None,
+        f"features.weights belong to a timm network, and features.network is {features.network}": (
+            features.weights is not None and features.network in ("convnet", "resnet_ap10")
+        ),
+    }
+    for message, applies in wrong.items():
+        if applies:
+            raise InputError(f"recipe {recipe.name}: {message}")
+
+
+# --- extractors ----------------------------------------------------------------------------------------------------
+
+
+def extractor_maker(recipe: Recipe, data: LabeledImages, device: torch.device) -> ExtractorMaker:
+    """The recipe's architecture for these images."""
+    part = recipe.features
+    size = part.resize or data.image_size
+
+    def network(seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if part.network == "convnet":
+                depth = part.depth or automatic_depth(size)
+                return ConvNet(
+                    data.channels, data.num_classes, size, part.width, depth, part.activation, part.norm, part.pooling
+                )
+            if part.network == "resnet_ap10":
+                return ResNetAP10(data.channels, data.num_classes, size, part.width, part.norm)
+            return TimmNetwork(part.network, data.channels, data.num_classes, size, part.weights)
+
+    settle_on = None if part.weights else data.images[torch.randperm(len(data), generator=_rng(recipe.seed))[:512]]
+    mean, std = data.mean_std
+    return ExtractorMaker(network, mean, std, settle_on, device, part.resize, Embedding(part.precision, part.compile))
+
+
+def _rng(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def new_extractors(recipe: Recipe, data: LabeledImages, device: torch.device) -> tuple[Extractors, str]:
+    """The extractors and, of a pool, the key that identifies it."""
+    part, maker = recipe.features, extractor_maker(recipe, data, device)
+    if part.kind == "pool":
+        architecture = (
+            part.network, part.weights, part.resize, part.width, part.depth or automatic_depth(data.image_size),
+            part.activation, part.norm, part.pooling, part.precision, part.compile,
+        )  # fmt: skip
+        pool, key = build_pool(
+            data,
+            cache_dir(),
+            maker,
+            architecture=short_hash(*architecture),
+            num_trajectories=part.num_trajectories,
+            snapshot_steps=part.snapshot_steps,
+            num_random=part.num_random,
+            batch_size=part.batch_size,
+            learning_rate=part.learning_rate,
+            cutmix=part.cutmix,
+            strategy=recipe.data.augmentation,
+            seed=recipe.seed,
+        )
+        return PoolExtractors(pool), key
+    fresh = FreshExtractors(maker.new, part.refresh_steps, recipe.seed)
+    if part.kind == "fresh":
+        return fresh, ""
+    augmentation = Augmentation(recipe.data.augmentation, data.image_size, *data.mean_std)
+
+    def train(network: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        """One pass over a random part of the real images, as IDC and DREAM train between two steps."""
+        rows = torch.randperm(len(data), generator=_rng(seed))[: part.train_images]
+        train_network(
+            network,
+            data.images[rows],
+            data.labels[rows],
+            num_steps=-(-len(rows) // part.batch_size),
+            batch_size=part.batch_size,
+            learning_rate=part.learning_rate,
+            augmentation=augmentation,
+            cutmix=part.cutmix,
+            mean=maker.mean,
+            std=maker.std,
+            seed=seed,
+            optimizer=optimizer,
+            forward=maker.logits,
+        )
+
+    def new_sgd(network: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(network.parameters(), part.learning_rate, momentum=0.9, weight_decay=5e-4)
+
+    return OnlineExtractors(fresh, new_sgd, train), ""
+
+
+# --- the real side -------------------------------------------------------------------------------------------------
+
+
+def new_real_side(
+    recipe: Recipe, data: LabeledImages, extractors: Extractors, pool_key: str, device: torch.device
+) -> RealSide:
+    """What stands for the real images in every step; statistics are computed, or read where they were before."""
+    part, kernel = recipe.real, recipe.objective.kernel
+    if part.kind == "random":
+        return BatchSide(data, part.batch_size, device, kernel)
+    if part.kind == "representatives":
+        return RepresentativeSide(
+            data, part.batch_size, device, kernel, part.refresh_steps, part.candidates, recipe.seed
+        )
+    matching = recipe.condense
+    statistics = cached_statistics(
+        data,
+        extractors.pool,
+        pool_key,
+        cache_dir(),
+        augmentation=Augmentation(
+            matching.augmentation or recipe.data.augmentation, data.image_size, *data.mean_std,
+            matching.augmentation_mode,
+        ),
+        num_passes=part.num_passes,
+        num_frequencies=part.num_frequencies,
+        seed=recipe.seed,
+    )  # fmt: skip
+    return StatisticsSide(statistics.to(device), extractors.pool)
+
+
+# --- what learning starts from -------------------------------------------------------------------------------------
+
+
+def choose_representatives(recipe: Recipe, data: LabeledImages, extractors: Extractors) -> Representatives:
+    """For each class the images that its slots start from; fewer than slots where the class is small.
+
+    Of codes, k-means representatives in nested order, in pixel space; of pixels, what `pixels.init` says, with the
+    features of the first extractor for k-means (DREAM, section 3.3). None where nothing uses them: k-means in large
+    classes takes minutes.
+    """
+    per_slot = recipe.synthesizer.factor**2
+    is_pixels = recipe.synthesizer.kind == "pixels"
+    num_slots = recipe.pixels.ipc if is_pixels else recipe.codes.num_slots
+    used = is_pixels or recipe.codes.encode_steps or recipe.objective.representative_weight
+    sizes = sorted({min(size, num_slots) * per_slot for size in recipe.codes.representative_sizes})
+    if is_pixels:
+        sizes = [num_slots * per_slot]
+    at_random = is_pixels and recipe.pixels.init != "kmeans"
+    labels, slots, rows, rng = [], [], [], _rng(recipe.seed)
+    for label in range(data.num_classes):
+        of_class = data.rows_of(label)
+        chosen = of_class[:0]
+        if used and at_random:
+            chosen = of_class[torch.randperm(len(of_class), generator=rng)[: sizes[-1]]]
+        elif used:
+            if is_pixels:
+                extractor = extractors.at(0, _rng(recipe.seed))
+                features = (
+                    embed_all(extractor, to_signed(data.images[of_class]).to(extractor.mean.device)).cpu().numpy()
+                )
+            else:
+                features = pixel_features(data.images[of_class])
+            chosen = of_class[nested_representatives(features, sizes, recipe.seed)]
+        chosen = chosen[: len(chosen) // per_slot * per_slot]
+        labels.append(torch.full((len(chosen) // per_slot,), label))
+        slots.append(torch.arange(len(chosen) // per_slot))
+        rows.append(chosen)
+    images = to_signed(data.images[torch.cat(rows)])
+    packed = pack(images.unflatten(0, (-1, per_slot)), recipe.synthesizer.factor) if len(images) else images
+    return Representatives(torch.cat(labels), torch.cat(slots), packed)
+
+
+def new_pixels(
+    recipe: Recipe, data: LabeledImages, representatives: Representatives, provenance: dict[str, Any]
+) -> CondensedPixels:
+    """The bank of pixels before the first step."""
+    part = recipe.pixels
+    mean, std = data.mean_std
+    offset, scale = (mean, std) if part.space == "normalised" else ((-1.0,) * data.channels, (2.0,) * data.channels)
+    pixels = CondensedPixels(
+        data.class_names, part.ipc, data.image_size, data.channels, recipe.synthesizer.factor, offset, scale, provenance
+    )
+    if part.init == "noise":
+        with torch.no_grad():
+            draw = partial(torch.rand if part.space == "unit" else torch.randn, generator=_rng(recipe.seed))
+            pixels.pixels.copy_(draw(pixels.pixels.shape))
+    else:
+        pixels.fill_(representatives.images.cpu())
+    return pixels

@@ -1,0 +1,155 @@
+"""What every artefact can do, whatever makes its images: sample at any IPC, datasets, streams, exports."""
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import SupportsIndex
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from gencond.errors import InputError
+from gencond.generator.packing import decode
+from gencond.generator.sampling import (
+    SampledDataset,
+    SampleStream,
+    Synthesize,
+    check_export,
+    export_images,
+    sample_class_major,
+)
+from gencond.ranges import to_uint8
+
+
+class Condensed(ModelMixin, ConfigMixin):
+    """A diffusers model that maps (class, slot) to an image; slots 0 .. k-1 of each class are the set of IPC k.
+
+    An artefact may cut each image into factor x factor ones (`packing.decode`): IPC counts the images before.
+    """
+
+    image_size: int
+    channels: int
+    stored: str  # what its slots hold, for people
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(self.config.class_names)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.config.class_names)
+
+    @property
+    def num_slots(self) -> int:
+        """Learned slots per class."""
+        return self.config.num_slots
+
+    @property
+    def largest_ipc(self) -> int | None:
+        """Above it there is nothing to sample; None: no limit."""
+        return None
+
+    @property
+    def images_per_slot(self) -> int:
+        return self.config.factor**2
+
+    @property
+    def num_bytes(self) -> int:
+        """What must be stored to sample from it, of all weights and statistics."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.state_dict().values())
+
+    def forward(
+        self, labels: Int64[Tensor, " n"], slots: Int64[Tensor, " n"], seed: int | None = None
+    ) -> Float[Tensor, "n c h w"]:
+        """Images in [-1, 1] of (class, slot) pairs, not yet cut by `factor`, with gradient."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def sample(
+        self,
+        ipc: SupportsIndex,
+        classes: Sequence[SupportsIndex | str] | Tensor | None = None,
+        seed: int | None = None,
+        device: str | torch.device | None = None,
+    ) -> tuple[Float[Tensor, "n c h w"], Int64[Tensor, " n"]]:
+        """`ipc` images of each class, class-major, in [0, 1], and their class indices.
+
+        Image (class, slot) is the same bits for every `ipc`, `classes` and order: IPC 10 is a prefix of IPC 50. An
+        artefact with a `factor` gives factor^2 images for each that is counted, one after the other.
+
+        Args:
+            ipc: images per class, at least 1; pixels hold `largest_ipc`, a generator has no limit.
+            classes: indices or names, in the order wanted; None for all.
+            seed: another seed for the images past the learned codes.
+            device: moved there first; None stays where the weights are.
+        Raises:
+            InputError: `ipc` below 1 or above `largest_ipc`, an unknown class, a seed that is not in 0 .. 2^64 - 1.
+        """
+        if isinstance(ipc, bool) or not hasattr(ipc, "__index__") or operator.index(ipc) < 1:
+            raise InputError(f"ipc (images per class) must be a whole number of at least 1, not {ipc!r}")
+        if self.largest_ipc is not None and operator.index(ipc) > self.largest_ipc:
+            raise InputError(
+                f"this set holds {self.largest_ipc} images of each class: IPC {ipc} is more than there are"
+            )
+        if isinstance(classes, str) or (classes is not None and len(classes) == 0):
+            raise InputError(f"classes must be a list of indices or names with something in it, not {classes!r}")
+        if device is not None:
+            self.to(device)
+        wanted = range(self.num_classes) if classes is None else [self._class_index(one) for one in classes]
+        if len(set(wanted)) < len(wanted):
+            raise InputError("a class is asked for twice")
+        synthesize, ipc = self._synthesizer(seed), operator.index(ipc)
+        return sample_class_major(synthesize, list(wanted), ipc, self.num_classes, self.image_size)
+
+    def as_dataset(
+        self, ipc: SupportsIndex, transform: Callable | None = None, seed: int | None = None
+    ) -> SampledDataset:
+        """The images of `sample(ipc)` as a map-style dataset of (float image in [0, 1], class index)."""
+        images, labels = self.sample(ipc, seed=seed)
+        return SampledDataset(to_uint8(images).cpu(), labels.cpu(), self.class_names, transform)
+
+    def stream(self, batch_size: int = 128, seed: int | None = None) -> SampleStream:
+        """Endless batches of fresh images, past the learned codes, aware of loader workers and processes.
+
+        Raises:
+            InputError: pixels, which hold all the images there are.
+        """
+        if self.largest_ipc is not None:
+            raise InputError(
+                f"this set holds {self.largest_ipc} images of each class and makes no others: use sample()"
+            )
+        seed = self.config.seed if seed is None else seed
+        return SampleStream(
+            self._synthesizer(seed), self.num_classes, self.num_slots, batch_size, seed, self.images_per_slot
+        )
+
+    def export(self, out: str | Path, ipc: int, format: str = "imagefolder", seed: int | None = None) -> None:
+        """Writes `ipc` images of each class to `out`; see `sampling.export_images` for the formats.
+
+        Raises:
+            InputError: `ipc` below 1, an unknown format, or `out` exists and is not empty.
+        """
+        check_export(Path(out), format)
+        images, labels = self.sample(ipc, seed=seed)
+        export_images(to_uint8(images), labels, self.class_names, Path(out), format)
+
+    def _class_index(self, one: SupportsIndex | str) -> int:
+        if isinstance(one, str) and one in self.config.class_names:
+            return self.class_names.index(one)
+        if hasattr(one, "__index__") and 0 <= operator.index(one) < self.num_classes:
+            return operator.index(one)
+        raise InputError(f"no class {one!r} among the {self.num_classes} of this dataset")
+
+    def _synthesizer(self, seed: int | None) -> Synthesize:
+        """(labels, slots) -> images as they are sampled, without gradient; it pickles, as loader workers need it."""
+        if seed is not None and not 0 <= seed < 2**64:
+            raise InputError(f"seed must be in 0 .. 2^64 - 1, not {seed}")
+        return functools.partial(self._images_of, seed=seed)
+
+    @torch.no_grad()
+    def _images_of(self, labels: Tensor, slots: Tensor, seed: int | None) -> Tensor:
+        self.eval()
+        return decode(self(labels.to(self.device), slots.to(self.device), seed), self.config.factor)

@@ -1,0 +1,41 @@
+"""Several small images in the place of one: more of them for the same storage.
+
+Source: "multi-formation" of Kim et al., IDC (2205.14959), section 3.1.
+"""
+
+import math
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def decode(images: Float[Tensor, "n c s s"], factor: int) -> Float[Tensor, "m c s s"]:
+    """Each image into factor x factor: its crops in reading order, each upsampled to full size (bilinear).
+
+    m = n factor^2, the crops of an image one after the other, so that a prefix of images decodes to a prefix. A side
+    that does not divide is padded below and to the right with mid-grey (0 in [-1, 1]).
+    """
+    if factor == 1:
+        return images
+    num_images, channels, size, _ = images.shape
+    side = math.ceil(size / factor)
+    padded = F.pad(images, (0, side * factor - size) * 2)
+    tiles = padded.view(num_images, channels, factor, side, factor, side).permute(0, 2, 4, 1, 3, 5)
+    tiles = tiles.reshape(num_images * factor**2, channels, side, side)
+    return F.interpolate(tiles, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def pack(images: Float[Tensor, "n k c s s"], factor: int) -> Float[Tensor, "n c s s"]:
+    """k = factor^2 images into one each, in reading order, downsampled (area): what `decode` starts from.
+
+    Raises:
+        ValueError: k is not factor^2.
+    """
+    num_images, parts, channels, size, _ = images.shape
+    if parts != factor**2:
+        raise ValueError(f"{parts} images cannot be packed by factor {factor}")
+    side = math.ceil(size / factor)
+    small = F.interpolate(images.flatten(0, 1), size=(side, side), mode="area")
+    tiles = small.view(num_images, factor, factor, channels, side, side).permute(0, 3, 1, 4, 2, 5)
+    return tiles.reshape(num_images, channels, factor * side, factor * side)[..., :size, :size]
