@@ -115,10 +115,6 @@ def check_parts(recipe: Recipe) -> None:
         "pixels that start from noise have no representatives: set objective.representative_weight=0": is_pixels
         and recipe.pixels.init == "noise"
         and bool(objective.representative_weight),
-        "a generator without learned codes has no slots to match: set codes.num_slots, or condense.prefix_lengths and "
-        "condense.stream_probability": not is_pixels
-        and recipe.codes.num_slots == 0
-        and recipe.condense.prefix_lengths is None,
         f"features.weights belong to a timm network, and features.network is {features.network}": (
             features.weights is not None and features.network in ("convnet", "resnet_ap10")
         ),

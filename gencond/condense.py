@@ -189,6 +189,22 @@ def condense(recipe: Recipe, data: LabeledImages, out: Path, pretrained: Path | 
 def _condense_in(run: RunFolder, recipe: Recipe, data: LabeledImages, pretrained: Path | None) -> Condensed:
     """The stages, one after the other."""
     accelerator = new_accelerator()
+    condensed = start(recipe, data, run, pretrained).run(run)
+    if accelerator.is_main_process:
+        write_artefact(run.artefact, condensed, model_card(condensed))
+        for stage in ("encode", "condense"):
+            run.drop_state(stage)
+    accelerator.wait_for_everyone()
+    return condensed
+
+
+def start(recipe: Recipe, data: LabeledImages, run: RunFolder, pretrained: Path | None = None) -> "Matching":
+    """All that comes before the first step of matching: pretraining, extractors, statistics, what learning starts from.
+
+    Args:
+        pretrained: see `condense`.
+    """
+    accelerator = new_accelerator()
     makes_images = recipe.synthesizer.kind == "generator"
     generator = pretrained_generator(recipe, data, run, pretrained) if makes_images else None
     started = time.monotonic()
@@ -213,13 +229,7 @@ def _condense_in(run: RunFolder, recipe: Recipe, data: LabeledImages, pretrained
         condensed.eval()  # batch norms stay at their statistics: a fixed affine map of each channel
         if recipe.codes.encode_steps:
             encode(recipe, condensed, representatives, run)
-    condensed = Matching(recipe, data, condensed, extractors, real, representatives).run(run)
-    if accelerator.is_main_process:
-        write_artefact(run.artefact, condensed, model_card(condensed))
-        for stage in ("encode", "condense"):
-            run.drop_state(stage)
-    accelerator.wait_for_everyone()
-    return condensed
+    return Matching(recipe, data, condensed, extractors, real, representatives)
 
 
 def adam(condensed: CondensedDataset, generator_lr: float, code_lr: float) -> torch.optim.Adam:

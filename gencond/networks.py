@@ -189,7 +189,6 @@ class TimmNetwork(nn.Module):
             raise InputError(f"network {name}: {_first_line(error)}") from None
         if weights is not None and not from_hub:
             _load_body(self.model, Path(weights))
-        self.classifier = self.model.get_classifier()
         training = self.model.training
         try:
             with torch.no_grad():
@@ -199,6 +198,10 @@ class TimmNetwork(nn.Module):
             raise InputError(f"network {name} cannot take {image_size} px images: {_first_line(error)}") from None
         self.train(training)
         self.feature_dim = features.shape[1]
+
+    @property
+    def classifier(self) -> nn.Module:
+        return self.model.get_classifier()
 
     def features(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         return self.model.forward_head(self.model.forward_features(images), pre_logits=True)

@@ -232,7 +232,7 @@ class RepresentativeSide(BatchSide):
     def _choose(self, extractor: Extractor, rng: torch.Generator) -> Int64[Tensor, "classes n"]:
         """For all classes; each process does its share of them."""
         drawn = [  # on every process for every class, so that their generators stay alike
-            rows[torch.randperm(len(rows), generator=rng)[: self.candidates]]
+            rows if self.candidates is None else rows[torch.randperm(len(rows), generator=rng)[: self.candidates]]
             for rows in map(self.data.rows_of, range(self.data.num_classes))
         ]
         running = torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -4,38 +4,40 @@
     python scripts/bench_step.py --recipes dm cached --ipc 1 10 --real 500 2000 8000
     python scripts/bench_step.py --json                           # the last line is JSON, for scripts
 
-Each recipe runs at its own settings but for IPC: real batches, network and augmentation are those of the paper. Seconds
-are medians over steps after a warm-up in which torch compiles; the table names what a first run pays once besides.
+Each recipe runs at its own settings but for IPC and width: real batches, network and augmentation are those of the
+paper. Seconds are medians over steps after a warm-up in which torch compiles. "before" is the pass over the real images
+that cached statistics need, for each network of the pool; a real pool holds 14.
 """
 
 import argparse
-import gc
 import json
+import os
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-from gencond.assembly import check_fit, choose_representatives, new_extractors, new_pixels, new_real_side
+from gencond.assembly import check_fit
+from gencond.checkpoint import prepare_run
 from gencond.cli import run_cleanly
-from gencond.condense import Matching
+from gencond.condense import start
 from gencond.config import load_recipe
 from gencond.data import LabeledImages
 
 RECIPES = ("dm", "m3d", "dream", "cached")
 CLASSES, SIDE = 10, 32
+# A pool as small as it can be: how many nets there are changes no step, and each adds the same to the pass.
+SMALL_POOL = ("features.num_trajectories=1", "features.snapshot_steps=[1]", "features.num_random=1")
 
 
 def images_like_cifar10(images_per_class: int) -> LabeledImages:
     """Smooth coloured noise around one picture for each class."""
     rng = torch.Generator().manual_seed(0)
-    means = torch.randn(CLASSES, 3, 4, 4, generator=rng)
     images = []
-    for mean in means:
+    for mean in torch.randn(CLASSES, 3, 4, 4, generator=rng):
         noise = torch.randn(images_per_class, 3, 4, 4, generator=rng)
         large = torch.nn.functional.interpolate(mean + noise, size=(SIDE, SIDE), mode="bilinear")
         images.append((large * 40 + 128).clamp(0, 255).to(torch.uint8))
@@ -43,43 +45,33 @@ def images_like_cifar10(images_per_class: int) -> LabeledImages:
     return LabeledImages(torch.cat(images), labels, tuple(map(str, range(CLASSES))))
 
 
-def measure(
-    recipe_name: str, ipc: int, images_per_class: int, width: int, num_steps: int, overrides: list[str]
-) -> dict:
-    """Seconds for each step and for what comes before the first."""
-    own = [f"pixels.ipc={ipc}", f"features.width={width}", "pixels.init=real", "features.num_trajectories=1"]
-    recipe = load_recipe(recipe_name, [*own, "features.snapshot_steps=[1,2,3]", "features.num_random=1", *overrides])
+def measure(name: str, ipc: int, images_per_class: int, width: int, num_steps: int, overrides: list[str]) -> dict:
+    """Seconds for each step, and for the pass over the real images before the first."""
+    own = [f"pixels.ipc={ipc}", f"features.width={width}", "pixels.init=real", *SMALL_POOL]
+    recipe = load_recipe(name, [*own, *overrides])
     data = images_like_cifar10(images_per_class)
     check_fit(recipe, data)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    started = time.perf_counter()
-    extractors, key = new_extractors(recipe, data, device)
-    prepared = time.perf_counter()
-    real = new_real_side(recipe, data, extractors, key, device)
-    passed = time.perf_counter()
-    representatives = choose_representatives(recipe, data, extractors)
-    pixels = new_pixels(recipe, data, representatives, {})
-    matching = Matching(recipe, data, pixels, extractors, real, representatives)
-    matching.step(0)
-    matching.step(1)
-    warm = time.perf_counter()
-    seconds = []
-    for step in range(2, 2 + num_steps):
-        begun = time.perf_counter()
-        matching.step(step)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begun)
-    matching.accelerator.free_memory()
-    num_nets = len(extractors.pool) if key else 0
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["GENCOND_CACHE"] = folder
+        with prepare_run(Path(folder) / "run", recipe, data, True) as run:
+            begun = time.perf_counter()
+            matching = start(recipe, data, run)
+            before = time.perf_counter() - begun
+            seconds = []
+            for step in range(2 + num_steps):
+                begun = time.perf_counter()
+                matching.step(step)
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                seconds.append(time.perf_counter() - begun)
+            matching.accelerator.free_memory()
     return {
-        "recipe": recipe_name,
+        "recipe": name,
         "ipc": ipc,
         "real_images": len(data),
-        "seconds_per_step": statistics.median(seconds),
-        "first_steps_seconds": warm - passed,
-        "pool_seconds": prepared - started,
-        "pass_seconds_per_net": (passed - prepared) / num_nets if num_nets else 0.0,
+        "seconds_per_step": statistics.median(seconds[2:]),
+        "warm_up_seconds": sum(seconds[:2]),
+        "before_seconds_per_net": before / 2 if recipe.real.kind == "statistics" else 0.0,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
@@ -90,30 +82,20 @@ def main() -> None:
     parser.add_argument("--ipc", nargs="+", type=int, default=[10])
     parser.add_argument("--real", nargs="+", type=int, default=[500], metavar="N", help="real images of each class")
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=5, help="timed, for each recipe")
+    parser.add_argument("--steps", type=int, default=5, help="timed, for each line")
     parser.add_argument("--set", nargs="*", default=[], metavar="part.field=value", help="for all recipes")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     args = parser.parse_args()
+    titles = ("recipe", "IPC", "real images", "s / step", "warm-up s", "before s / net", "peak MB so far")
+    print("".join(f"{title:>16}" for title in titles))
     rows = []
-    print(
-        f"{'recipe':<10}{'IPC':>5}{'real images':>13}{'s / step':>11}{'first steps':>13}{'pass / net':>12}{'peak MB':>10}"
-    )
-    with tempfile.TemporaryDirectory() as cache:
-        import os
-
-        os.environ["GENCOND_CACHE"] = cache
-        for recipe in args.recipes:
-            for ipc in args.ipc:
-                for images_per_class in args.real:
-                    row = measure(recipe, ipc, images_per_class, args.width, args.steps, args.set)
-                    rows.append(row)
-                    gc.collect()
-                    print(
-                        f"{recipe:<10}{ipc:>5}{row['real_images']:>13,}{row['seconds_per_step']:>11.4f}"
-                        f"{row['first_steps_seconds']:>13.1f}{row['pass_seconds_per_net']:>12.2f}"
-                        f"{row['peak_memory_mb']:>10.0f}",
-                        flush=True,
-                    )
+    for name in args.recipes:
+        for ipc in args.ipc:
+            for images_per_class in args.real:
+                row = measure(name, ipc, images_per_class, args.width, args.steps, args.set)
+                rows.append(row)
+                cells = [f"{value:.4g}" if isinstance(value, float) else f"{value}" for value in row.values()]
+                print("".join(f"{cell:>16}" for cell in cells), flush=True)
     if args.json:
         first = {row["recipe"]: row["seconds_per_step"] for row in reversed(rows) if row["ipc"] == args.ipc[-1]}
         content = {f"{name}_seconds_per_step": seconds for name, seconds in first.items()}

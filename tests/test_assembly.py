@@ -1,0 +1,415 @@
+"""Any part goes with any other that it means something with; what means nothing is refused in one line."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY, tiny_recipe
+from torch import Tensor
+
+from gencond.assembly import check_parts, choose_representatives, extractor_maker, new_extractors, new_pixels
+from gencond.augment import Augmentation
+from gencond.checkpoint import RunFolder
+from gencond.condense import Draw, Matching, condense, condense_step
+from gencond.config import Recipe, available_recipes, load_recipe
+from gencond.data import LabeledImages, class_batches
+from gencond.errors import InputError
+from gencond.features import Embedding, Extractor
+from gencond.generator.packing import decode
+from gencond.generator.pixels import CondensedPixels
+from gencond.networks import ConvNet
+from gencond.ranges import to_signed
+from gencond.targets import BatchSide, RepresentativeSide
+
+TERMS = ("mean", "mmd", "gradient", "diversity", "center", "classification", "representative", "pixel")
+NONE = [f"objective.{term}_weight=0" for term in TERMS]
+SMALL = [
+    "condense.num_steps=3", "pixels.ipc=2", "pixels.learning_rate=0.1", "condense.stream_probability=0",
+    "codes.encode_steps=0", "pretrain.num_steps=0", "features.train_images=16", "features.refresh_steps=2",
+    "real.batch_size=4", "real.refresh_steps=2", "codes.num_slots=2", "codes.representative_sizes=[1,2]",
+]  # fmt: skip
+
+
+def legal_terms(real: str, features: str) -> list[str]:
+    return [
+        term
+        for term in TERMS
+        if not (term == "gradient" and real == "statistics") and not (term == "classification" and features == "fresh")
+    ]
+
+
+COMBINATIONS = [
+    (synthesizer, factor, real, features)
+    for synthesizer, factor, real, features in itertools.product(
+        ("generator", "pixels"), (1, 2), ("statistics", "random", "representatives"), ("pool", "fresh", "online")
+    )
+    if real != "statistics" or features == "pool"
+]
+
+
+@pytest.mark.parametrize(("synthesizer", "factor", "real", "features"), COMBINATIONS)
+def test_every_legal_combination_condenses(
+    few_digits: LabeledImages, tmp_path: Path, synthesizer: str, factor: int, real: str, features: str
+) -> None:
+    terms = legal_terms(real, features)
+    parts = [f"synthesizer.kind={synthesizer}", f"synthesizer.factor={factor}", f"real.kind={real}"]
+    weights = [f"objective.{term}_weight=0.1" for term in terms]
+    recipe = tiny_recipe(*SMALL, *NONE, *parts, f"features.kind={features}", "features.num_random=0", *weights)
+    condensed = condense(recipe, few_digits, tmp_path / "run")
+    images, labels = condensed.sample(2)
+    assert images.shape == (20 * factor**2, 1, 8, 8) and len(labels) == len(images)
+    assert float(images.min()) >= 0 and float(images.max()) <= 1
+    logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    seen = {name for entry in logged if entry["stage"] == "condense" for name in entry}
+    assert set(terms) <= seen
+
+
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("scale", ["relative", "sum"])
+@pytest.mark.parametrize("real", ["statistics", "random"])
+def test_every_term_moves_pixels_on_its_own(few_digits: LabeledImages, term: str, scale: str, real: str) -> None:
+    if (term, real) == ("gradient", "statistics"):
+        return
+    recipe = tiny_recipe(
+        *SMALL, *NONE, "synthesizer.kind=pixels", f"real.kind={real}", "features.num_random=0", "pixels.init=real",
+        f"objective.{term}_weight=1", f"objective.scale={scale}", "pixels.ipc=3", "objective.center_margin=9",
+    )  # fmt: skip
+    matching = start_pixels(recipe, few_digits)
+    before = matching.condensed.pixels.clone()
+    if term == "representative":  # which is where they start from
+        with torch.no_grad():
+            matching.condensed.pixels += 0.1
+            before = matching.condensed.pixels.clone()
+    parts = matching.step(0)
+    assert set(parts) == {"loss", term} and torch.isfinite(parts["loss"]) and parts["loss"] > 0
+    assert not torch.equal(matching.condensed.pixels, before)
+
+
+def start_pixels(recipe: Recipe, data: LabeledImages) -> Matching:
+    from gencond.assembly import new_real_side
+
+    check_parts(recipe)
+    extractors, key = new_extractors(recipe, data, torch.device("cpu"))
+    real = new_real_side(recipe, data, extractors, key, torch.device("cpu"))
+    representatives = choose_representatives(recipe, data, extractors)
+    return Matching(recipe, data, new_pixels(recipe, data, representatives, {}), extractors, real, representatives)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (NONE, "the objective is empty"),
+        (["features.num_trajectories=0", "features.num_random=0"], "the pool of extractors is empty"),
+        (["features.kind=fresh", "objective.classification_weight=0"], "statistics cannot be kept for extractors that"),
+        (["features.kind=online"], "needs features.kind=pool, not online"),
+        (["objective.gradient_weight=1"], "gradients have no statistics"),
+        (["objective.kernel=laplace"], "kept for the Gaussian kernel: objective.kernel=laplace"),
+        (["features.kind=fresh", "real.kind=random"], "knows no classes"),
+        (["features.num_trajectories=0"], "knows no classes"),
+        (["synthesizer.kind=pixels", "condense.stream_probability=0.1", "codes.encode_steps=0"], "no fresh images"),
+        (["synthesizer.kind=pixels", "condense.stream_probability=0"], "set codes.encode_steps=0"),
+        (
+            ["synthesizer.kind=pixels", "condense.stream_probability=0", "codes.encode_steps=0", "pixels.ipc=1"],
+            "asks for 2 slots of pixels.ipc=1",
+        ),
+        (
+            [*SMALL, "synthesizer.kind=pixels", "pixels.init=noise", "objective.representative_weight=1"],
+            "start from noise have no representatives",
+        ),
+        (["features.weights=w.safetensors"], "belong to a timm network, and features.network is convnet"),
+    ],
+)
+def test_a_combination_that_means_nothing_is_refused_in_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message) as refused:
+        check_parts(tiny_recipe(*overrides))
+    assert "\n" not in str(refused.value) and str(refused.value).startswith("recipe demo: ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["synthesizer.factor=5"], "leaves nothing of 8 px images"),
+        (["synthesizer.kind=pixels", "pixels.ipc=7", "synthesizer.factor=2"], r"starts from 28 real images a class"),
+        (["features.network=resnet_ap10", "features.resize=12"], "cannot halve 12 px"),
+        (["features.network=no_such_net"], "timm has no such model"),
+    ],
+)
+def test_a_part_that_does_not_fit_the_images_is_refused_before_any_work(
+    few_digits: LabeledImages, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        condense(tiny_recipe(*SMALL, *overrides), few_digits, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["features.norm=batch"],
+        ["features.norm=none", "features.activation=leaky_relu", "features.pooling=max"],
+        ["features.network=resnet_ap10"],
+        ["features.network=resnet10t", "features.resize=32"],
+    ],
+)
+@pytest.mark.parametrize("kind", ["pool", "fresh", "online"])
+def test_any_network_is_an_extractor_of_any_kind(
+    few_digits: LabeledImages, tmp_path: Path, kind: str, overrides: list[str]
+) -> None:
+    real = "statistics" if kind == "pool" else "random"
+    recipe = tiny_recipe(
+        *SMALL, *NONE, "objective.mean_weight=1", "synthesizer.kind=pixels", f"real.kind={real}", *overrides,
+        f"features.kind={kind}", "condense.num_steps=2", "features.snapshot_steps=[1]",
+    )  # fmt: skip
+    assert torch.isfinite(condense(recipe, few_digits, tmp_path / "run").pixels).all()
+
+
+def test_a_random_network_with_batch_norm_sees_standardised_activations(few_digits: LabeledImages) -> None:
+    recipe = tiny_recipe("features.norm=batch", "features.activation=relu")
+    network = extractor_maker(recipe, few_digits, torch.device("cpu")).new(0).network
+    assert float((network.norms[0].running_var - 1).abs().min()) > 1e-3  # not the ones it starts from
+    assert not network.training
+
+
+def test_weights_of_a_timm_network_are_read_without_its_head(few_digits: LabeledImages, tmp_path: Path) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(5)
+    other = timm.create_model("resnet10t", num_classes=7, in_chans=1).state_dict()
+    save_file(other, tmp_path / "w.safetensors")
+    torch.save(other, tmp_path / "w.pt")
+    for name in ("w.safetensors", "w.pt"):
+        recipe = tiny_recipe(
+            "features.network=resnet10t", "features.resize=32", f"features.weights={tmp_path / name}",
+        )  # fmt: skip
+        network = extractor_maker(recipe, few_digits, torch.device("cpu")).new(3).network
+        torch.testing.assert_close(network.model.conv1[0].weight, other["conv1.0.weight"])
+        assert network.classifier.out_features == 10
+        running = next(name for name in other if name.endswith("running_mean"))
+        torch.testing.assert_close(network.model.state_dict()[running], other[running])  # its own, not settled anew
+    del other["conv1.0.weight"]
+    save_file(other, tmp_path / "broken.safetensors")
+    recipe = tiny_recipe("features.network=resnet10t", f"features.weights={tmp_path / 'broken.safetensors'}")
+    with pytest.raises(InputError, match=r"does not hold the weights of this network: conv1.0.weight is missing"):
+        extractor_maker(recipe, few_digits, torch.device("cpu")).new(0)
+
+
+# --- the steps of the papers are their formulas ----------------------------------------------------------------------
+
+
+def paper_step(data: LabeledImages, weights: dict[str, float], factor: int) -> tuple[CondensedPixels, Tensor, dict]:
+    """One step on a frozen network and a fixed draw: (a bank of 3 classes x 2 images, its gradient, its ingredients)."""
+    few = data.subset(torch.cat([data.rows_of(label) for label in (0, 1, 2)]))
+    three = LabeledImages(few.images, few.labels, ("0", "1", "2"))
+    pixels = CondensedPixels(three.class_names, 2, 8, 1, factor)
+    pixels.fill_(torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1)
+    extractor = Extractor(ConvNet(1, 3, 8, width=4, depth=2), *three.mean_std)
+    augmentation = Augmentation("color_crop_cutout_flip_scale_rotate", 8, *three.mean_std)
+    draw = Draw(
+        0, torch.arange(3), 0, 2, extractor, torch.Generator().manual_seed(3), torch.empty(0, dtype=torch.int64)
+    )
+    side = BatchSide(three, 5, torch.device("cpu"))
+    loss, _ = condense_step(
+        pixels, draw, side, augmentation, choose_nothing(), weights, factor=factor, scale="sum"
+    )  # fmt: skip
+    (gradient,) = torch.autograd.grad(loss, pixels.pixels)
+    rng = torch.Generator().manual_seed(3)
+    params = augmentation.draw(3, rng)
+    rows = class_batches(three, torch.arange(3), 5, rng)
+    return pixels, gradient, {
+        "extractor": extractor, "augment": lambda x, c: augmentation(x, params.rows(torch.full((len(x),), c))),
+        "real": to_signed(three.images[rows.flatten()]).view(3, 5, 1, 8, 8),
+    }  # fmt: skip
+
+
+def choose_nothing() -> object:
+    from gencond.assembly import Representatives
+
+    empty = torch.empty(0, dtype=torch.int64)
+    return Representatives(empty, empty, torch.empty(0, 1, 8, 8))
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_the_image_gradient_of_a_dm_step_is_that_of_its_formula(few_digits: LabeledImages, factor: int) -> None:
+    pixels, gradient, given = paper_step(few_digits, {"mean": 1.0}, factor)
+    loss = 0
+    for c in range(3):
+        syn = decode(pixels.pixels[2 * c : 2 * c + 2], factor)
+        mean_syn = sum(given["extractor"](given["augment"](x[None], c))[0] for x in syn) / len(syn)
+        mean_real = sum(given["extractor"](given["augment"](x[None], c))[0] for x in given["real"][c]) / 5
+        loss = loss + ((mean_real - mean_syn) ** 2).sum()
+    expected = torch.autograd.grad(loss, pixels.pixels)[0]
+    torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-3)  # float32 sums in another order
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_the_image_gradient_of_an_m3d_step_is_that_of_its_formula(few_digits: LabeledImages, factor: int) -> None:
+    pixels, gradient, given = paper_step(few_digits, {"mmd": 1.0}, factor)
+    loss = 0
+    for c in range(3):
+        syn = decode(pixels.pixels[2 * c : 2 * c + 2], factor)
+        rows = [given["extractor"](given["augment"](x[None], c))[0] for x in [*syn, *given["real"][c]]]
+        m, n = len(syn), len(rows)
+        distance = [[((a - b) ** 2).sum() for b in rows] for a in rows]
+        width = sum(d.detach() for line in distance for d in line) / (n**2 - n)
+        kernel = [[sum(torch.exp(-d / (width * 2.0**q)) for q in (-2, -1, 0, 1, 2)) for d in line] for line in distance]
+        within_syn = sum(kernel[i][j] for i in range(m) for j in range(m)) / m**2
+        between = sum(kernel[i][j] for i in range(m) for j in range(m, n)) / (m * (n - m))
+        within_real = sum(kernel[i][j] for i in range(m, n) for j in range(m, n)) / (n - m) ** 2
+        loss = loss + within_syn - 2 * between + within_real
+    expected = torch.autograd.grad(loss, pixels.pixels)[0]
+    torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-3)  # float32 sums in another order
+
+
+def test_an_idc_step_matches_convolution_gradients_of_each_class(few_digits: LabeledImages) -> None:
+    pixels, gradient, given = paper_step(few_digits, {"gradient": 1.0}, 2)
+    network = given["extractor"].network.requires_grad_(True)
+    weights = [conv.weight for conv in network.convs]
+    loss = 0
+    for c in range(3):
+        grads = []
+        for images in (given["real"][c], decode(pixels.pixels[2 * c : 2 * c + 2], 2)):
+            seen = given["extractor"].normalise(given["augment"](images, c))
+            entropy = F.cross_entropy(network(seen), torch.full((len(seen),), c))
+            grads.append(torch.autograd.grad(entropy, weights, create_graph=True))
+        loss = loss + sum(((a.detach() - b) ** 2).sum() for a, b in zip(*grads, strict=True))
+    expected = torch.autograd.grad(loss, pixels.pixels)[0]
+    torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-3)  # float32 sums in another order
+
+
+# --- representatives -------------------------------------------------------------------------------------------------
+
+
+def test_representatives_are_the_images_nearest_to_the_centers_of_scikit_learn(few_digits: LabeledImages) -> None:
+    from sklearn.cluster import KMeans
+
+    extractor = Extractor(ConvNet(1, 10, 8, width=4, depth=2), *few_digits.mean_std)
+    side = RepresentativeSide(few_digits, 3, torch.device("cpu"), refresh_steps=2, seed=7)
+    rows = side.rows(0, torch.tensor([4, 9]), extractor, torch.Generator())
+    for label, chosen in zip((4, 9), rows, strict=True):
+        of_class = few_digits.rows_of(label)
+        features = extractor(to_signed(few_digits.images[of_class])).numpy()
+        centers = KMeans(3, n_init=1, random_state=7).fit(features).cluster_centers_
+        nearest = {int(of_class[((features - center) ** 2).sum(1).argmin()]) for center in centers}
+        assert set(chosen.tolist()) == nearest
+    other = Extractor(ConvNet(1, 10, 8, width=4, depth=2), *few_digits.mean_std)
+    assert torch.equal(side.rows(1, torch.tensor([4, 9]), other, torch.Generator()), rows)  # not chosen anew yet
+
+
+def test_a_class_smaller_than_the_batch_gives_its_images_more_than_once(few_digits: LabeledImages) -> None:
+    extractor = Extractor(ConvNet(1, 10, 8, width=4, depth=2), *few_digits.mean_std)
+    side = RepresentativeSide(few_digits, 20, torch.device("cpu"), candidates=5)
+    rows = side.rows(0, torch.arange(10), extractor, torch.Generator().manual_seed(0))
+    assert rows.shape == (10, 20) and all(len(row.unique()) == 5 for row in rows)
+    assert torch.equal(few_digits.labels[rows], torch.arange(10)[:, None].expand(10, 20))
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", available_recipes())
+def test_every_recipe_and_variant_is_legal(name: str) -> None:
+    import yaml
+
+    from gencond.config import RECIPES
+
+    variants = (yaml.safe_load((RECIPES / f"{name}.yaml").read_text()).get("variants") or {}).keys()
+    for variant in ["", *(f":{variant}" for variant in variants)]:
+        recipe = load_recipe(f"{name}{variant}")
+        check_parts(recipe)
+        assert recipe.name == f"{name}{variant}"
+
+
+@pytest.mark.parametrize("name", ["dm", "m3d", "dream", "cached", "generative"])
+def test_a_paper_runs_on_digits_from_its_recipe_alone(few_digits: LabeledImages, tmp_path: Path, name: str) -> None:
+    small = [line for line in TINY if not line.startswith(("features.snapshot", "codes.encode_steps", "condense.pref"))]
+    recipe = load_recipe(
+        f"{name}:digits",
+        [*small, "pixels.ipc=2", "real.batch_size=6", "features.snapshot_steps=[1,2]", "features.train_images=16",
+         "condense.prefix_lengths=null", "features.num_trajectories=1"],
+    )  # fmt: skip
+    condensed = condense(recipe, few_digits, tmp_path / "run")
+    assert len(condensed.sample(2)[0]) == 20 * recipe.synthesizer.factor**2
+
+
+def test_variants_are_laid_over_a_recipe_one_after_the_other(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        "objective: {mean_weight: 1}\nfeatures: {width: 8, depth: 2}\n"
+        "variants:\n  wide: {features: {width: 16}}\n  wider: {features: {width: 32}}\n"
+    )
+    recipe = load_recipe(f"{tmp_path}/own.yaml:wide:wider", ["features.batch_size=4"])
+    assert (recipe.features.width, recipe.features.depth, recipe.features.batch_size) == (32, 2, 4)
+    assert recipe.name == "own:wide:wider"
+    with pytest.raises(InputError, match=r"recipe own has no variant 'narrow'; known: wide, wider"):
+        load_recipe(f"{tmp_path}/own.yaml:narrow")
+
+
+# --- exact resume ----------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("recipe_name", ["dream", "m3d"])
+def test_a_killed_run_with_nets_and_choices_of_its_own_ends_in_the_same_bits(
+    few_digits: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe_name: str
+) -> None:
+    recipe = load_recipe(
+        f"{recipe_name}:digits",
+        ["condense.num_steps=7", "save_every_steps=3", "features.width=4", "features.train_images=32",
+         "features.refresh_steps=5", "real.refresh_steps=2", "pixels.ipc=2", "real.batch_size=4"],
+    )  # fmt: skip
+    whole = condense(recipe, few_digits, tmp_path / "whole")
+    save = RunFolder.save_state
+
+    def dies(self, accelerator, stage, step):
+        save(self, accelerator, stage, step)
+        if step == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_state", dies)
+        with pytest.raises(Killed):
+            condense(recipe, few_digits, tmp_path / "killed")
+    resumed = condense(recipe, few_digits, tmp_path / "killed")
+    assert torch.equal(whole.pixels, resumed.pixels)
+    assert os.listdir(tmp_path / "whole" / "condensed") == os.listdir(tmp_path / "killed" / "condensed")
+
+
+# --- compiled and in bfloat16 ----------------------------------------------------------------------------------------
+
+
+def test_bfloat16_features_are_close_to_float32_ones(few_digits: LabeledImages) -> None:
+    network = ConvNet(1, 10, 8, width=16, depth=2)
+    images = to_signed(few_digits.images)
+    exact, rounded = network.features(images), Embedding("bfloat16")(network, images)
+    assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
+    error = (exact - rounded).norm() / exact.norm()
+    assert error < 0.02  # 8 bits of mantissa: .4 % a product, over two layers
+
+
+@pytest.mark.slow
+def test_compiled_features_and_their_image_gradients_are_those_of_plain_code_for_every_network() -> None:
+    embed = Embedding(compile=True)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        network = ConvNet(1, 10, 8, width=8, depth=2).requires_grad_(False)
+        images = torch.randn(6, 1, 8, 8, requires_grad=True)
+        plain, compiled = network.features(images), embed(network, images)
+        torch.testing.assert_close(compiled, plain, atol=1e-4, rtol=1e-4)
+        direction = torch.randn_like(plain)
+        gradients = [torch.autograd.grad((value * direction).sum(), images)[0] for value in (plain, compiled)]
+        torch.testing.assert_close(gradients[1], gradients[0], atol=1e-3, rtol=1e-3)
+    assert len(embed._compiled) == 1
+
+
+def test_compiling_without_a_compiler_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gencond.features.shutil.which", lambda name: None)
+    monkeypatch.setattr("gencond.features.torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match=r"needs a C\+\+ compiler .* set features.compile=false"):
+        Embedding(compile=True)
