@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gencond.augment import Augmentation
 from gencond.config import Recipe
-from gencond.data import LabeledImages, nested_representatives, pixel_features
+from gencond.data import LabeledImages, nested_representatives, pixel_features, some_of_each_class
 from gencond.errors import InputError
 from gencond.extractors import (
     ExtractorMaker,
@@ -222,7 +222,7 @@ def new_real_side(
         )
     matching = recipe.condense
     statistics = cached_statistics(
-        data,
+        data if part.candidates is None else some_of_each_class(data, part.candidates, recipe.seed),
         extractors.pool,
         pool_key,
         cache_dir(),

@@ -431,6 +431,13 @@ def random_subset(data: LabeledImages, ipc: int, seed: int) -> LabeledImages:
     return data.subset(torch.cat(chosen))
 
 
+def some_of_each_class(data: LabeledImages, at_most: int, seed: int) -> LabeledImages:
+    """Random images of every class: `at_most` of them, or all where there are fewer."""
+    rng = torch.Generator().manual_seed(seed)
+    rows = [data.rows_of(label) for label in range(data.num_classes)]
+    return data.subset(torch.cat([own[torch.randperm(len(own), generator=rng)[:at_most]] for own in rows]))
+
+
 def kmeans_subset(data: LabeledImages, ipc: int, seed: int) -> LabeledImages:
     """The image nearest to each of `ipc` k-means centers of every class, in pixel space, class-major.
 

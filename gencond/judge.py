@@ -13,10 +13,9 @@ from gencond.config import Recipe, parse_recipe, read_recipe_file
 from gencond.data import NAMED_SETS, LabeledImages, load_real, split_off
 from gencond.distributed import new_accelerator
 from gencond.errors import InputError
-from gencond.eval.baselines import KMEANS_REAL, RANDOM_REAL, WHOLE_SET
 from gencond.eval.protocols import get_protocol
 from gencond.eval.report import summary_table, write_pictures, write_reports
-from gencond.eval.scoring import GENCOND, Row, score_tables
+from gencond.eval.scoring import GENCOND, REAL_IMAGES, Row, score_tables
 from gencond.features import state_fingerprint
 from gencond.files import read_json, write_json, write_text
 from gencond.generator.card import model_card
@@ -24,6 +23,8 @@ from gencond.generator.face import Condensed
 from gencond.ranges import to_uint8
 
 logger = logging.getLogger(__name__)
+
+OWN_RECIPES = ("demo", "gencond")  # rows of others carry their recipe's name
 
 
 def data_source(data: str | None) -> str | None:
@@ -103,7 +104,13 @@ def judge(
         "judged_on": recipe.data.judge_on,
         "num_test_images": len(test),
         "class_names": list(train.class_names),
-        "condensed": made | {"num_slots": condensed.num_slots, "bytes": condensed.num_bytes},
+        "condensed": made
+        | {
+            "stored": condensed.stored,
+            "num_slots": condensed.num_slots,
+            "images_per_slot": condensed.images_per_slot,
+            "bytes": condensed.num_bytes,
+        },
         "versions": library_versions(),
         "commit": current_commit(),
         "command": f"gencond evaluate {path} --ipc {' '.join(map(str, ipcs))} --protocol {chosen.name} "
@@ -134,6 +141,7 @@ def judge(
         protocol=chosen,
         augmentation=recipe.data.augmentation,
         num_seeds=num_seeds,
+        condensed_name=GENCOND if recipe.name.partition(":")[0] in OWN_RECIPES else recipe.name,
         condensed_key=measured["condensed"],
         condensed_bytes=condensed.num_bytes,
         device=device,
@@ -156,8 +164,9 @@ def judge(
 
 def _question(row: Row) -> tuple:
     """What a row asks, in the order of a table."""
-    order = [GENCOND, RANDOM_REAL, KMEANS_REAL, WHOLE_SET]
-    return row["protocol"], row["network"], row["ipc"] or math.inf, order.index(row["images"])
+    images = row["images"]
+    place = REAL_IMAGES.index(images) if images in REAL_IMAGES else -1
+    return row["protocol"], row["network"], row["ipc"] or math.inf, place
 
 
 def _recipe_of(path: str, condensed: Condensed, data: str | None) -> Recipe:

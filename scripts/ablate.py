@@ -53,7 +53,7 @@ def main() -> None:
                 shutil.copytree(out / "pretrained", pretrained)
             slots, most = condensed.num_slots, condensed.largest_ipc
             ranges = [(str(ipc), 0, ipc) for ipc in recipe.evaluate.ipc or ((most,) if most else (1, 10, 50))]
-            ranges += [] if most else [("fresh", slots, slots + 50)]
+            ranges += [] if most else [("fresh", slots, slots + ranges[-1][2])]
             for label, first, last in ranges:
                 images, labels = condensed.sample(last)
                 kept = (

@@ -15,6 +15,7 @@ from gencond.data import (
     load_real,
     nested_representatives,
     random_subset,
+    some_of_each_class,
     split_off,
 )
 from gencond.errors import InputError
@@ -294,3 +295,10 @@ def test_nested_representatives_hold_smaller_sets_as_prefixes_and_stop_at_the_cl
     assert sorted(order.tolist()) == list(range(30))
     assert order[:1].tolist() == nested_representatives(features, (1,), seed=0).tolist()
     assert order[:10].tolist() == nested_representatives(features, (1, 10), seed=0).tolist()
+
+
+def test_some_of_each_class_takes_no_image_twice_and_all_of_a_small_class(few_digits: LabeledImages) -> None:
+    some = some_of_each_class(few_digits, 5, seed=1)
+    assert some.counts.tolist() == [5] * 10 and len(some.images.flatten(1).unique(dim=0)) == 50
+    assert some_of_each_class(few_digits, 100, seed=1).fingerprint != some.fingerprint
+    assert some_of_each_class(few_digits, 100, seed=1).counts.tolist() == [12] * 10

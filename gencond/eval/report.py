@@ -15,7 +15,7 @@ import torch
 
 from gencond.data import LabeledImages
 from gencond.eval.baselines import KMEANS_REAL, RANDOM_REAL, WHOLE_SET
-from gencond.eval.scoring import GENCOND, Row
+from gencond.eval.scoring import GENCOND, REAL_IMAGES, Row
 from gencond.files import write_text, written_whole
 from gencond.pictures import PICTURED_CLASSES, PICTURED_IMAGES, grid, screen_scale, write_png
 
@@ -25,9 +25,16 @@ NAMES = {
     KMEANS_REAL: "k-means real",
     WHOLE_SET: "whole training set",
 }
-COLORS = {GENCOND: "#e4572e", RANDOM_REAL: "#4c8dd6", KMEANS_REAL: "#3aa76d", WHOLE_SET: "#888888"}
+OURS_COLOR = "#e4572e"
+COLORS = {RANDOM_REAL: "#4c8dd6", KMEANS_REAL: "#3aa76d", WHOLE_SET: "#888888"}
 PAIRED_ROWS = 2
 REAL_PICTURE, SYN_PICTURE, PAIRS_PICTURE = "real.png", "gencond.png", "grid.png"
+
+
+def _kinds(rows: Sequence[Row]) -> dict[str, str]:
+    """Kinds of images in a table -> their names for people; what was condensed comes first."""
+    condensed = [row["images"] for row in rows if row["images"] not in REAL_IMAGES]
+    return {images: NAMES.get(images, images) for images in dict.fromkeys([*condensed, *REAL_IMAGES])}
 
 
 # --- words and tables ----------------------------------------------------------------------------------------------
@@ -52,13 +59,13 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     header = ["trained on", "network", "protocol", *(f"IPC {ipc}" for ipc in ipcs), "all", "stored"]
     lines = []
     for network, protocol in dict.fromkeys((row["network"], row["protocol"]) for row in rows):
-        for images in NAMES:
+        for images, name in _kinds(rows).items():
             wanted = (images, network, protocol)
             own = {row["ipc"]: row for row in rows if (row["images"], row["network"], row["protocol"]) == wanted}
             if own:
                 cells = [_percent(own[ipc]) if ipc in own else "" for ipc in [*ipcs, None]]
                 sizes = sorted({row["bytes"] for row in own.values()})
-                lines.append([NAMES[images], network, protocol, *cells, _size(*sizes)])
+                lines.append([name, network, protocol, *cells, _size(*sizes)])
     return header, lines
 
 
@@ -76,7 +83,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     """One sentence for each IPC and network: how far above or below the real images of the same number we are."""
     sentences = []
     for row in rows:
-        if row["images"] != GENCOND:
+        if row["images"] in REAL_IMAGES:
             continue
         rivals = {
             other["images"]: 100 * (row["top1_mean"] - other["top1_mean"])
@@ -88,12 +95,17 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
             gaps = " and ".join(f"{gap:+.1f} points against {NAMES[name]}" for name, gap in rivals.items())
             sentences.append(f"IPC {row['ipc']}, {row['network']}, {row['protocol']}: {gaps}.")
     sizes = {row["images"]: row["bytes"] for row in rows}
-    if sizes.get(GENCOND, 0) > sizes.get(WHOLE_SET, float("inf")):
+    ours = max((size for images, size in sizes.items() if images not in REAL_IMAGES), default=0)
+    if ours > sizes.get(WHOLE_SET, float("inf")):
         sentences.append(
-            f"The generator ({_size(sizes[GENCOND])}) is larger than the whole training set "
+            f"The condensed set ({_size(ours)}) is larger than the whole training set "
             f"({_size(sizes[WHOLE_SET])}): on this data it saves no storage."
         )
     return sentences
+
+
+def _cut(images_per_slot: int) -> str:
+    return "" if images_per_slot == 1 else f", each cut into {images_per_slot} images: IPC counts them before"
 
 
 def _words(protocol: Mapping[str, Any]) -> str:
@@ -137,7 +149,10 @@ def _facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict
         "What was condensed": [
             ("Training images", f"{data.get('num_images', '?')} of {data.get('source', '?')}"),
             ("Fingerprint", str(data.get("fingerprint", "?"))),
-            ("Learned codes", f"{made['num_slots']} per class"),
+            (
+                made.get("stored", "learned codes").capitalize(),
+                f"{made['num_slots']} per class" + _cut(made.get("images_per_slot", 1)),
+            ),
             (
                 "Stored",
                 f"{made['bytes']:,} bytes, {8 * made['bytes'] / len(content['class_names']) / 1e6:.3f} Mbit per class",
@@ -210,7 +225,7 @@ def plot_accuracy(rows: Sequence[Row]) -> tuple[bytes, str]:
 
     def draw(axes: Any) -> None:
         ticks = sorted({row["ipc"] for row in rows if row["ipc"]})
-        for images, name in NAMES.items():
+        for images, name in _kinds(rows).items():
             own = sorted(
                 (row for row in rows if (row["images"], row["network"], row["protocol"]) == (images, *shown)),
                 key=lambda row: row["ipc"] or 0,
@@ -220,7 +235,7 @@ def plot_accuracy(rows: Sequence[Row]) -> tuple[bytes, str]:
                 axes.axhline(means[0], color=COLORS[images], linestyle="--", label=name)
             elif own:
                 x = [row["ipc"] for row in own]
-                axes.errorbar(x, means, stds, color=COLORS[images], marker="o", capsize=3, label=name)
+                axes.errorbar(x, means, stds, color=COLORS.get(images, OURS_COLOR), marker="o", capsize=3, label=name)
         axes.set_xscale("log")
         axes.set_xticks(ticks, [str(ipc) for ipc in ticks])
         axes.minorticks_off()

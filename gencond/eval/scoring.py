@@ -15,6 +15,7 @@ from gencond.files import short_hash
 from gencond.progress import progress
 
 GENCOND = "gencond"
+REAL_IMAGES = (RANDOM_REAL, KMEANS_REAL, WHOLE_SET)
 Row = dict[str, Any]
 
 
@@ -28,16 +29,18 @@ def score_tables(
     protocol: Protocol,
     augmentation: str,
     num_seeds: int,
+    condensed_name: str = GENCOND,
     condensed_key: str,
     condensed_bytes: int,
     device: torch.device,
     known: Sequence[Row] = (),
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> tuple[list[Row], list[str]]:
-    """(rows, notes): gencond, random real and k-means real images at each IPC, and the whole set, for each network.
+    """(rows, notes): the condensed set, random and k-means real images at each IPC, and the whole set; each network.
 
     Args:
         sample: ipc -> the condensed set's images, fixed.
+        condensed_name: of its rows: GENCOND, or the recipe's name where that is another's method.
         condensed_key: identifies the condensed set, so that its rows are recognised.
         condensed_bytes: what of it must be stored.
         known: rows of an earlier evaluation; one that asked the same of the same is taken instead of trained again.
@@ -56,7 +59,7 @@ def score_tables(
     rows, notes, waiting = [], [], []
     for network in networks:
         for images, ipc in [
-            *((images, ipc) for ipc in sorted(set(ipcs)) for images in (GENCOND, RANDOM_REAL, KMEANS_REAL)),
+            *((images, ipc) for ipc in sorted(set(ipcs)) for images in (condensed_name, RANDOM_REAL, KMEANS_REAL)),
             (WHOLE_SET, None),
         ]:
             if images in (RANDOM_REAL, KMEANS_REAL) and ipc > smallest:
@@ -64,7 +67,7 @@ def score_tables(
                 continue
             key = short_hash(
                 images, ipc, network, protocol.describe(), augmentation, num_seeds, train.fingerprint, test.fingerprint,
-                condensed_key if images == GENCOND else None,
+                None if images in REAL_IMAGES else condensed_key,
             )  # fmt: skip
             row = {
                 "images": images, "mode": "fixed", "ipc": ipc, "network": network, "protocol": protocol.name,
@@ -78,7 +81,7 @@ def score_tables(
     bar = progress(description="evaluation", total=len(waiting) * num_seeds, unit="network", disable=not waiting)
     for row in waiting:
         images, ipc = row["images"], row["ipc"]
-        fixed = sample(ipc) if images == GENCOND else None  # a baseline is drawn for each seed
+        fixed = None if images in REAL_IMAGES else sample(ipc)  # a baseline is drawn for each seed
         scores = []
         for seed in range(num_seeds):
             bar.set_postfix_str(f"{images} IPC {ipc or 'all'}")
@@ -99,7 +102,7 @@ def score_tables(
         row["top1"] = scores
         row["top1_mean"] = statistics.mean(scores)
         row["top1_std"] = statistics.stdev(scores) if num_seeds > 1 else 0.0
-        row["bytes"] = condensed_bytes if images == GENCOND else stored_bytes(drawn)
+        row["bytes"] = stored_bytes(drawn) if images in REAL_IMAGES else condensed_bytes
         row["bits_per_class"] = 8 * row["bytes"] / train.num_classes
         on_row(row)
     bar.close()

@@ -25,7 +25,9 @@ def model_card(condensed: "Condensed", rows: Sequence[Mapping[str, Any]] = ()) -
     facts = {
         "Images": f"{condensed.image_size}x{condensed.image_size} {kind}",
         "Classes": f"{condensed.num_classes}: {listed}",
-        "Learned codes": f"{condensed.num_slots} per class; samples beyond them come from a seeded stream",
+        condensed.stored.capitalize(): f"{condensed.num_slots} per class"
+        + ("; samples beyond them come from a seeded stream" if condensed.largest_ipc is None else "")
+        + (f", each cut into {condensed.images_per_slot} images" if condensed.images_per_slot > 1 else ""),
         "Size": f"{condensed.num_bytes:,} bytes ({8 * condensed.num_bytes / condensed.num_classes / 1e6:.3f} "
         "Mbit per class)",
         "Condensed from": f"{data.get('num_images', '?')} training images of {source} "
@@ -34,15 +36,29 @@ def model_card(condensed: "Condensed", rows: Sequence[Mapping[str, Any]] = ()) -
         "Made with": f"{versions or '?'}; commit {made.get('commit') or 'unknown'}",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    starts_from_images = condensed.largest_ipc is not None and (recipe.get("pixels") or {}).get("init") != "noise"
     tied = (recipe.get("codes") or {}).get("encode_steps") or (recipe.get("objective") or {}).get(
         "representative_weight"
     )
-    memory = (
-        "Its learned codes start from real training images (k-means representatives) and stay close to them: treat "
-        "the first samples of a class as compressed copies of training images, and do not use this set to hide them."
-        if tied
-        else "It was fitted to statistics of real images, not to single ones; that alone is no promise of privacy."
+    if starts_from_images:
+        memory = (
+            "Its images start from real training images and can stay close to them: do not use this set to hide them."
+        )
+    elif tied:
+        memory = (
+            "Its learned codes start from real training images (k-means representatives) and stay close to them: treat "
+            "the first samples of a class as compressed copies of training images, and do not use this set to hide "
+            "them."
+        )
+    else:
+        memory = "It was fitted to statistics of real images, not to single ones; that alone is no promise of privacy."
+    what = (
+        "A data set condensed into a conditional generator by gencond: any number of images per class (IPC) is sampled "
+        "from these weights"
+        if condensed.largest_ipc is None
+        else f"A data set condensed into {condensed.largest_ipc} images per class (IPC) by gencond"
     )
+    ipc = condensed.largest_ipc or 10
     return f"""---
 library_name: gencond
 tags:
@@ -54,16 +70,15 @@ pipeline_tag: unconditional-image-generation
 
 # {source}, condensed
 
-A data set condensed into a conditional generator by gencond: any number of images per class (IPC) is sampled from
-these weights, and a classifier trained on the samples alone should come close to one trained on the real images.
+{what}, and a classifier trained on the samples alone should come close to one trained on the real images.
 
 ```python
 import gencond
 
 condensed = gencond.load("path/to/this/folder")
-images, labels = condensed.sample(ipc=10)        # [{10 * condensed.num_classes}, {condensed.channels}, \
-{condensed.image_size}, {condensed.image_size}] float in [0, 1], class-major
-dataset = condensed.as_dataset(ipc=50)           # map-style Dataset; IPC 10 is a prefix of IPC 50
+images, labels = condensed.sample(ipc={ipc})        # [{ipc * condensed.images_per_slot * condensed.num_classes}, \
+{condensed.channels}, {condensed.image_size}, {condensed.image_size}] float in [0, 1], class-major
+dataset = condensed.as_dataset(ipc={ipc})           # map-style Dataset; a smaller IPC is a prefix of a larger one
 ```
 
 | | |

@@ -75,6 +75,23 @@ def test_schedules_fall_as_stated() -> None:
         get_protocol("slow")
 
 
+def test_a_protocol_with_other_epochs_carries_them_in_its_name() -> None:
+    short, whole = get_protocol("dm:20"), get_protocol("dm")
+    assert (short.name, short.epochs, whole.epochs) == ("dm:20", 20, 1000)
+    assert short.num_steps(512) == 40 and short.schedule == whole.schedule
+    for wrong in ("dm:", "dm:0", "dm:many", "dm:-3"):
+        with pytest.raises(InputError, match="number of epochs, at least 1"):
+            get_protocol(wrong)
+
+
+def test_a_paper_has_rows_of_its_own_name_that_come_first(digits: tuple) -> None:
+    train, test = digits
+    rows, _ = score(train, test, ipcs=[1], num_seeds=1, condensed_name="dm:digits")
+    assert [row["images"] for row in rows] == ["dm:digits", "random_real", "kmeans_real", "whole_set"]
+    assert [line[0] for line in table(rows)[1]] == ["dm:digits", "random real", "k-means real", "whole training set"]
+    assert rows[0]["bytes"] == 1000 and "points against k-means real" in verdicts(rows)[0]
+
+
 def test_published_protocols_train_for_their_epochs_and_augment_as_stated() -> None:
     assert PROTOCOLS["dm"].num_steps(100) == 1000 and PROTOCOLS["dm"].num_steps(500) == 2000
     assert PROTOCOLS["idc"].num_steps(100) == 2000

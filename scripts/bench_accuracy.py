@@ -1,0 +1,160 @@
+"""Accuracy against wall time and against iterations: chosen recipes, chosen data, as JSON and a plot.
+
+    python scripts/bench_accuracy.py dm:fashion_mnist:quick cached:fashion_mnist:quick --data DIR --out runs/race \
+        --ipc 10 --at 0 10 30 100 300 --protocol dm:100 --network convnet3w64 --seeds 3
+
+Every recipe starts from nothing: its clock runs through extractors, the pass over the real images and compiling, and
+stands still while a classifier is trained on what there is so far. Classifiers are judged on a slice held out of the
+training set. The first recipe is the one that the others are measured against: how long until they are as accurate as
+it is in the end?
+
+`NAME=RECIPE,part.field=value,...` changes a recipe and names the line.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gencond.assembly import check_fit
+from gencond.checkpoint import library_versions, prepare_run
+from gencond.cli import run_cleanly
+from gencond.condense import start
+from gencond.config import load_recipe
+from gencond.data import LabeledImages
+from gencond.eval.classifier import train_and_test
+from gencond.eval.protocols import get_protocol
+from gencond.files import read_json, write_json, written_whole
+from gencond.judge import data_source, load_data
+from gencond.ranges import to_uint8
+
+STATE = "bench_accuracy.json"
+
+
+def measure(line: str, args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """Points of one line: steps, seconds, accuracies."""
+    name, _, changed = line.partition("=") if "=" in line.split(",")[0] else (line, "", line)
+    recipe_name, *changes = changed.split(",")
+    own = [f"seed={args.seed}", f"pixels.ipc={args.ipc}", "data.judge_on=validation", *args.set, *changes]
+    recipe = load_recipe(recipe_name, own, data_source(args.data))
+    train, held_out = load_data(recipe)
+    check_fit(recipe, train)
+    points = []
+    with tempfile.TemporaryDirectory() as folder, prepare_run(Path(folder) / "run", recipe, train, True) as run:
+        begun = time.perf_counter()
+        matching = start(recipe, train, run, args.pretrained)
+        seconds, done = time.perf_counter() - begun, 0
+        for steps in sorted({*(step for step in args.at if step <= recipe.condense.num_steps)}):
+            begun = time.perf_counter()
+            for step in range(done, steps):
+                matching.step(step)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds, done = seconds + time.perf_counter() - begun, steps
+            images, labels = matching.result().sample(args.ipc)
+            scores = [
+                train_and_test(
+                    LabeledImages(to_uint8(images).cpu(), labels.cpu(), train.class_names),
+                    held_out,
+                    network=args.network,
+                    protocol=get_protocol(args.protocol),
+                    augmentation=recipe.data.augmentation,
+                    normalisation=train.mean_std,
+                    seed=seed,
+                    device=device,
+                )
+                for seed in range(args.seeds)
+            ]
+            points.append({"line": name, "steps": steps, "seconds": round(seconds, 2), "top1": scores})
+            mean = 100 * statistics.mean(scores)
+            print(f"{name:<32}{steps:>8} steps{seconds:>10.1f} s{mean:>8.1f} %", flush=True)
+        matching.accelerator.free_memory()
+    return points
+
+
+def time_to(points: list[dict[str, Any]], top1: float) -> float | None:
+    """Seconds until a line is first as accurate as `top1`, between two points on a straight line; None: it never is."""
+    before = None
+    for point in points:
+        mean = statistics.mean(point["top1"])
+        if mean >= top1:
+            if before is None:
+                return point["seconds"]
+            seconds, reached = before
+            return seconds + (point["seconds"] - seconds) * (top1 - reached) / (mean - reached)
+        before = point["seconds"], mean
+    return None
+
+
+def plot(points: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Two panels side by side, with the spread over classifiers."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    for axes, key, label in zip(panels, ("seconds", "steps"), ("wall time, seconds", "iterations"), strict=True):
+        for name in dict.fromkeys(point["line"] for point in points):
+            own = [point for point in points if point["line"] == name]
+            means = [100 * statistics.mean(point["top1"]) for point in own]
+            spreads = [100 * statistics.stdev(p["top1"]) if len(p["top1"]) > 1 else 0.0 for p in own]
+            axes.errorbar(
+                [point[key] for point in own], means, spreads, marker="o", markersize=4, capsize=2, label=name
+            )
+        axes.set_xscale("log" if key == "seconds" else "symlog", **({} if key == "seconds" else {"linthresh": 10}))
+        axes.set_xlabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("top-1 % on held-out images")
+    panels[1].legend(frameon=False)
+    figure.suptitle(title)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lines", nargs="+", metavar="LINE", help="RECIPE, or NAME=RECIPE,part.field=value,...")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--ipc", type=int, default=10)
+    parser.add_argument("--at", type=int, nargs="+", default=[0, 10, 30, 100, 300, 1000], help="iterations to judge at")
+    parser.add_argument("--protocol", default="quick")
+    parser.add_argument("--network", default="convnet3")
+    parser.add_argument("--seeds", type=int, default=2, help="classifiers for each point")
+    parser.add_argument("--seed", type=int, default=0, help="of condensing")
+    parser.add_argument("--pretrained", type=Path, help="a pretrained generator, whose training is not counted")
+    parser.add_argument("--set", nargs="*", default=[], metavar="part.field=value", help="for all recipes")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / STATE
+    asked = {name: str(value) for name, value in vars(args).items() if name not in ("lines", "out")}
+    old = read_json(file) if file.is_file() else {}
+    points = old["points"] if old.get("asked") == asked else []  # what was measured before is kept
+    for line in args.lines:
+        if not any(point["line"] == line.partition("=")[0] for point in points):
+            points += measure(line, args, device)
+            content = {"asked": asked, "threads": torch.get_num_threads(), "versions": library_versions()}
+            write_json(file, content | {"points": points})
+    title = f"{Path(args.data).stem}, IPC {args.ipc}, {args.network}, {args.protocol}"
+    plot(points, title, args.out / "bench_accuracy.png")
+    names = list(dict.fromkeys(point["line"] for point in points))
+    reference = [point for point in points if point["line"] == names[0]]
+    best = max(statistics.mean(point["top1"]) for point in reference)
+    base = time_to(reference, best)
+    print(f"\nseconds until {100 * best:.1f} %, the best of {names[0]}:")
+    for name in names:
+        own = time_to([point for point in points if point["line"] == name], best)
+        told = "never in these steps" if own is None else f"{own:8.1f} s  ({base / max(own, 1e-9):.1f}x)"
+        print(f"  {name:<32}{told}")
+    print(f"\n{file} and bench_accuracy.png are written")
+
+
+if __name__ == "__main__":
+    run_cleanly(main)
