@@ -67,6 +67,8 @@ def check_fit(recipe: Recipe, data: LabeledImages) -> None:
         extractor_maker(recipe, data, torch.device("cpu")).network(0)
         for strategy in (recipe.data.augmentation, recipe.pretrain.augmentation, recipe.condense.augmentation):
             Augmentation(strategy or "none", data.image_size)
+    except InputError:
+        raise  # it says already what is wrong
     except ValueError as error:
         raise InputError(f"recipe {recipe.name} does not fit {data.image_size} px images: {error}") from None
     if recipe.synthesizer.factor > data.image_size // 2:

@@ -7,7 +7,8 @@ A seed is a whole run: condensing and the classifier both start from it; random 
 k-means centers. Pixels are condensed for each IPC, a generator once for all. Every accuracy is that of the last iterate
 on the test set (`--set data.judge_on=validation` takes a slice of the training set instead).
 
-Whatever is measured is kept in OUT/scores and not measured again; several of these can share an OUT.
+Whatever is measured is kept in OUT/scores and not measured again; several of these can share an OUT. At the end
+OUT/first_images.png shows one image of each class and recipe.
 """
 
 import argparse
@@ -17,10 +18,11 @@ from pathlib import Path
 
 import torch
 
+import gencond
 from gencond.cli import run_cleanly
 from gencond.condense import condense
 from gencond.config import load_recipe
-from gencond.data import LabeledImages
+from gencond.data import LabeledImages, random_subset
 from gencond.eval.baselines import KMEANS_REAL, RANDOM_REAL, WHOLE_SET, draw_baseline
 from gencond.eval.classifier import train_and_test
 from gencond.eval.protocols import get_protocol
@@ -45,8 +47,7 @@ def training_set(
     if is_pixels:
         recipe = load_recipe(row, [f"seed={seed}", f"pixels.ipc={ipc}", *args.set], source)
     train, test = load_data(recipe)
-    name = f"{row.replace(':', '-').replace('/', '-')}-{f'ipc{ipc}-' if is_pixels else ''}{seed}"
-    condensed = condense(recipe, train, args.out / name, args.pretrained)
+    condensed = condense(recipe, train, args.out / _folder(row, ipc if is_pixels else None, seed), args.pretrained)
     images, labels = condensed.sample(ipc)
     return LabeledImages(to_uint8(images), labels, train.class_names), train, test, recipe.data.augmentation
 
@@ -95,6 +96,39 @@ def main() -> None:
     for row in args.rows:
         values = [cells[row, ipc, protocol] for protocol, ipc in columns]
         print(f"| {row} | " + " | ".join(_cell(value) for value in values) + " |")
+    draw_first_images(args)
+    print(f"\n{args.out}/first_images.png shows them")
+
+
+def _folder(row: str, ipc: int | None, seed: int) -> str:
+    """Of a run; a generator's serves every IPC."""
+    return f"{row.replace(':', '-').replace('/', '-')}-{f'ipc{ipc}-' if ipc else ''}{seed}"
+
+
+def draw_first_images(args: argparse.Namespace) -> None:
+    """OUT/first_images.png: a real image of each class, and below it the first one that each recipe made of it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    train, _ = load_data(load_recipe("cached", args.set, data_source(args.data)))
+    rows = {"real": random_subset(train, 1, seed=0).images.float() / 255}
+    for row in args.rows:
+        folders = [args.out / _folder(row, ipc, 0) for ipc in (None, max(args.ipc))]
+        for folder in (folder for folder in folders if folder.is_dir()):
+            condensed = gencond.load(folder)
+            rows[row] = condensed.sample(1)[0][:: condensed.images_per_slot]
+    columns = min(train.num_classes, 10)
+    figure, panels = plt.subplots(len(rows), columns, figsize=(columns + 1.6, len(rows)), squeeze=False, layout="tight")
+    for line, (name, images) in zip(panels, rows.items(), strict=True):
+        for axes, image in zip(line, images, strict=False):
+            axes.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        line[0].set_ylabel(name.replace(":", "\n"), rotation=0, ha="right", va="center")
+    figure.savefig(args.out / "first_images.png", dpi=80)
+    plt.close(figure)
 
 
 def _file(args: argparse.Namespace, row: str, ipc: int, protocol: str, seed: int) -> Path:

@@ -11,7 +11,9 @@ import torch.multiprocessing as mp
 from conftest import TINY, tiny_recipe
 from test_condense import WEIGHTS, a_step, untrained
 
+from gencond.assembly import choose_representatives, new_extractors
 from gencond.condense import condense
+from gencond.config import load_recipe
 from gencond.data import LabeledImages, load_real, random_subset
 from gencond.distributed import gather_rows, own_share
 
@@ -85,6 +87,39 @@ def test_accelerate_launch_with_two_processes_makes_nearly_the_same_artefact(tmp
     two = gencond.load(tmp_path / "two")
     # ten Adam steps turn float noise into small differences where a gradient is near zero
     assert (one.sample(4)[0] - two.sample(4)[0]).abs().mean() < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dream", "m3d"])
+def test_two_processes_learn_nearly_the_same_pixels_from_real_batches(tmp_path: Path, name: str) -> None:
+    overrides = [
+        "condense.num_steps=5", "features.width=8", "features.train_images=32", "real.batch_size=8", "pixels.ipc=2",
+        "real.refresh_steps=2", "objective.center_weight=0.1",
+    ]  # fmt: skip
+    recipe = load_recipe(f"{name}:digits", overrides, "digits")
+    train, _ = load_real("digits", test_fraction=recipe.data.test_fraction)
+    one = condense(recipe, train, tmp_path / "one")
+    root = Path(__file__).parent.parent
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--main_process_port", str(free_port()), str(root / "scripts" / "condense.py"), "--recipe", f"{name}:digits",
+        "--data", "digits", "--out", str(tmp_path / "two"), *overrides,
+    ]  # fmt: skip
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    import gencond
+
+    two = gencond.load(tmp_path / "two")
+    start = choose_representatives(recipe, train, new_extractors(recipe, train, torch.device("cpu"))[0]).images
+    moved = (one(*every_slot()) - start).abs().mean()
+    assert moved > 1e-4  # there is something to agree on
+    assert (one.pixels - two.pixels).abs().mean() < 0.01 * moved  # sums in another order, float32
+
+
+def every_slot() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two slots of each of ten classes."""
+    return torch.arange(10).repeat_interleave(2), torch.arange(2).repeat(10)
 
 
 @pytest.mark.slow

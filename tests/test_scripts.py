@@ -28,8 +28,9 @@ def test_comparing_recipes_keeps_what_was_measured(tmp_path: Path) -> None:
     assert "| trained on | dm:3, IPC 1 | dm:3, IPC 2 | idc:2, IPC 1 | idc:2, IPC 2 |" in table
     assert table.count("±") == 9 and table.count("seed ") == 16  # the header says it too
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "scores").iterdir()}
-    assert len(kept) == 16 and run("compare", *arguments).splitlines()[-4:] == table.splitlines()[-4:]
+    assert len(kept) == 16 and run("compare", *arguments).splitlines()[-6:] == table.splitlines()[-6:]
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "scores").iterdir()} == kept
+    assert (tmp_path / "first_images.png").is_file()
 
 
 @pytest.mark.slow
