@@ -3,9 +3,11 @@
 The only place where a recipe's words become objects, so that everything below takes plain values.
 """
 
+import hashlib
 import logging
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,6 +80,12 @@ def check_fit(recipe: Recipe, data: LabeledImages) -> None:
     per_slot = recipe.synthesizer.factor**2
     needed = recipe.pixels.ipc * per_slot
     smallest, name = min(zip(data.counts.tolist(), data.class_names, strict=True))
+    ties = recipe.codes.encode_steps or recipe.objective.representative_weight
+    if recipe.synthesizer.kind == "generator" and ties and smallest < per_slot:
+        raise InputError(
+            f"codes start from {per_slot} real images each (synthesizer.factor={recipe.synthesizer.factor}), and class "
+            f"{name!r} has {smallest}: lower the factor"
+        )
     if recipe.synthesizer.kind == "pixels" and recipe.pixels.init != "noise" and smallest < needed:
         raise InputError(
             f"pixels.ipc={recipe.pixels.ipc} starts from {needed} real images a class, and class {name!r} has "
@@ -117,6 +125,18 @@ def check_parts(recipe: Recipe) -> None:
         "pixels that start from noise have no representatives: set objective.representative_weight=0": is_pixels
         and recipe.pixels.init == "noise"
         and bool(objective.representative_weight),
+        "squared distances have no unit with a single class of real images: raise condense.classes_per_step or set "
+        "objective.scale=sum": objective.scale == "relative"
+        and bool(objective.mean_weight)
+        and not has_statistics
+        and recipe.condense.classes_per_step == 1,
+        "a single class a step has no other centers: raise condense.classes_per_step or set "
+        "objective.center_weight=0": bool(objective.center_weight) and recipe.condense.classes_per_step == 1,
+        "all images of a class but the first are anchored: objective.representative_weight needs pixels.ipc above "
+        "1": is_pixels and recipe.pixels.ipc == 1 and bool(objective.representative_weight),
+        "networks of the same features.weights are one network: set features.kind=pool, features.num_random=1 and "
+        "features.num_trajectories=0 for it, or train it (online, num_trajectories)": features.weights is not None
+        and (features.kind == "fresh" or (has_pool and features.num_random > 1)),
         f"features.weights belong to a timm network, and features.network is {features.network}": (
             features.weights is not None and features.network in ("convnet", "resnet_ap10")
         ),
@@ -151,6 +171,13 @@ def extractor_maker(recipe: Recipe, data: LabeledImages, device: torch.device) -
     return ExtractorMaker(network, mean, std, settle_on, device, part.resize, Embedding(part.precision, part.compile))
 
 
+def weights_fingerprint(weights: str | None) -> str | None:
+    """What identifies them: of a file its content, since a path may hold other weights tomorrow."""
+    if weights is None or not Path(weights).is_file():
+        return weights
+    return hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]
+
+
 def _rng(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -160,7 +187,8 @@ def new_extractors(recipe: Recipe, data: LabeledImages, device: torch.device) ->
     part, maker = recipe.features, extractor_maker(recipe, data, device)
     if part.kind == "pool":
         architecture = (
-            part.network, part.weights, part.resize, part.width, part.depth or automatic_depth(data.image_size),
+            part.network, weights_fingerprint(part.weights), part.resize, part.width,
+            part.depth or automatic_depth(part.resize or data.image_size),
             part.activation, part.norm, part.pooling, part.precision, part.compile,
         )  # fmt: skip
         pool, key = build_pool(

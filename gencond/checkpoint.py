@@ -4,7 +4,8 @@ A run folder holds `recipe.yaml`, `data.json`, `pretrained/`, `condensed/` (the 
 `log.jsonl`, `samples/` and the reports.
 
 Resume is exact because nothing random outlives a step: each step draws from a generator seeded by (seed, stage, step),
-so a state is weights, optimizer moments and a step number.
+so a state is weights, optimizer moments, a step number and whatever else depends on the steps before: a network that is
+trained along the way, the real images chosen last.
 """
 
 import hashlib
@@ -256,6 +257,8 @@ def provenance(recipe: Recipe, data: LabeledImages) -> dict[str, Any]:
     """Recipe, data, commit and library versions. No time and no path: the same run writes the same bits."""
     values = to_dict(recipe)
     values["data"]["source"] = Path(recipe.data.source).name
+    if recipe.features.weights is not None:
+        values["features"]["weights"] = Path(recipe.features.weights).name
     return {
         "recipe": values,
         "data": describe_data(recipe.data.source, data),
@@ -284,7 +287,7 @@ def current_commit() -> str | None:
 
 
 def write_artefact(folder: Path, condensed: torch.nn.Module, card: str) -> None:
-    """Saves a `CondensedDataset` with its model card, whole or not at all."""
+    """Saves a `Condensed` with its model card, whole or not at all."""
     with written_whole(folder) as temporary:
         condensed.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")

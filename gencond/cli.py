@@ -130,9 +130,12 @@ def run_condense(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(to_yaml(recipe), end="")
         return
+    if args.pretrained is not None:
+        _require_generator(recipe, "starts from --pretrained")
     out = _condensed_run(recipe, _out(args), args.pretrained)
     if _is_main_process():
-        print(f"\n{out}/condensed is ready.   gencond evaluate {out}   gencond sample {out} --ipc 10 --out DIR")
+        ipc = recipe.pixels.ipc if recipe.synthesizer.kind == "pixels" else 10
+        print(f"\n{out}/condensed is ready.   gencond evaluate {out}   gencond sample {out} --ipc {ipc} --out DIR")
 
 
 def run_pretrain(args: argparse.Namespace) -> None:
@@ -146,6 +149,7 @@ def run_pretrain(args: argparse.Namespace) -> None:
     from gencond.pretrain import pretrained_generator
 
     out = _out(args)
+    _require_generator(recipe, "is pretrained")
     train, _ = load_data(recipe)
     check_fit(recipe, train)
     with prepare_run(out, recipe, train, _is_main_process()) as run:
@@ -157,7 +161,8 @@ def run_pretrain(args: argparse.Namespace) -> None:
 def run_sample(args: argparse.Namespace) -> None:
     condensed = gencond.load(args.path)
     condensed.export(args.out, args.ipc, args.format, args.seed)
-    print(f"{args.ipc * condensed.num_classes} images of {condensed.num_classes} classes in {args.out}")
+    count = args.ipc * condensed.num_classes * condensed.images_per_slot
+    print(f"{count} images of {condensed.num_classes} classes in {args.out}")
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -193,6 +198,11 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     return load_recipe(args.recipe, args.overrides, data_source(args.data))
 
 
+def _require_generator(recipe: Recipe, what: str) -> None:
+    if recipe.synthesizer.kind == "pixels":
+        raise InputError(f"recipe {recipe.name} learns pixels: only a generator {what} (synthesizer.kind=generator)")
+
+
 def _out(args: argparse.Namespace) -> Path:
     if args.out is None:
         raise InputError("--out is missing: name a folder for the run")
@@ -212,6 +222,8 @@ def _condensed_run(recipe: Recipe, out: Path, pretrained: Path | None = None) ->
     from gencond.judge import load_data
 
     train, _ = load_data(recipe)
+    if recipe.synthesizer.kind == "pixels" and max(recipe.evaluate.ipc or (1,)) > recipe.pixels.ipc:
+        raise InputError(f"evaluate.ipc={list(recipe.evaluate.ipc)} is more than pixels.ipc={recipe.pixels.ipc} holds")
     get_protocol(recipe.evaluate.protocol)  # what the run will be judged by has to fit before it starts
     for network in recipe.evaluate.networks:
         build_network(network, train.channels, train.num_classes, train.image_size, seed=0)

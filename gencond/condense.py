@@ -353,7 +353,9 @@ class Matching:
             num_processes=self.accelerator.num_processes,
         )
         self.optimizer.zero_grad()
-        if parts:  # none where classification is all there is and the extractor knows no classes
+        # Nothing to learn where classification is all there is and the extractor knows no classes, or where diversity
+        # is and each class has one image.
+        if parts and loss.requires_grad:
             self.accelerator.backward(loss)
             if part.max_grad_norm is not None:
                 self.accelerator.clip_grad_norm_(self.synthesize.parameters(), part.max_grad_norm)

@@ -71,7 +71,7 @@ class Synthesizer:
 class Pixels:
     """The bank of pixels. ipc: images of each class.
 
-    init: random real images, k-means representatives of each class (in the features of the first extractor), or noise.
+    init: random real images, k-means representatives of each class (in the features of an extractor), or noise.
     space: what is learned: `unit` is [0, 1]; `normalised` divides by the data's standard deviation, as DM does.
     clamp_every_steps: back into the range of images; 0 never.
     learning_rate, momentum: of SGD; rate_per_ipc multiplies the rate by `ipc`, since a mean over more images gives each
@@ -132,8 +132,8 @@ class Features:
     width, depth: of convnet and resnet_ap10 (no depth); depth null follows the image size.
     activation, norm, pooling: of convnet.
     batch_size, learning_rate, cutmix: of training in a pool or online; cutmix is the share of mixed batches.
-    precision, compile: of the extractors' arithmetic. Compiling costs half a minute and then saves up to three
-        quarters of a step; it needs a C++ compiler on a CPU.
+    precision, compile: of the extractors' arithmetic, but for gradient matching, which torch cannot compile. Compiling
+        costs half a minute and then saves up to three quarters of a step; it needs a C++ compiler on a CPU.
     """
 
     kind: Literal["pool", "fresh", "online"] = "pool"
@@ -194,9 +194,9 @@ class Codes:
 class Objective:
     """Weights of the terms; 0 leaves a term out.
 
-    scale: `relative` averages over classes and divides squared feature distances by the real gap between classes, so
-        that nets compare; `sum` adds over classes and divides by nothing, as the papers do.
-    kernel: of the MMD between batches; statistics are kept for the Gaussian one.
+    scale: `relative` averages over classes and divides the means' squared distances by the real gap between classes,
+        so that nets compare; `sum` adds over classes and divides by nothing, as the papers do.
+    kernel: of the MMD between batches, M3D's; statistics are kept for Gaussians around the median distance.
     gradient_metric: of gradient matching, convolution weights only.
     center_margin: in real gaps.
     """
@@ -300,6 +300,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), source: str | 
     path, chosen = _find_recipe(name_or_path)
     content = {"name": path.stem} | read_recipe_file(path)
     variants = content.pop("variants", None) or {}
+    if not isinstance(variants, dict) or not all(isinstance(value, dict | None) for value in variants.values()):
+        raise InputError(f"{path}: variants must be names with `part: {{field: value}}` under each")
     for name in chosen:
         if name not in variants:
             known = ", ".join(variants) or "none"

@@ -133,21 +133,22 @@ class OnlineExtractors:
         extractor = self.fresh.at(step)
         if self.fresh.number != before:
             self.optimizer = self.new_optimizer(extractor.network)
-            extractor.knows_classes = True
         return extractor
 
     def after(self, step: int) -> None:
         """Trains the step's network for one round."""
-        network = self.at(step).network
-        network.requires_grad_(True)
+        extractor = self.at(step)
+        network = extractor.network.requires_grad_(True)
         self.train(network, self.optimizer, int(short_hash(self.fresh.seed, "online", step)[:12], 16))
         network.requires_grad_(False)
+        extractor.knows_classes = True
 
     def state_dict(self) -> dict[str, Any]:
         if self.fresh.extractor is None:
             return {"number": -1}
         return {
             "number": self.fresh.number,
+            "knows_classes": self.fresh.extractor.knows_classes,
             "network": self.fresh.extractor.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -156,6 +157,7 @@ class OnlineExtractors:
         if state["number"] >= 0:
             extractor = self.at(state["number"] * self.fresh.refresh_steps)
             extractor.network.load_state_dict(state["network"])
+            extractor.knows_classes = state["knows_classes"]
             self.optimizer.load_state_dict(state["optimizer"])
 
 

@@ -1,7 +1,8 @@
 """The real side of a step: what the synthetic images of some classes are matched to, as one extractor sees it.
 
 Cached statistics of the whole set and batches of real images answer the same questions, so that an objective is
-written once; what only batches can answer (gradients) is asked of them alone.
+written once; what only batches can answer (gradients) is asked of them alone. Their MMDs have other kernels: statistics
+hold a mean of three Gaussians around the median distance of the whole set, M3D sums five around each batch's own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,6 +71,9 @@ class BatchTargets:
     """As many real images of each class, as they are and augmented; losses as those of `CachedTargets`.
 
     They are embedded when a feature is first asked for, without gradient, over all classes.
+
+    Args:
+        kernel: of the MMD, see `losses.mmd.mmd_loss`.
     """
 
     images: UInt8[Tensor, "classes n c h w"]
@@ -109,8 +113,15 @@ Targets = CachedTargets | BatchTargets
 
 @torch.no_grad()
 def embed_all(extractor: Extractor, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-    """Features without gradient, some hundred images at a time: memory follows the features, not the activations."""
-    return torch.cat([extractor(some) for some in images.split(EMBEDDED_AT_ONCE)])
+    """Features without gradient, some hundred images at a time: memory follows the features, not the activations.
+
+    Of more images than that, the last few are filled up to as many, so that compiled code meets one size.
+    """
+    if len(images) <= EMBEDDED_AT_ONCE:
+        return extractor(images)
+    missing = -len(images) % EMBEDDED_AT_ONCE
+    filled = torch.cat([images, images[:missing]]) if missing else images
+    return torch.cat([extractor(some) for some in filled.split(EMBEDDED_AT_ONCE)])[: len(images)]
 
 
 # --- where they come from ------------------------------------------------------------------------------------------

@@ -3,15 +3,16 @@
     python scripts/bench_accuracy.py dm:fashion_mnist:quick cached:fashion_mnist:quick --data DIR --out runs/race \
         --ipc 10 --at 0 10 30 100 300 --protocol dm:100 --network convnet3w64 --seeds 3
 
-Every recipe starts from nothing: its clock runs through extractors, the pass over the real images and compiling, and
-stands still while a classifier is trained on what there is so far. Classifiers are judged on a slice held out of the
-training set. The first recipe is the one that the others are measured against: how long until they are as accurate as
-it is in the end?
+Every recipe starts from nothing, with empty caches: its clock runs through extractors, the pass over the real images
+and compiling, and stands still while a classifier is trained on what there is so far. Classifiers are judged on a slice
+held out of the training set. The first recipe is the one that the others are measured against: how long until they are
+as accurate as it is at its best?
 
-`NAME=RECIPE,part.field=value,...` changes a recipe and names the line.
+`"NAME=RECIPE part.field=value ..."` changes a recipe and names the line.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -24,27 +25,32 @@ from gencond.assembly import check_fit
 from gencond.checkpoint import library_versions, prepare_run
 from gencond.cli import run_cleanly
 from gencond.condense import start
-from gencond.config import load_recipe
+from gencond.config import Recipe, load_recipe, to_dict
 from gencond.data import LabeledImages
 from gencond.eval.classifier import train_and_test
 from gencond.eval.protocols import get_protocol
-from gencond.files import read_json, write_json, written_whole
+from gencond.files import read_json, short_hash, write_json, written_whole
 from gencond.judge import data_source, load_data
 from gencond.ranges import to_uint8
 
 STATE = "bench_accuracy.json"
 
 
-def measure(line: str, args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """Points of one line: steps, seconds, accuracies."""
-    name, _, changed = line.partition("=") if "=" in line.split(",")[0] else (line, "", line)
-    recipe_name, *changes = changed.split(",")
+def parse_line(line: str, args: argparse.Namespace) -> tuple[str, Recipe]:
+    """(name, recipe) of one line of the plot."""
+    first, *changes = line.split()
+    name, _, recipe_name = first.rpartition("=")
     own = [f"seed={args.seed}", f"pixels.ipc={args.ipc}", "data.judge_on=validation", *args.set, *changes]
-    recipe = load_recipe(recipe_name, own, data_source(args.data))
+    return name or line, load_recipe(recipe_name, own, data_source(args.data))
+
+
+def measure(name: str, recipe: Recipe, args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """Points of one line: steps, seconds, accuracies."""
     train, held_out = load_data(recipe)
     check_fit(recipe, train)
     points = []
     with tempfile.TemporaryDirectory() as folder, prepare_run(Path(folder) / "run", recipe, train, True) as run:
+        os.environ |= {"GENCOND_CACHE": folder, "TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled"}
         begun = time.perf_counter()
         matching = start(recipe, train, run, args.pretrained)
         seconds, done = time.perf_counter() - begun, 0
@@ -69,11 +75,17 @@ def measure(line: str, args: argparse.Namespace, device: torch.device) -> list[d
                 )
                 for seed in range(args.seeds)
             ]
-            points.append({"line": name, "steps": steps, "seconds": round(seconds, 2), "top1": scores})
+            points.append(
+                {"line": name, "recipe": _key(recipe), "steps": steps, "seconds": round(seconds, 2), "top1": scores}
+            )
             mean = 100 * statistics.mean(scores)
             print(f"{name:<32}{steps:>8} steps{seconds:>10.1f} s{mean:>8.1f} %", flush=True)
         matching.accelerator.free_memory()
     return points
+
+
+def _key(recipe: Recipe) -> str:
+    return short_hash(to_dict(recipe))
 
 
 def time_to(points: list[dict[str, Any]], top1: float) -> float | None:
@@ -134,17 +146,19 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / STATE
+    lines = [parse_line(line, args) for line in args.lines]
+    get_protocol(args.protocol)
     asked = {name: str(value) for name, value in vars(args).items() if name not in ("lines", "out")}
     old = read_json(file) if file.is_file() else {}
     points = old["points"] if old.get("asked") == asked else []  # what was measured before is kept
-    for line in args.lines:
-        if not any(point["line"] == line.partition("=")[0] for point in points):
-            points += measure(line, args, device)
+    for name, recipe in lines:
+        if not any((point["line"], point["recipe"]) == (name, _key(recipe)) for point in points):
+            points = [point for point in points if point["line"] != name] + measure(name, recipe, args, device)
             content = {"asked": asked, "threads": torch.get_num_threads(), "versions": library_versions()}
             write_json(file, content | {"points": points})
     title = f"{Path(args.data).stem}, IPC {args.ipc}, {args.network}, {args.protocol}"
-    plot(points, title, args.out / "bench_accuracy.png")
-    names = list(dict.fromkeys(point["line"] for point in points))
+    plot([point for point in points if point["line"] in dict(lines)], title, args.out / "bench_accuracy.png")
+    names = [name for name, _ in lines]
     reference = [point for point in points if point["line"] == names[0]]
     best = max(statistics.mean(point["top1"]) for point in reference)
     base = time_to(reference, best)

@@ -36,7 +36,7 @@ def test_comparing_recipes_keeps_what_was_measured(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_race_is_written_as_json_and_drawn(tmp_path: Path) -> None:
     table = run(
-        "bench_accuracy", "dm:digits", "fast=cached:digits,features.num_trajectories=1", "--data", "digits", "--out",
+        "bench_accuracy", "dm:digits", "fast=cached:digits features.num_trajectories=1", "--data", "digits", "--out",
         str(tmp_path), "--ipc", "1", "--at", "0", "2", "4", "--protocol", "dm:3", "--network", "convnet2w8", "--set",
         *SMALL,
     )  # fmt: skip

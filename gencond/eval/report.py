@@ -290,9 +290,9 @@ def write_reports(out: Path, content: Mapping[str, Any], log: Sequence[Mapping[s
 
 
 CAPTIONS = {
-    PAIRS_PICTURE: "One class a column: real images above, ours below.",
+    PAIRS_PICTURE: "One class a column: real images above, condensed ones below.",
     REAL_PICTURE: "Real training images, one class a row.",
-    SYN_PICTURE: "Ours: the first samples of the same classes.",
+    SYN_PICTURE: "Condensed: the first samples of the same classes.",
 }
 
 

@@ -51,7 +51,10 @@ def model_card(condensed: "Condensed", rows: Sequence[Mapping[str, Any]] = ()) -
             "them."
         )
     else:
-        memory = "It was fitted to statistics of real images, not to single ones; that alone is no promise of privacy."
+        memory = (
+            "Its codes were fitted to what networks see of real images, not to single ones; that alone is no promise "
+            "of privacy."
+        )
     what = (
         "A data set condensed into a conditional generator by gencond: any number of images per class (IPC) is sampled "
         "from these weights"

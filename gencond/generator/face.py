@@ -111,9 +111,11 @@ class Condensed(ModelMixin, ConfigMixin):
         images, labels = self.sample(ipc, seed=seed)
         return SampledDataset(to_uint8(images).cpu(), labels.cpu(), self.class_names, transform)
 
-    def stream(self, batch_size: int = 128, seed: int | None = None) -> SampleStream:
+    def stream(self, batch_size: int | None = None, seed: int | None = None) -> SampleStream:
         """Endless batches of fresh images, past the learned codes, aware of loader workers and processes.
 
+        Args:
+            batch_size: a multiple of `images_per_slot`; None takes the largest up to 128.
         Raises:
             InputError: pixels, which hold all the images there are.
         """
@@ -122,6 +124,7 @@ class Condensed(ModelMixin, ConfigMixin):
                 f"this set holds {self.largest_ipc} images of each class and makes no others: use sample()"
             )
         seed = self.config.seed if seed is None else seed
+        batch_size = 128 // self.images_per_slot * self.images_per_slot if batch_size is None else batch_size
         return SampleStream(
             self._synthesizer(seed), self.num_classes, self.num_slots, batch_size, seed, self.images_per_slot
         )
