@@ -359,7 +359,7 @@ class Matching:
             self.accelerator.backward(loss)
             if part.max_grad_norm is not None:
                 self.accelerator.clip_grad_norm_(self.synthesize.parameters(), part.max_grad_norm)
-            self.optimizer.step()
+        self.optimizer.step()
         self.schedule.step()
         self.extractors.after(step)
         if self.average is not None:

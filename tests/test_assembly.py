@@ -123,6 +123,22 @@ def start_pixels(recipe: Recipe, data: LabeledImages) -> Matching:
             "start from noise have no representatives",
         ),
         (["features.weights=w.safetensors"], "belong to a timm network, and features.network is convnet"),
+        (["features.weights=w", "features.network=resnet10t", "features.num_random=2"], "are one network"),
+        (["objective.center_weight=1", "condense.classes_per_step=1"], "a single class a step has no other centers"),
+        (
+            ["real.kind=random", "objective.mean_weight=1", "condense.classes_per_step=1"],
+            "no unit with a single class of real images",
+        ),
+        (
+            [
+                *SMALL,
+                "synthesizer.kind=pixels",
+                "pixels.ipc=1",
+                "condense.prefix_lengths=null",
+                "objective.representative_weight=1",
+            ],
+            "but the first are anchored",
+        ),
     ],
 )
 def test_a_combination_that_means_nothing_is_refused_in_one_line(overrides: list[str], message: str) -> None:
@@ -135,6 +151,7 @@ def test_a_combination_that_means_nothing_is_refused_in_one_line(overrides: list
     ("overrides", "message"),
     [
         (["synthesizer.factor=5"], "leaves nothing of 8 px images"),
+        (["synthesizer.factor=4", "objective.representative_weight=1"], "codes start from 16 real images each"),
         (["synthesizer.kind=pixels", "pixels.ipc=7", "synthesizer.factor=2"], r"starts from 28 real images a class"),
         (["features.network=resnet_ap10", "features.resize=12"], "cannot halve 12 px"),
         (["features.network=no_such_net"], "timm has no such model"),
@@ -283,6 +300,59 @@ def test_an_idc_step_matches_convolution_gradients_of_each_class(few_digits: Lab
     torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-3)  # float32 sums in another order
 
 
+def test_a_step_looks_at_some_of_many_images_and_other_ones_each_time(few_digits: LabeledImages) -> None:
+    recipe = tiny_recipe(
+        *SMALL, *NONE, "objective.mean_weight=1", "synthesizer.kind=pixels", "synthesizer.factor=2",
+        "condense.images_per_step=3", "pixels.momentum=0", "condense.schedule=constant", "pixels.clamp_every_steps=0",
+    )  # fmt: skip
+    matching = start_pixels(recipe, few_digits)
+    moved = []
+    for step in range(4):
+        before = matching.condensed.pixels.clone()
+        matching.step(step)
+        quarters = (matching.condensed.pixels != before).view(20, 2, 4, 2, 4).any((2, 4)).view(10, 8)  # of each class
+        assert (quarters.sum(1) == 3).all()
+        moved.append(quarters)
+    assert not torch.equal(moved[0], moved[1]) and sum(moved).bool().float().mean() > 0.7
+
+
+def test_pixels_are_clamped_as_often_as_the_recipe_says_and_their_rate_follows_ipc(few_digits: LabeledImages) -> None:
+    parts = [*SMALL, *NONE, "objective.mean_weight=1", "synthesizer.kind=pixels", "pixels.learning_rate=3"]
+    wild = start_pixels(tiny_recipe(*parts, "pixels.clamp_every_steps=0"), few_digits)
+    tame = start_pixels(tiny_recipe(*parts, "pixels.clamp_every_steps=2", "pixels.rate_per_ipc=true"), few_digits)
+    assert [m.optimizer.param_groups[0]["lr"] for m in (wild, tame)] == [3.0, 6.0]
+    for matching in (wild, tame):
+        with torch.no_grad():
+            matching.condensed.pixels += 5
+        matching.optimizer.param_groups[0]["lr"] = 0.0
+        matching.step(1)
+        assert float(matching.condensed.pixels.detach().max()) > 4  # step 1 is no second one
+        matching.schedule.base_lrs = [0.0]
+        matching.optimizer.param_groups[0]["lr"] = 0.0
+        matching.step(2)
+    assert float(wild.condensed.pixels.detach().max()) > 4 and float(tame.condensed.pixels.detach().max()) == 1
+
+
+def test_an_online_network_classifies_once_it_was_trained(few_digits: LabeledImages) -> None:
+    recipe = tiny_recipe(
+        *SMALL, *NONE, "objective.classification_weight=1", "synthesizer.kind=pixels", "features.kind=online",
+        "real.kind=random",
+    )  # fmt: skip
+    matching = start_pixels(recipe, few_digits)
+    before = matching.condensed.pixels.clone()
+    assert matching.step(0) == {} and torch.equal(matching.condensed.pixels, before)  # a net just drawn
+    assert set(matching.step(1)) == {"loss", "classification"}
+    assert matching.step(2) == {}  # drawn anew every two steps
+
+
+def test_a_step_with_nothing_to_learn_passes(few_digits: LabeledImages) -> None:
+    recipe = tiny_recipe(
+        *SMALL, *NONE, "objective.diversity_weight=1", "synthesizer.kind=pixels", "condense.prefix_lengths=[1]"
+    )
+    matching = start_pixels(recipe, few_digits)
+    assert float(matching.step(0)["diversity"].detach()) == 0
+
+
 # --- representatives -------------------------------------------------------------------------------------------------
 
 
@@ -336,6 +406,13 @@ def test_a_paper_runs_on_digits_from_its_recipe_alone(few_digits: LabeledImages,
     )  # fmt: skip
     condensed = condense(recipe, few_digits, tmp_path / "run")
     assert len(condensed.sample(2)[0]) == 20 * recipe.synthesizer.factor**2
+
+
+@pytest.mark.parametrize("content", ["variants: [quick]", "variants: {quick: 3}"])
+def test_variants_that_are_no_parts_are_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "own.yaml").write_text(content)
+    with pytest.raises(InputError, match="variants must be names with"):
+        load_recipe(f"{tmp_path}/own.yaml")
 
 
 def test_variants_are_laid_over_a_recipe_one_after_the_other(tmp_path: Path) -> None:

@@ -87,6 +87,35 @@ def test_a_folder_of_photographs_goes_all_the_way(tmp_path: Path) -> None:
     assert condensed.class_names == ["beach", "city", "forest"] and condensed.sample(2)[0].shape == (6, 3, 16, 16)
 
 
+def test_pixels_with_a_factor_go_all_the_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    small = ["synthesizer.factor=2", "pixels.ipc=2", "condense.num_steps=2", "features.width=4", "real.batch_size=4"]
+    judged = ["evaluate.networks=[convnet2w8]", "evaluate.num_seeds=1", "evaluate.protocol='dm:2'"]
+    main(["condense", "--recipe", "dm:digits", "--data", "digits", "--out", str(out), *small, *judged])
+    assert f"gencond sample {out} --ipc 2" in capsys.readouterr().out
+    main(["evaluate", str(out)])
+    content = json.loads((out / "report.json").read_text())
+    row = content["rows"][0]
+    assert (row["images"], row["ipc"], row["bytes"]) == ("dm:digits", 2, 10 * 2 * 64 * 4)
+    assert "each cut into 4 images" in (out / "report.md").read_text()
+    assert "each cut into 4 images" in (out / "condensed" / "README.md").read_text()
+    capsys.readouterr()
+    main(["sample", str(out), "--ipc", "1", "--out", str(tmp_path / "images")])
+    assert "40 images of 10 classes" in capsys.readouterr().out
+    assert len(list((tmp_path / "images").rglob("*.png"))) == 40
+    for arguments, message in (
+        (["evaluate", str(out), "--ipc", "3"], "holds 2 images of each class"),
+        (["pretrain", "--recipe", "dm", "--data", "digits", "--out", "x"], "only a generator is pretrained"),
+        (["condense", "--recipe", "dm", "--data", "digits", "--out", "x", "--pretrained", "y"], "generator starts"),
+        (["condense", "--recipe", "dm:digits", "--data", "digits", "--out", "x", "evaluate.ipc=[50]"], "pixels.ipc=10"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_dry_run_prints_the_whole_recipe_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
