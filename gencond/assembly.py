@@ -81,7 +81,7 @@ def check_fit(recipe: Recipe, data: LabeledImages) -> None:
     needed = recipe.pixels.ipc * per_slot
     smallest, name = min(zip(data.counts.tolist(), data.class_names, strict=True))
     ties = recipe.codes.encode_steps or recipe.objective.representative_weight
-    if recipe.synthesizer.kind == "generator" and ties and smallest < per_slot:
+    if recipe.synthesizer.kind == "generator" and ties and per_slot > 1 and smallest < per_slot:
         raise InputError(
             f"codes start from {per_slot} real images each (synthesizer.factor={recipe.synthesizer.factor}), and class "
             f"{name!r} has {smallest}: lower the factor"
