@@ -3,8 +3,8 @@
 The only place where a recipe's words become objects, so that everything below takes plain values.
 """
 
-import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from gencond.augment import Augmentation
 from gencond.config import Recipe
-from gencond.data import LabeledImages, nested_representatives, pixel_features, some_of_each_class
+from gencond.data import LabeledImages
 from gencond.errors import InputError
 from gencond.extractors import (
+    SETTLING_IMAGES,
     ExtractorMaker,
     FreshExtractors,
     OnlineExtractors,
@@ -26,15 +27,18 @@ from gencond.extractors import (
     build_pool,
 )
 from gencond.features import Embedding
-from gencond.files import cache_dir, short_hash
+from gencond.files import cache_dir, file_hash, short_hash
 from gencond.generator.packing import pack
 from gencond.generator.pixels import CondensedPixels
-from gencond.networks import ConvNet, ResNetAP10, TimmNetwork, automatic_depth
+from gencond.networks.convnet import ConvNet, automatic_depth
+from gencond.networks.from_timm import TimmNetwork
+from gencond.networks.resnet import ResNetAP10
 from gencond.pretrain import new_generator
 from gencond.ranges import to_signed
+from gencond.selection import nested_representatives, pixel_features, some_of_each_class
 from gencond.statistics import cached_statistics
 from gencond.targets import BatchSide, RealSide, RepresentativeSide, StatisticsSide, embed_all
-from gencond.training import train_network
+from gencond.training import new_sgd, train_network
 
 logger = logging.getLogger(__name__)
 
@@ -152,13 +156,12 @@ def check_parts(recipe: Recipe) -> None:
 def extractor_maker(recipe: Recipe, data: LabeledImages, device: torch.device) -> ExtractorMaker:
     """The recipe's architecture for these images."""
     part = recipe.features
-    size = part.resize or data.image_size
+    size, depth = part.resize or data.image_size, _depth(recipe, data)
 
     def network(seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if part.network == "convnet":
-                depth = part.depth or automatic_depth(size)
                 return ConvNet(
                     data.channels, data.num_classes, size, part.width, depth, part.activation, part.norm, part.pooling
                 )
@@ -166,16 +169,20 @@ def extractor_maker(recipe: Recipe, data: LabeledImages, device: torch.device) -
                 return ResNetAP10(data.channels, data.num_classes, size, part.width, part.norm)
             return TimmNetwork(part.network, data.channels, data.num_classes, size, part.weights)
 
-    settle_on = None if part.weights else data.images[torch.randperm(len(data), generator=_rng(recipe.seed))[:512]]
+    some = torch.randperm(len(data), generator=_rng(recipe.seed))[:SETTLING_IMAGES]
+    settle_on = None if part.weights else data.images[some]
     mean, std = data.mean_std
     return ExtractorMaker(network, mean, std, settle_on, device, part.resize, Embedding(part.precision, part.compile))
 
 
+def _depth(recipe: Recipe, data: LabeledImages) -> int:
+    """Blocks of the recipe's ConvNet."""
+    return recipe.features.depth or automatic_depth(recipe.features.resize or data.image_size)
+
+
 def weights_fingerprint(weights: str | None) -> str | None:
     """What identifies them: of a file its content, since a path may hold other weights tomorrow."""
-    if weights is None or not Path(weights).is_file():
-        return weights
-    return hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]
+    return file_hash(Path(weights)) if weights is not None and Path(weights).is_file() else weights
 
 
 def _rng(seed: int) -> torch.Generator:
@@ -187,8 +194,7 @@ def new_extractors(recipe: Recipe, data: LabeledImages, device: torch.device) ->
     part, maker = recipe.features, extractor_maker(recipe, data, device)
     if part.kind == "pool":
         architecture = (
-            part.network, weights_fingerprint(part.weights), part.resize, part.width,
-            part.depth or automatic_depth(part.resize or data.image_size),
+            part.network, weights_fingerprint(part.weights), part.resize, part.width, _depth(recipe, data),
             part.activation, part.norm, part.pooling, part.precision, part.compile,
         )  # fmt: skip
         pool, key = build_pool(
@@ -230,13 +236,17 @@ def new_extractors(recipe: Recipe, data: LabeledImages, device: torch.device) ->
             forward=maker.logits,
         )
 
-    def new_sgd(network: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(network.parameters(), part.learning_rate, momentum=0.9, weight_decay=5e-4)
-
-    return OnlineExtractors(fresh, new_sgd, train), ""
+    return OnlineExtractors(fresh, partial(new_sgd, learning_rate=part.learning_rate), train), ""
 
 
 # --- the real side -------------------------------------------------------------------------------------------------
+
+
+def matching_augmentation(recipe: Recipe, data: LabeledImages) -> Augmentation:
+    """What real and synthetic images go through before they are compared."""
+    part = recipe.condense
+    strategy = part.augmentation or recipe.data.augmentation
+    return Augmentation(strategy, data.image_size, *data.mean_std, part.augmentation_mode)
 
 
 def new_real_side(
@@ -250,20 +260,16 @@ def new_real_side(
         return RepresentativeSide(
             data, part.batch_size, device, kernel, part.refresh_steps, part.candidates, recipe.seed
         )
-    matching = recipe.condense
     statistics = cached_statistics(
         data if part.candidates is None else some_of_each_class(data, part.candidates, recipe.seed),
         extractors.pool,
         pool_key,
         cache_dir(),
-        augmentation=Augmentation(
-            matching.augmentation or recipe.data.augmentation, data.image_size, *data.mean_std,
-            matching.augmentation_mode,
-        ),
+        augmentation=matching_augmentation(recipe, data),
         num_passes=part.num_passes,
         num_frequencies=part.num_frequencies,
         seed=recipe.seed,
-    )  # fmt: skip
+    )
     return StatisticsSide(statistics.to(device), extractors.pool)
 
 
@@ -274,39 +280,38 @@ def choose_representatives(recipe: Recipe, data: LabeledImages, extractors: Extr
     """For each class the images that its slots start from; fewer than slots where the class is small.
 
     Of codes, k-means representatives in nested order, in pixel space; of pixels, what `pixels.init` says, with the
-    features of the first extractor for k-means (DREAM, section 3.3). None where nothing uses them: k-means in large
-    classes takes minutes.
+    features of the first step's extractor for k-means (DREAM, section 3.3). None where nothing uses them: k-means in
+    large classes takes minutes.
     """
     per_slot = recipe.synthesizer.factor**2
-    is_pixels = recipe.synthesizer.kind == "pixels"
-    num_slots = recipe.pixels.ipc if is_pixels else recipe.codes.num_slots
-    used = is_pixels or recipe.codes.encode_steps or recipe.objective.representative_weight
-    sizes = sorted({min(size, num_slots) * per_slot for size in recipe.codes.representative_sizes})
-    if is_pixels:
-        sizes = [num_slots * per_slot]
-    at_random = is_pixels and recipe.pixels.init != "kmeans"
-    labels, slots, rows, rng = [], [], [], _rng(recipe.seed)
-    for label in range(data.num_classes):
-        of_class = data.rows_of(label)
-        chosen = of_class[:0]
-        if used and at_random:
-            chosen = of_class[torch.randperm(len(of_class), generator=rng)[: sizes[-1]]]
-        elif used:
-            if is_pixels:
-                extractor = extractors.at(0, _rng(recipe.seed))
-                features = (
-                    embed_all(extractor, to_signed(data.images[of_class]).to(extractor.mean.device)).cpu().numpy()
-                )
-            else:
-                features = pixel_features(data.images[of_class])
-            chosen = of_class[nested_representatives(features, sizes, recipe.seed)]
-        chosen = chosen[: len(chosen) // per_slot * per_slot]
-        labels.append(torch.full((len(chosen) // per_slot,), label))
-        slots.append(torch.arange(len(chosen) // per_slot))
-        rows.append(chosen)
+    choose = _chooser(recipe, data, extractors)
+    rows = [choose(data.rows_of(label)) for label in range(data.num_classes)]
+    rows = [of_class[: len(of_class) // per_slot * per_slot] for of_class in rows]
+    slots = [torch.arange(len(of_class) // per_slot) for of_class in rows]
+    labels = [torch.full_like(of_class, label) for label, of_class in enumerate(slots)]
     images = to_signed(data.images[torch.cat(rows)])
     packed = pack(images.unflatten(0, (-1, per_slot)), recipe.synthesizer.factor) if len(images) else images
     return Representatives(torch.cat(labels), torch.cat(slots), packed)
+
+
+def _chooser(recipe: Recipe, data: LabeledImages, extractors: Extractors) -> Callable[[Tensor], Tensor]:
+    """(rows of a class) -> those that its slots start from."""
+    per_slot, rng = recipe.synthesizer.factor**2, _rng(recipe.seed)
+    if recipe.synthesizer.kind == "generator":
+        sizes = sorted({min(size, recipe.codes.num_slots) * per_slot for size in recipe.codes.representative_sizes})
+        if not (recipe.codes.encode_steps or recipe.objective.representative_weight):
+            return lambda rows: rows[:0]
+        return lambda rows: rows[nested_representatives(pixel_features(data.images[rows]), sizes, recipe.seed)]
+    needed = recipe.pixels.ipc * per_slot
+    if recipe.pixels.init != "kmeans":
+        return lambda rows: rows[torch.randperm(len(rows), generator=rng)[:needed]]
+    extractor = extractors.at(0, rng)
+
+    def nearest_to_centers(rows: Tensor) -> Tensor:
+        features = embed_all(extractor, to_signed(data.images[rows]).to(extractor.mean.device))
+        return rows[nested_representatives(features.cpu().numpy(), [needed], recipe.seed)]
+
+    return nearest_to_centers
 
 
 def new_pixels(

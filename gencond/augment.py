@@ -9,6 +9,7 @@ whichever image drew which.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -43,6 +44,11 @@ class AugmentParams(NamedTuple):
     def rows(self, index: slice | Tensor) -> "AugmentParams":
         """The parameters of some of the images."""
         return type(self)(*(field[index] for field in self))
+
+    @classmethod
+    def cat(cls, several: "Sequence[AugmentParams]") -> "AugmentParams":
+        """Those of several draws, one after the other."""
+        return cls(*map(torch.cat, zip(*several, strict=True)))
 
     def to(self, device: torch.device) -> "AugmentParams":
         return type(self)(*(field.to(device) for field in self))

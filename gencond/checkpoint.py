@@ -26,6 +26,7 @@ import torch
 import gencond
 from gencond.config import Recipe, first_difference, load_recipe, to_dict, to_yaml
 from gencond.data import LabeledImages
+from gencond.distributed import rank_and_world
 from gencond.errors import InputError
 from gencond.files import read_json, require_writable, write_json, write_text, written_whole
 from gencond.generator.condensed import ARTEFACT_FOLDER
@@ -185,7 +186,7 @@ def prepare_run(path: Path, recipe: Recipe, data: LabeledImages, is_main_process
     """`RunFolder.prepare`, done by the main process while the others wait."""
     if is_main_process:
         run = RunFolder.prepare(path, recipe, data)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if rank_and_world()[1] > 1:
         torch.distributed.barrier()
     return run if is_main_process else RunFolder(path)
 

@@ -93,12 +93,21 @@ def build_parser() -> argparse.ArgumentParser:
     sample.set_defaults(command=run_sample)
 
     evaluate = commands.add_parser("evaluate", help="train on samples, test on real images, beside the baselines")
-    evaluate.add_argument("path", help="run folder, artefact folder or Hub id")
+    evaluate.add_argument(
+        "path", help="run folder, artefact folder or Hub id; or anybody's set: image folder, .npz, .pt, .safetensors"
+    )
     evaluate.add_argument("--ipc", type=int, nargs="+", help="default: what the recipe says")
     evaluate.add_argument("--protocol", help="default: what the recipe says")
     evaluate.add_argument("--networks", nargs="+", help="default: what the recipe says")
     evaluate.add_argument("--seeds", type=int, help="default: what the recipe says")
+    evaluate.add_argument("--baselines", nargs="*", metavar="NAME", help="real images beside it; default: all kinds")
     evaluate.add_argument("--data", help="the real images, where they are not those of the recipe or have moved")
+    evaluate.add_argument("--augmentation", help="operations that leave the class as it is; default: the recipe's")
+    evaluate.add_argument(
+        "--normalised-by", nargs=2, type=_numbers, metavar=("MEAN", "STD"),
+        help="of anybody's floats, per channel and comma-separated, as of images in [0, 1]",
+    )  # fmt: skip
+    evaluate.add_argument("--factor", type=int, default=1, help="anybody's images are cut into factor x factor (IDC)")
     evaluate.add_argument("--out", type=Path, help="for the report; default: the run folder")
     evaluate.set_defaults(command=run_evaluate)
 
@@ -106,6 +115,11 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("path", type=Path, help="run folder")
     report.set_defaults(command=run_report)
     return parser
+
+
+def _numbers(text: str) -> list[float]:
+    """0.49,0.48,0.45 -> floats."""
+    return [float(part) for part in text.split(",")]
 
 
 # --- commands ----------------------------------------------------------------------------------------------------
@@ -143,8 +157,8 @@ def run_pretrain(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(to_yaml(recipe), end="")
         return
+    from gencond.assembly import check_fit
     from gencond.checkpoint import prepare_run
-    from gencond.condense import check_fit
     from gencond.judge import load_data
     from gencond.pretrain import pretrained_generator
 
@@ -173,7 +187,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
         raise InputError(f"{args.path} is no run folder: name the real images with --data and a folder with --out")
     judge(
         args.path, out, ipcs=args.ipc, protocol=args.protocol, networks=args.networks, num_seeds=args.seeds,
-        data=args.data,
+        data=args.data, baselines=args.baselines, augmentation=args.augmentation,
+        normalised_by=args.normalised_by and tuple(args.normalised_by), factor=args.factor,
     )  # fmt: skip
     print(f"\nLook at   {out}/report.html")
 

@@ -3,13 +3,13 @@
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers.optimization import get_scheduler
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from gencond.assembly import (
@@ -17,6 +17,7 @@ from gencond.assembly import (
     Representatives,
     check_fit,
     choose_representatives,
+    matching_augmentation,
     new_extractors,
     new_pixels,
     new_real_side,
@@ -27,7 +28,6 @@ from gencond.config import Recipe
 from gencond.data import LabeledImages
 from gencond.distributed import gather_rows, new_accelerator, own_share
 from gencond.errors import InputError
-from gencond.features import Extractor
 from gencond.files import cache_dir, require_writable
 from gencond.generator.card import model_card
 from gencond.generator.condensed import CondensedDataset, load
@@ -43,31 +43,9 @@ from gencond.losses.total import total_loss
 from gencond.pictures import PICTURED_CLASSES, PICTURED_IMAGES, grid, screen_scale, write_png
 from gencond.pretrain import averaged, pretrained_generator
 from gencond.ranges import to_uint8
-from gencond.targets import RealSide, gradient_loss
+from gencond.targets import Draw, RealSide, gradient_loss
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Draw:
-    """All that is random in a step, the same on every process.
-
-    Args:
-        step: its number.
-        classes: of this step, ascending.
-        first_slot, length: the slots first_slot .. first_slot + length - 1 of each class form its synthetic set.
-        extractor: embeds.
-        rng: draws the augmentation and real images.
-        anchors: rows of `Representatives` whose slots are held to their real image.
-    """
-
-    step: int
-    classes: Int64[Tensor, " classes"]
-    first_slot: int
-    length: int
-    extractor: Extractor
-    rng: torch.Generator
-    anchors: Int64[Tensor, " a"]
 
 
 def condense_step(
@@ -120,7 +98,7 @@ def condense_step(
     drawn_for_each = 1 if real.siamese else num_images
     params = augmentation.draw(len(classes) * drawn_for_each, rng)
     params = params.rows(slice(share.start * drawn_for_each, share.stop * drawn_for_each))
-    targets = real.targets(draw.step, draw.classes, share, extractor, augmentation, params, rng)
+    targets = real.targets(draw, share, augmentation, params)
     if real.siamese:
         params = params.rows(torch.arange(len(own)).repeat_interleave(num_images))
     augmented = augmentation(images.flatten(0, 1), params)
@@ -281,7 +259,7 @@ class Matching:
 
     Args:
         condensed: what is learned, in place.
-        representatives: what its slots start from and may be held to.
+        representatives: what its slots start from and may be held to, on the same device.
     """
 
     def __init__(
@@ -297,7 +275,7 @@ class Matching:
         self.recipe, self.num_classes, self.real, self.extractors = recipe, data.num_classes, real, extractors
         self.accelerator = new_accelerator()
         self.condensed = condensed.to(self.accelerator.device)
-        self.representatives = representatives.to(self.accelerator.device)
+        self.representatives = representatives
         optimizer = new_optimizer(recipe, self.condensed)
         self.average = averaged(self.condensed, part.ema_halflife_steps) if part.ema_halflife_steps else None
         self.synthesize, self.optimizer = self.accelerator.prepare(self.condensed, optimizer)
@@ -306,9 +284,7 @@ class Matching:
         )
         states = (self.schedule, self.average, extractors, real)
         self.accelerator.register_for_checkpointing(*(state for state in states if hasattr(state, "state_dict")))
-        self.augmentation = Augmentation(
-            part.augmentation or recipe.data.augmentation, data.image_size, *data.mean_std, part.augmentation_mode
-        )
+        self.augmentation = matching_augmentation(recipe, data)
         objective = asdict(recipe.objective)
         self.weights = {name.removesuffix("_weight"): w for name, w in objective.items() if name.endswith("_weight")}
         self.anchored = (self.representatives.slots > 0).nonzero()[:, 0].cpu()

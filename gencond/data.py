@@ -1,13 +1,12 @@
 """Real images: named sets, any ImageFolder and npz files -> uint8 images of one size, labels, class names.
 
 The arrays that leave this room are plain: uint8 [n, c, h, w] and int64 [n], classes numbered in sorted order of
-their names. What a method draws from them (random subsets, k-means representatives) is here too.
+their names.
 """
 
 import hashlib
 import logging
 import os
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -19,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from gencond.errors import InputError
 from gencond.files import cache_dir
 from gencond.progress import progress
+from gencond.ranges import as_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +38,15 @@ LARGEST_AUTOMATIC_SIZE = 32
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Images in memory, as stored on disk: uint8.
+    """Images in memory, as stored on disk.
 
     Args:
-        images: channels are grey (1) or RGB (3).
+        images: channels are grey (1) or RGB (3); uint8, or floats in [-1, 1] of a set that is stored as floats.
         labels: class indices, positions in `class_names`.
         class_names: sorted.
     """
 
-    images: UInt8[Tensor, "n c h w"]
+    images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]
     labels: Int64[Tensor, " n"]
     class_names: tuple[str, ...]
 
@@ -128,7 +128,7 @@ def load_real(
     elif source.endswith(".npz"):
         train, test = _load_npz(Path(source))
     elif Path(source).is_dir():
-        train, test = _load_folder(Path(source), image_size)
+        train, test = load_folder(Path(source), image_size)
     else:
         raise InputError(f"{source} is no data: expected a folder with one folder per class, or an .npz file")
     if train.num_classes < 2:
@@ -160,6 +160,13 @@ def split_off(data: LabeledImages, fraction: float) -> tuple[LabeledImages, Labe
     is_held = torch.zeros(len(data), dtype=torch.bool)
     is_held[torch.cat(held)] = True
     return data.subset((~is_held).nonzero()[:, 0]), data.subset(is_held.nonzero()[:, 0])
+
+
+def rows_seen(train: LabeledImages, test: LabeledImages) -> Int64[Tensor, " k"]:
+    """Rows of `test` whose pixels, as bytes, are those of a training image."""
+    known = {row.tobytes() for row in as_bytes(train.images).numpy()}
+    seen = [number for number, row in enumerate(as_bytes(test.images).numpy()) if row.tobytes() in known]
+    return torch.tensor(seen, dtype=torch.int64)
 
 
 def automatic_image_size(short_sides: Sequence[int]) -> int:
@@ -264,7 +271,11 @@ def _require_every_class(data: LabeledImages, where: str) -> None:
             raise InputError(f"class {name!r} of {where} has no images: add some or remove the class")
 
 
-def _load_folder(root: Path, image_size: int | None) -> tuple[LabeledImages, LabeledImages | None]:
+def load_folder(root: Path, image_size: int | None) -> tuple[LabeledImages, LabeledImages | None]:
+    """(training images, test images where it has a folder of them) of a folder with one folder of images per class.
+
+    Raises as `load_real`.
+    """
     splits = {folder.name.lower(): folder for folder in _class_folders(root) if _class_folders(folder)}
     train_root = splits.get("train", root)
     held_out = [splits[name] for name in TEST_FOLDERS if name in splits]
@@ -281,10 +292,10 @@ def _load_folder(root: Path, image_size: int | None) -> tuple[LabeledImages, Lab
     names = tuple(folder.name for folder in candidates)
     if not names:
         raise InputError(f"{train_root} has no class folders: expected {train_root}/<class name>/<image>")
-    train_files = {name: _image_files(train_root / name) for name in names}
+    train_files = {name: image_files(train_root / name) for name in names}
     test_files: dict[str, list[Path]] = {}
     if test_root is not None:
-        test_files = {folder.name: _image_files(folder) for folder in _class_folders(test_root)}
+        test_files = {folder.name: image_files(folder) for folder in _class_folders(test_root)}
         if strange := sorted(set(test_files) - set(names)):
             raise InputError(f"{test_root} has class {strange[0]!r}, which {train_root} has not")
     for where, files in ((train_root, train_files), (test_root, test_files)):
@@ -310,7 +321,7 @@ def _class_folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN))
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """Visible image files at any depth, links followed, sorted. Files of other kinds are counted in the log."""
     from PIL import Image
 
@@ -411,107 +422,3 @@ def _resized(data: LabeledImages, image_size: int | None) -> LabeledImages:
         for chunk in data.images.split(1000)
     ]
     return LabeledImages(torch.cat(chunks), data.labels, data.class_names)
-
-
-# --- what a method draws -----------------------------------------------------------------------------------------
-
-
-def random_subset(data: LabeledImages, ipc: int, seed: int) -> LabeledImages:
-    """`ipc` images of every class, drawn without replacement, class-major.
-
-    Raises:
-        InputError: a class has fewer than `ipc` images.
-    """
-    rng = torch.Generator().manual_seed(seed)
-    chosen = []
-    for label in range(data.num_classes):
-        rows = data.rows_of(label)
-        _require_ipc(data, label, len(rows), ipc)
-        chosen.append(rows[torch.randperm(len(rows), generator=rng)[:ipc]])
-    return data.subset(torch.cat(chosen))
-
-
-def some_of_each_class(data: LabeledImages, at_most: int, seed: int) -> LabeledImages:
-    """Random images of every class: `at_most` of them, or all where there are fewer."""
-    rng = torch.Generator().manual_seed(seed)
-    rows = [data.rows_of(label) for label in range(data.num_classes)]
-    return data.subset(torch.cat([own[torch.randperm(len(own), generator=rng)[:at_most]] for own in rows]))
-
-
-def kmeans_subset(data: LabeledImages, ipc: int, seed: int) -> LabeledImages:
-    """The image nearest to each of `ipc` k-means centers of every class, in pixel space, class-major.
-
-    DREAM's representatives (2302.14416, section 3.2), with pixels as features; no image is taken twice.
-
-    Raises:
-        InputError: a class has fewer than `ipc` images.
-    """
-    chosen = []
-    for label in range(data.num_classes):
-        rows = data.rows_of(label)
-        _require_ipc(data, label, len(rows), ipc)
-        chosen.append(rows[kmeans_representatives(pixel_features(data.images[rows]), ipc, seed)])
-    return data.subset(torch.cat(chosen))
-
-
-def pixel_features(images: UInt8[Tensor, "n c h w"]) -> np.ndarray:
-    """Images as float32 rows [n, c h w], for k-means."""
-    return images.flatten(1).float().numpy()
-
-
-def _require_ipc(data: LabeledImages, label: int, available: int, ipc: int) -> None:
-    if available < ipc:
-        raise InputError(f"class {data.class_names[label]!r} has {available} images, fewer than IPC {ipc}")
-
-
-def class_batches(
-    data: LabeledImages, classes: Int64[Tensor, " classes"], batch_size: int, rng: torch.Generator
-) -> Int64[Tensor, "classes n"]:
-    """Rows of `batch_size` random images of each class; of a smaller class, all of its images and some again."""
-    chosen = []
-    for label in classes.tolist():
-        rows = data.rows_of(label)
-        rounds = [torch.randperm(len(rows), generator=rng) for _ in range(-(-batch_size // len(rows)))]
-        chosen.append(rows[torch.cat(rounds)[:batch_size]])
-    return torch.stack(chosen)
-
-
-def kmeans_representatives(
-    features: np.ndarray, num_clusters: int, seed: int, distinct: bool = True
-) -> Int64[Tensor, " k"]:
-    """Rows of `features` [n, d] nearest to the k-means centers, largest cluster first.
-
-    Args:
-        distinct: takes no row twice; DREAM's code keeps one that is nearest to two centers twice.
-    Source: DREAM (2302.14416), section 3.2.
-    """
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    if num_clusters == len(features):
-        return torch.arange(len(features))
-    with warnings.catch_warnings():
-        # Fewer distinct images than clusters: some centers coincide.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        kmeans = KMeans(num_clusters, n_init=1, random_state=seed).fit(features)
-    distance = kmeans.transform(features)  # [n, k]
-    chosen: list[int] = []
-    for cluster in np.bincount(kmeans.labels_, minlength=num_clusters).argsort(kind="stable")[::-1]:
-        if distinct:
-            distance[chosen, cluster] = np.inf
-        chosen.append(int(distance[:, cluster].argmin()))
-    return torch.tensor(chosen)
-
-
-def nested_representatives(features: np.ndarray, sizes: Sequence[int], seed: int) -> Int64[Tensor, " k"]:
-    """An order of representatives whose prefixes are representative sets: the first `sizes[0]`, `sizes[1]`, ... rows.
-
-    Each size adds k-means representatives of the rows that are not chosen yet.
-    """
-    chosen = np.empty(0, dtype=np.int64)
-    for size in sizes:
-        rest = np.setdiff1d(np.arange(len(features)), chosen)
-        count = min(size - len(chosen), len(rest))
-        if count > 0:
-            chosen = np.append(chosen, rest[kmeans_representatives(features[rest], count, seed).numpy()])
-    return torch.from_numpy(chosen)

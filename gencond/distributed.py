@@ -22,6 +22,13 @@ def new_accelerator() -> "Accelerator":
     return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
 
 
+def rank_and_world() -> tuple[int, int]:
+    """This process's number and how many there are; (0, 1) where none were launched."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
 def own_share(num_items: int, rank: int, num_processes: int) -> slice:
     """The contiguous share of `rank`: shares differ by one item at most and cover all of them."""
     return slice(rank * num_items // num_processes, (rank + 1) * num_items // num_processes)
@@ -52,7 +59,7 @@ class _Gather(torch.autograd.Function):
 
 def gather_rows(own: Shaped[Tensor, "m d"], num_rows: int) -> Shaped[Tensor, "n d"]:
     """The rows of all processes, in the order of `own_share`; `own` itself in a single process."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    _, world = rank_and_world()
+    if world == 1:
         return own
-    world = dist.get_world_size()
     return _Gather.apply(own, [own_share(num_rows, rank, world) for rank in range(world)])

@@ -28,7 +28,7 @@ from gencond.training import train_network
 
 logger = logging.getLogger(__name__)
 
-SETTLING_IMAGES = 512
+SETTLING_IMAGES = 512  # enough for the statistics of a batch norm
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ExtractorMaker:
         if self.settle_on is not None and any(
             isinstance(module, nn.modules.batchnorm._BatchNorm) for module in extractor.modules()
         ):
-            images = to_signed(self.settle_on[:SETTLING_IMAGES]).to(self.device)
+            images = to_signed(self.settle_on).to(self.device)
             update_bn([extractor.normalise(images)], extractor.network)
             extractor.network.eval()
         return extractor
@@ -69,6 +69,11 @@ class ExtractorMaker:
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
         """Of normalised images, for `train_network`: the arithmetic of training is that of extraction."""
         return network.classifier(self.embed(network, resized(images, self.resize)))
+
+
+def _step_seed(seed: int, purpose: str, number: int) -> int:
+    """A seed that is a function of a run's seed and a step alone."""
+    return int(short_hash(seed, purpose, number)[:12], 16)
 
 
 class PoolExtractors:
@@ -100,7 +105,7 @@ class FreshExtractors:
         """The network of a step."""
         number = step // self.refresh_steps
         if number != self.number:
-            self.number, self.extractor = number, self.new(int(short_hash(self.seed, "extractor", number)[:12], 16))
+            self.number, self.extractor = number, self.new(_step_seed(self.seed, "extractor", number))
         return self.extractor
 
     def after(self, step: int) -> None:
@@ -139,7 +144,7 @@ class OnlineExtractors:
         """Trains the step's network for one round."""
         extractor = self.at(step)
         network = extractor.network.requires_grad_(True)
-        self.train(network, self.optimizer, int(short_hash(self.fresh.seed, "online", step)[:12], 16))
+        self.train(network, self.optimizer, _step_seed(self.fresh.seed, "online", step))
         network.requires_grad_(False)
         extractor.knows_classes = True
 

@@ -19,6 +19,11 @@ COMPILERS = ("g++", "clang++", "c++", "cl")
 GRAPHS_KEPT = 64
 
 
+def can_compile() -> bool:
+    """Whether `torch.compile` finds what it needs: on a CPU a C++ compiler."""
+    return torch.cuda.is_available() or any(shutil.which(name) for name in COMPILERS)
+
+
 class _Features(nn.Module):
     """`features` as a module's forward, which `functional_call` runs with weights from elsewhere."""
 
@@ -46,7 +51,7 @@ class Embedding:
     def __init__(self, precision: str = "float32", compile: bool = False) -> None:
         if precision not in DTYPES:
             raise InputError(f"unknown precision {precision!r}; known: {', '.join(DTYPES)}")
-        if compile and not torch.cuda.is_available() and not any(shutil.which(name) for name in COMPILERS):
+        if compile and not can_compile():
             raise InputError("features.compile needs a C++ compiler (g++): install one or set features.compile=false")
         self.dtype, self.compile = DTYPES[precision], compile
         self._compiled: dict[bool, Callable[[Mapping[str, Tensor], Tensor], Tensor]] = {}  # by training mode

@@ -105,6 +105,12 @@ def read_cache(file: Path) -> "dict[str, Tensor] | None":
         return None
 
 
+def file_hash(path: Path) -> str:
+    """16 hex digits of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 def short_hash(*parts: Any) -> str:
     """16 hex digits that identify JSON-like values: the key of a cache entry."""
     text = json.dumps(parts, sort_keys=True, default=str)

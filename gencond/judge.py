@@ -3,27 +3,32 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gencond
 from gencond.checkpoint import RunFolder, current_commit, library_versions
 from gencond.config import Recipe, parse_recipe, read_recipe_file
-from gencond.data import NAMED_SETS, LabeledImages, load_real, split_off
+from gencond.data import NAMED_SETS, LabeledImages, load_real, rows_seen, split_off
 from gencond.distributed import new_accelerator
 from gencond.errors import InputError
+from gencond.eval.baselines import BASELINES
 from gencond.eval.protocols import get_protocol
 from gencond.eval.report import summary_table, write_pictures, write_reports
-from gencond.eval.scoring import GENCOND, REAL_IMAGES, Row, score_tables
+from gencond.eval.scoring import GENCOND, Row, score_tables
 from gencond.features import state_fingerprint
-from gencond.files import read_json, write_json, write_text
+from gencond.files import read_json, short_hash, write_json, write_text
+from gencond.foreign import ForeignSet, is_foreign, read_foreign
 from gencond.generator.card import model_card
 from gencond.generator.face import Condensed
 from gencond.ranges import to_uint8
 
 logger = logging.getLogger(__name__)
 
+SHARED_IMAGES_BORNE = 0.01  # of a test set; public sets hold a few duplicates
 OWN_RECIPES = ("demo", "gencond")  # rows of others carry their recipe's name
 
 
@@ -48,6 +53,60 @@ def load_data(recipe: Recipe) -> tuple[LabeledImages, LabeledImages]:
     return train, test
 
 
+def sampled_images(condensed: Condensed, ipc: int) -> LabeledImages:
+    """`condensed.sample(ipc)` as a labelled set of 8-bit images, as real ones are."""
+    images, labels = condensed.sample(ipc)
+    return LabeledImages(to_uint8(images).cpu(), labels.cpu(), tuple(condensed.class_names))
+
+
+@dataclass(frozen=True)
+class JudgedSet:
+    """A condensed set as the evaluator sees it, an artefact or anybody's images.
+
+    Args:
+        sample: ipc -> images of every class, class-major, fixed.
+        num_bytes: ipc -> what must be stored of it.
+        largest_ipc: above it there is nothing; None: no limit.
+        key: identifies it.
+        about: for the report: stored, num_slots, images_per_slot, bytes, and whatever is known of how it was made.
+    """
+
+    sample: Callable[[int], LabeledImages]
+    num_bytes: Callable[[int], int]
+    largest_ipc: int | None
+    key: str
+    about: dict[str, Any]
+
+
+def judged_artefact(condensed: Condensed) -> JudgedSet:
+    """Of what gencond made."""
+    about = dict(condensed.config.provenance or {}) | {
+        "stored": condensed.stored,
+        "num_slots": condensed.num_slots,
+        "images_per_slot": condensed.images_per_slot,
+        "bytes": condensed.num_bytes,
+    }
+    return JudgedSet(
+        partial(sampled_images, condensed),
+        condensed.bytes_of,
+        condensed.largest_ipc,
+        state_fingerprint(condensed),
+        about,
+    )
+
+
+def judged_foreign(found: ForeignSet) -> JudgedSet:
+    """Of what others made."""
+    about = {
+        "stored": found.stored,
+        "num_slots": found.ipc,
+        "images_per_slot": found.factor**2,
+        "bytes": found.num_bytes(found.ipc),
+    }
+    key = short_hash(found.images.fingerprint, found.factor, found.stored)
+    return JudgedSet(found.sample, found.num_bytes, found.ipc, key, about)
+
+
 def judge(
     path: str,
     out: Path,
@@ -56,70 +115,89 @@ def judge(
     networks: Sequence[str] | None = None,
     num_seeds: int | None = None,
     data: str | None = None,
+    baselines: Sequence[str] | None = None,
+    augmentation: str | None = None,
+    normalised_by: tuple[Sequence[float], Sequence[float]] | None = None,
+    factor: int = 1,
 ) -> None:
-    """Scores an artefact beside the baselines, prints the table, and writes report.json, report.md and report.html.
+    """Scores a condensed set beside the baselines, prints the table, and writes report.json, report.md and report.html.
 
     Args:
-        path: run folder, artefact folder or Hub id; with a run folder the model card is written anew too.
+        path: run folder, artefact folder or Hub id; or anybody's images, see `foreign.read_foreign`. With a run folder
+            the model card is written anew too.
         out: where the reports go; rows of an earlier report there are kept if they are of the same images.
-        ipcs, protocol, networks, num_seeds: None takes what the artefact's recipe says.
+        ipcs, protocol, networks, num_seeds, augmentation: None takes what the artefact's recipe says.
         data: the real images, where they are not those the recipe names or have moved.
+        baselines: names from `eval.baselines.BASELINES`; None takes all.
+        normalised_by, factor: of anybody's images, see `foreign.read_foreign`.
     Raises:
         InputError: no artefact, real images of other classes or another size, an unknown protocol or network.
     """
-    condensed = gencond.load(path)
     if out.is_file():
         raise InputError(f"{out} is a file: choose a folder for the report")
+    condensed = None if is_foreign(Path(path)) else gencond.load(path)
+    if condensed is not None and (normalised_by is not None or factor != 1):
+        raise InputError(f"{path} is an artefact, which knows how it is read: leave --normalised-by and --factor out")
     recipe = _recipe_of(path, condensed, data)
     judged = recipe.evaluate
     chosen = get_protocol(protocol or judged.protocol)
-    stored = (condensed.largest_ipc,) if condensed.largest_ipc else (1, 10, 50)
-    ipcs, networks = ipcs or judged.ipc or stored, networks or judged.networks
+    train, test = load_data(recipe)
+    notes = _notes_on_overlap(train, test, recipe.data.source)
+    if condensed is None:
+        found = read_foreign(Path(path), train, normalised_by, factor)
+        subject = judged_foreign(found)
+        if len(rows := rows_seen(found.images, test)):
+            raise InputError(f"{path} holds {len(rows)} test images, number {int(rows[0])} of the test set first")
+    else:
+        _require_fit(condensed, train)
+        subject = judged_artefact(condensed)
+    largest = subject.largest_ipc
+    ipcs = ipcs or judged.ipc or ((largest,) if largest else (1, 10, 50))
+    networks = networks or judged.networks
     num_seeds = judged.num_seeds if num_seeds is None else num_seeds
     if min(ipcs) < 1 or num_seeds < 1:
         raise InputError("--ipc and --seeds must be at least 1")
-    if condensed.largest_ipc and max(ipcs) > condensed.largest_ipc:
-        raise InputError(f"{path} holds {condensed.largest_ipc} images of each class: lower --ipc {max(ipcs)}")
-    train, test = load_data(recipe)
-    _require_fit(condensed, train)
+    if largest and max(ipcs) > largest:
+        raise InputError(f"{path} holds {largest} images of each class: lower --ipc {max(ipcs)}")
     old = read_json(out / "report.json") if (out / "report.json").is_file() else {}
-
-    def sample(ipc: int) -> LabeledImages:
-        images, labels = condensed.sample(ipc)
-        return LabeledImages(to_uint8(images).cpu(), labels.cpu(), train.class_names)
-
     device = new_accelerator().device
-    condensed.to(device)
-    measured = {
-        "train": train.fingerprint, "test": test.fingerprint, "condensed": state_fingerprint(condensed),
-    }  # fmt: skip
+    if condensed is not None:
+        condensed.to(device)
+    measured = {"train": train.fingerprint, "test": test.fingerprint, "condensed": subject.key}
     known: list[Row] = old["rows"] if old.get("measured") == measured else []
-    made = dict(condensed.config.provenance or {})
     content: dict[str, Any] = {
-        "title": f"{Path(recipe.data.source).stem}, condensed by recipe {recipe.name}",
+        "title": f"{Path(recipe.data.source).stem}, condensed"
+        + (f" by recipe {recipe.name}" if condensed else f": {Path(path).name}"),
         "rows": known,
-        "notes": [],
+        "notes": notes,
         "measured": measured,
-        "augmentation": recipe.data.augmentation,
+        "augmentation": augmentation or recipe.data.augmentation,
         "judged_on": recipe.data.judge_on,
         "num_test_images": len(test),
         "class_names": list(train.class_names),
-        "condensed": made
-        | {
-            "stored": condensed.stored,
-            "num_slots": condensed.num_slots,
-            "images_per_slot": condensed.images_per_slot,
-            "bytes": condensed.num_bytes,
-        },
+        "condensed": subject.about,
         "versions": library_versions(),
         "commit": current_commit(),
-        "command": f"gencond evaluate {path} --ipc {' '.join(map(str, ipcs))} --protocol {chosen.name} "
-        f"--networks {' '.join(networks)} --seeds {num_seeds}" + ("" if data is None else f" --data {data}"),
+        "command": _command(
+            path,
+            {
+                "ipc": ipcs,
+                "protocol": [chosen.name],
+                "networks": networks,
+                "seeds": [num_seeds],
+                "data": data and [data],
+                "baselines": baselines,
+                "augmentation": augmentation and [augmentation],
+                "normalised-by": normalised_by and [",".join(map(str, one)) for one in normalised_by],
+                "factor": None if factor == 1 else [factor],
+            },
+        ),
     }
-    if (condensed_from := made.get("data", {}).get("fingerprint")) not in (None, train.fingerprint):
+    of_data = subject.about.get("data", {}).get("fingerprint")
+    if of_data not in (None, train.fingerprint):
         content["notes"].append(
             f"the real images (fingerprint {train.fingerprint}) are not those this set was condensed from "
-            f"({condensed_from}): test images may have been trained on"
+            f"({of_data}): test images may have been trained on"
         )
     started, seconds = time.monotonic(), old.get("evaluation_seconds", 0.0) if known else 0.0
 
@@ -132,18 +210,19 @@ def judge(
         content["evaluation_seconds"] = round(seconds + time.monotonic() - started, 1)
         write_json(out / "report.json", content)
 
-    rows, notes = score_tables(
-        sample,
+    rows, left_out = score_tables(
+        subject.sample,
         train,
         test,
         ipcs=ipcs,
         networks=networks,
         protocol=chosen,
-        augmentation=recipe.data.augmentation,
+        augmentation=augmentation or recipe.data.augmentation,
         num_seeds=num_seeds,
-        condensed_name=GENCOND if recipe.name.partition(":")[0] in OWN_RECIPES else recipe.name,
-        condensed_key=measured["condensed"],
-        condensed_bytes=condensed.num_bytes,
+        condensed_name=_row_name(path, recipe, condensed),
+        condensed_key=subject.key,
+        condensed_bytes=subject.num_bytes,
+        baselines=BASELINES if baselines is None else baselines,
         device=device,
         known=known,
         on_row=keep,
@@ -151,26 +230,52 @@ def judge(
     reused = sum(row in known for row in rows)
     if reused:
         logger.info("evaluation: %d of %d rows were measured before and are reused", reused, len(rows))
-    content["notes"] += notes
+    content["notes"] += left_out
     keep(*rows)
-    write_pictures(out, train, sample(min(10, max(ipcs))))
+    write_pictures(out, train, subject.sample(min(10, max(ipcs))))
     write_reports(out, content, RunFolder(out).read_log())
-    if out.resolve() == Path(path).resolve() and (out / "condensed").is_dir():
+    if condensed and out.resolve() == Path(path).resolve() and (out / "condensed").is_dir():
         write_text(out / "condensed" / "README.md", model_card(condensed, content["rows"]))
     print(f"\n{summary_table(rows)}")
     for note in content["notes"]:
         print(f"Note: {note}")
 
 
+def _notes_on_overlap(train: LabeledImages, test: LabeledImages, source: str) -> list[str]:
+    """What to say of test images that are training images too. Raises InputError where they are many."""
+    rows = rows_seen(train, test)
+    if len(rows) == 0:
+        return []
+    said = f"{len(rows)} of {len(test)} test images of {source} are training images too, number {int(rows[0])} first"
+    if len(rows) > SHARED_IMAGES_BORNE * len(test):
+        raise InputError(f"{said}: remove them from the test set")
+    return [said]
+
+
+def _row_name(path: str, recipe: Recipe, condensed: Condensed | None) -> str:
+    """Of the set's rows: gencond's own, another method's recipe, or the file."""
+    if condensed is None:
+        return Path(path).name
+    return GENCOND if recipe.name.partition(":")[0] in OWN_RECIPES else recipe.name
+
+
+def _command(path: str, options: Mapping[str, Sequence | None]) -> str:
+    """What reproduces a report; options without a value are left out."""
+    words = ["gencond evaluate", path]
+    for name, values in options.items():
+        words += [] if values is None else [f"--{name}", *map(str, values)]
+    return " ".join(words)
+
+
 def _question(row: Row) -> tuple:
     """What a row asks, in the order of a table."""
     images = row["images"]
-    place = REAL_IMAGES.index(images) if images in REAL_IMAGES else -1
+    place = BASELINES.index(images) if images in BASELINES else -1
     return row["protocol"], row["network"], row["ipc"] or math.inf, place
 
 
-def _recipe_of(path: str, condensed: Condensed, data: str | None) -> Recipe:
-    """What an artefact is judged by: its name, its data and how it is evaluated.
+def _recipe_of(path: str, condensed: Condensed | None, data: str | None) -> Recipe:
+    """What a condensed set is judged by: its name, its data and how it is evaluated.
 
     The other parts are left alone, so that what an older version made can still be judged.
     """
@@ -178,6 +283,8 @@ def _recipe_of(path: str, condensed: Condensed, data: str | None) -> Recipe:
         made = read_recipe_file(recipe_file)
     elif data is None:
         raise InputError(f"{path} is no run folder: name its real images with --data")
+    elif condensed is None:
+        made = {}
     else:
         made = (condensed.config.provenance or {}).get("recipe") or {"data": {"image_size": condensed.image_size}}
     parts = {"name": path} | {part: made[part] for part in ("name", "data", "evaluate") if part in made}

@@ -2,12 +2,16 @@
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
 from gencond.files import written_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PICTURED_CLASSES, PICTURED_IMAGES = 10, 10
 
@@ -38,6 +42,22 @@ def png_bytes(picture: UInt8[np.ndarray, "h w c"]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def new_figure(rows: int, columns: int, size: tuple[float, float], **options: Any) -> "tuple[Figure, np.ndarray]":
+    """A matplotlib figure that needs no screen, and its rows x columns panels; `size` in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def write_figure(path: Path, figure: "Figure", dots_per_inch: int = 110) -> None:
+    """Writes a matplotlib figure as PNG, whole or not at all."""
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=dots_per_inch)
 
 
 def write_png(path: Path, picture: UInt8[np.ndarray, "h w c"]) -> None:

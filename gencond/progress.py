@@ -15,9 +15,14 @@ def progress(
     total: int | None = None,
     initial: int = 0,
     unit: str = "step",
+    unit_scale: bool = False,
     disable: bool = False,
 ) -> tqdm:
-    """A tqdm bar on stderr; in a log file (no terminal) it prints a line every ten seconds."""
+    """A tqdm bar on stderr; in a log file (no terminal) it prints a line every ten seconds.
+
+    Args:
+        unit_scale: counts in thousands and millions.
+    """
     interactive = sys.stderr.isatty()
     return tqdm(
         iterable,
@@ -25,6 +30,7 @@ def progress(
         total=total,
         initial=initial,
         unit=unit,
+        unit_scale=unit_scale,
         disable=disable,
         dynamic_ncols=interactive,
         mininterval=0.2 if interactive else 10.0,

@@ -5,9 +5,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 
-def to_signed(images: UInt8[Tensor, "*n c h w"]) -> Float[Tensor, "*n c h w"]:
-    """uint8 -> [-1, 1]."""
-    return images.float() / 127.5 - 1
+def to_signed(images: UInt8[Tensor, "*n c h w"] | Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n c h w"]:
+    """uint8 -> [-1, 1]; floats are there already."""
+    return images if images.is_floating_point() else images.float() / 127.5 - 1
 
 
 def to_unit(images: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n c h w"]:
@@ -18,3 +18,8 @@ def to_unit(images: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n c h w"]:
 def to_uint8(images: Float[Tensor, "*n c h w"]) -> UInt8[Tensor, "*n c h w"]:
     """[0, 1] -> uint8, rounded."""
     return (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def as_bytes(images: UInt8[Tensor, "*n c h w"] | Float[Tensor, "*n c h w"]) -> UInt8[Tensor, "*n c h w"]:
+    """Floats in [-1, 1] -> uint8; bytes are there already."""
+    return to_uint8(to_unit(images)) if images.is_floating_point() else images

@@ -17,18 +17,44 @@ from torch import Tensor
 from torch.func import functional_call
 
 from gencond.augment import Augmentation, AugmentParams
-from gencond.data import LabeledImages, class_batches, kmeans_representatives
-from gencond.distributed import gather_rows, own_share
+from gencond.data import LabeledImages
+from gencond.distributed import gather_rows, own_share, rank_and_world
 from gencond.features import Extractor
 from gencond.losses.anchor import contrast, pooled_pixels
 from gencond.losses.gradient import Metric, gradient_matching_loss
 from gencond.losses.mean import mean_matching_loss
 from gencond.losses.mmd import Kernel, fourier_mmd_loss, mmd_loss
 from gencond.ranges import to_signed
+from gencond.selection import class_batches, kmeans_representatives
 from gencond.statistics import RealStatistics
 
 # Images in one forward without gradient: large enough for a GPU, small enough for a CPU's caches.
 EMBEDDED_AT_ONCE = 256
+
+
+# --- a step --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Draw:
+    """All that is random in a step, the same on every process.
+
+    Args:
+        step: its number.
+        classes: of this step, ascending.
+        first_slot, length: the slots first_slot .. first_slot + length - 1 of each class form its synthetic set.
+        extractor: embeds.
+        rng: draws the augmentation and real images.
+        anchors: rows of the representatives whose slots are held to their real image.
+    """
+
+    step: int
+    classes: Int64[Tensor, " classes"]
+    first_slot: int
+    length: int
+    extractor: Extractor
+    rng: torch.Generator
+    anchors: Int64[Tensor, " a"]
 
 
 # --- what the real images of some classes look like to an extractor ------------------------------------------------
@@ -135,20 +161,10 @@ class StatisticsSide:
     def __init__(self, statistics: RealStatistics, pool: Sequence[Extractor]) -> None:
         self.statistics, self.pool = statistics, list(pool)
 
-    def targets(
-        self,
-        step: int,
-        classes: Int64[Tensor, " classes"],
-        share: slice,
-        extractor: Extractor,
-        augmentation: Augmentation,
-        params: AugmentParams,
-        rng: torch.Generator,
-    ) -> CachedTargets:
+    def targets(self, draw: Draw, share: slice, augmentation: Augmentation, params: AugmentParams) -> CachedTargets:
         """Of the own share of a step's classes; the statistics hold the augmentation already."""
-        return CachedTargets.of(
-            self.statistics, self._number(extractor), classes[share].to(self.statistics.mean.device)
-        )
+        own = draw.classes[share].to(self.statistics.mean.device)
+        return CachedTargets.of(self.statistics, self._number(draw.extractor), own)
 
     def gap(self, extractor: Extractor, centers: Float[Tensor, "classes d"]) -> Float[Tensor, ""]:
         """Mean squared distance between the centers of two classes, of all classes."""
@@ -174,32 +190,20 @@ class BatchSide:
     def __init__(self, data: LabeledImages, batch_size: int, device: torch.device, kernel: Kernel = "gaussian") -> None:
         self.data, self.batch_size, self.device, self.kernel = data, batch_size, device, kernel
 
-    def rows(
-        self, step: int, classes: Int64[Tensor, " classes"], extractor: Extractor, rng: torch.Generator
-    ) -> Int64[Tensor, "classes n"]:
-        """Which real images stand for each class."""
-        return class_batches(self.data, classes, self.batch_size, rng)
+    def rows(self, draw: Draw) -> Int64[Tensor, "classes n"]:
+        """Which real images stand for each class of a step."""
+        return class_batches(self.data, draw.classes, self.batch_size, draw.rng)
 
-    def targets(
-        self,
-        step: int,
-        classes: Int64[Tensor, " classes"],
-        share: slice,
-        extractor: Extractor,
-        augmentation: Augmentation,
-        params: AugmentParams,
-        rng: torch.Generator,
-    ) -> BatchTargets:
+    def targets(self, draw: Draw, share: slice, augmentation: Augmentation, params: AugmentParams) -> BatchTargets:
         """Of the own share of a step's classes.
 
         Args:
             params: one row for each own class.
-            rng: the same on every process.
         """
-        images = self.data.images[self.rows(step, classes, extractor, rng)[share]].to(self.device)
+        images = self.data.images[self.rows(draw)[share]].to(self.device)
         shared = params.rows(torch.arange(len(images)).repeat_interleave(images.shape[1]))
         augmented = augmentation(to_signed(images.flatten(0, 1)), shared).view(images.shape)
-        return BatchTargets(images, augmented, extractor, self.kernel)
+        return BatchTargets(images, augmented, draw.extractor, self.kernel)
 
     def gap(self, extractor: Extractor, centers: Float[Tensor, "classes d"]) -> Float[Tensor, ""]:
         """Mean squared distance between the centers of two classes, of the step's classes."""
@@ -233,12 +237,10 @@ class RepresentativeSide(BatchSide):
         self.refresh_steps, self.candidates, self.seed = refresh_steps, candidates, seed
         self.chosen = torch.zeros(data.num_classes, batch_size, dtype=torch.int64)  # part of a run's state
 
-    def rows(
-        self, step: int, classes: Int64[Tensor, " classes"], extractor: Extractor, rng: torch.Generator
-    ) -> Int64[Tensor, "classes n"]:
-        if step % self.refresh_steps == 0:
-            self.chosen = self._choose(extractor, rng)
-        return self.chosen[classes]
+    def rows(self, draw: Draw) -> Int64[Tensor, "classes n"]:
+        if draw.step % self.refresh_steps == 0:
+            self.chosen = self._choose(draw.extractor, draw.rng)
+        return self.chosen[draw.classes]
 
     def _choose(self, extractor: Extractor, rng: torch.Generator) -> Int64[Tensor, "classes n"]:
         """For all classes; each process does its share of them."""
@@ -246,8 +248,7 @@ class RepresentativeSide(BatchSide):
             rows if self.candidates is None else rows[torch.randperm(len(rows), generator=rng)[: self.candidates]]
             for rows in map(self.data.rows_of, range(self.data.num_classes))
         ]
-        running = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if running else (0, 1)
+        rank, world = rank_and_world()
         chosen = []
         for rows in drawn[own_share(len(drawn), rank, world)]:
             features = embed_all(extractor, to_signed(self.data.images[rows]).to(self.device))

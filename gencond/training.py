@@ -1,108 +1,224 @@
-"""Labelled images -> a trained network: one loop for the extractors of a pool and for the classifiers that judge."""
+"""Labelled images -> trained networks: one loop for the extractors of a pool and for the classifiers that judge."""
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
 
-from gencond.augment import Augmentation
+from gencond.augment import Augmentation, AugmentParams
 from gencond.progress import progress
 from gencond.ranges import to_signed
+
+Pixels = UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]  # floats in [-1, 1]
+
+
+def new_sgd(
+    weights: nn.Module | Sequence[Tensor], learning_rate: float, momentum: float = 0.9, weight_decay: float = 5e-4
+) -> torch.optim.SGD:
+    """The optimiser that the literature's ConvNets are trained with."""
+    weights = weights.parameters() if isinstance(weights, nn.Module) else weights
+    return torch.optim.SGD(weights, learning_rate, momentum=momentum, weight_decay=weight_decay)
 
 
 def train_network(
     network: nn.Module,
-    images: UInt8[Tensor, "n c h w"],
+    images: Pixels,
     labels: Int64[Tensor, " n"],
     *,
-    num_steps: int,
-    batch_size: int,
     learning_rate: float,
+    seed: int,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
-    schedule: Callable[[float], float] = lambda done: 1.0,
-    restart_at: float | None = None,
-    augmentation: Augmentation | None = None,
-    cutmix: float = 0.0,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    seed: int,
     optimizer: torch.optim.Optimizer | None = None,
     forward: Callable[[nn.Module, Tensor], Tensor] | None = None,
-    on_step: Callable[[int], None] | None = None,
-    description: str = "",
+    **training: object,
 ) -> None:
     """SGD with cross-entropy on shuffled epochs of augmented, normalised images; trains `network` in place.
 
     Args:
+        momentum, weight_decay: of SGD.
+        seed: of the order and the augmentation. The initial weights are the caller's.
+        optimizer: one to go on with, instead of a new SGD.
+        forward: (network, images) -> logits, where not `network(images)`.
+        training: see `run_training`.
+    """
+    logits_of = partial(forward, network) if forward else network
+    network.train()
+    run_training(
+        lambda batches: logits_of(batches[0])[None],
+        optimizer or new_sgd(network, learning_rate, momentum, weight_decay),
+        [images],
+        [labels],
+        seeds=[seed],
+        learning_rate=learning_rate,
+        device=next(network.parameters()).device,
+        **training,
+    )
+    network.eval()
+
+
+def train_networks(
+    networks: Sequence[nn.Module],
+    images: Sequence[Pixels],
+    labels: Sequence[Int64[Tensor, " n"]],
+    *,
+    learning_rate: float,
+    seeds: Sequence[int],
+    num_steps: int,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    on_share: Callable[[float], None] = lambda share: None,
+    **training: object,
+) -> None:
+    """`train_network` of several networks of one architecture side by side, in place.
+
+    Each sees the images, the order and the augmentation that it would see alone, and ends with the same weights but for
+    the rounding of sums in another order. One pass over all of them fills a machine that a small network leaves idle.
+
+    Args:
+        images, labels: of each network, as many for one as for another.
+        seeds: of each network.
+        on_share: called with the share of the training that is done, in [0, 1].
+    """
+    weights, buffers = stack_module_state(list(networks))
+    skeleton = copy.deepcopy(networks[0]).train()
+
+    def logits_of(own: dict[str, Tensor], statistics: dict[str, Tensor], batch: Tensor) -> Tensor:
+        return functional_call(skeleton, (own, statistics), (batch,))
+
+    together = torch.vmap(logits_of, randomness="different")
+    run_training(
+        lambda batches: together(weights, buffers, batches),
+        new_sgd(list(weights.values()), learning_rate, momentum, weight_decay),
+        images,
+        labels,
+        num_steps=num_steps,
+        seeds=seeds,
+        learning_rate=learning_rate,
+        device=next(networks[0].parameters()).device,
+        on_step=lambda step: on_share(step / num_steps),
+        **training,
+    )
+    with torch.no_grad():
+        for number, network in enumerate(networks):
+            network.load_state_dict({name: stacked[number] for name, stacked in (weights | buffers).items()})
+            network.eval()
+
+
+def run_training(
+    logits_of: Callable[[Float[Tensor, "r b c h w"]], Float[Tensor, "r b classes"]],
+    optimizer: torch.optim.Optimizer,
+    images: Sequence[Pixels],
+    labels: Sequence[Int64[Tensor, " n"]],
+    *,
+    num_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seeds: Sequence[int],
+    device: torch.device,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    schedule: Callable[[float], float] = lambda done: 1.0,
+    restart_at: float | None = None,
+    augmentation: Augmentation | None = None,
+    cutmix: float = 0.0,
+    on_step: Callable[[int], None] | None = None,
+    description: str = "",
+) -> None:
+    """The loop behind `train_network` and `train_networks`.
+
+    Args:
+        logits_of: a batch for each of r networks -> their logits.
         batch_size: the whole set where that is smaller; the last batch of an epoch holds what is left.
         schedule: share of the steps done, in [0, 1) -> factor on the learning rate.
         restart_at: share of the steps after which the momentum starts from zero; None never.
         augmentation: drawn anew for every image of every batch, in [-1, 1].
         cutmix: probability that a batch is mixed by CutMix (1905.04899, beta 1: a box of uniform area).
         mean, std: what images in [-1, 1] are normalised with.
-        seed: of the order and the augmentation. The initial weights are the caller's.
-        optimizer: one to go on with, instead of a new SGD.
-        forward: (network, images) -> logits, where not `network(images)`.
         on_step: called with the number of steps done.
         description: of the progress bar; none shows no bar.
     """
-    device = next(network.parameters()).device
-    rng = torch.Generator().manual_seed(seed)
-    batch_size = min(batch_size, len(labels))
+    rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
+    num_images = len(labels[0])
+    batch_size = min(batch_size, num_images)
     shift, scale = (torch.tensor(value, device=device).view(1, -1, 1, 1) for value in (mean, std))
-    images, labels = images.to(device), labels.to(device)
-    if optimizer is None:
-        optimizer = torch.optim.SGD(network.parameters(), learning_rate, momentum=momentum, weight_decay=weight_decay)
-    network.train()
-    logits_of = partial(forward, network) if forward else network
-    epoch: list[Tensor] = []
+    moved = {id(tensor): tensor.to(device) for tensor in (*images, *labels)}  # networks may share them
+    images, labels = ([moved[id(tensor)] for tensor in tensors] for tensors in (images, labels))
+    epochs: list[list[Tensor]] = [[] for _ in seeds]
     for step in progress(range(num_steps), description=description, disable=not description):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * schedule(step / num_steps)
         if restart_at is not None and step == math.floor(restart_at * num_steps) + 1:
             optimizer.state.clear()
-        if not epoch:
-            epoch = list(torch.randperm(len(labels), generator=rng).split(batch_size))
-        rows = epoch.pop(0).to(device)
-        batch = to_signed(images[rows])
+        if not epochs[0]:
+            epochs = [list(torch.randperm(num_images, generator=rng).split(batch_size)) for rng in rngs]
+        rows = [epoch.pop(0).to(device) for epoch in epochs]
+        batch = to_signed(torch.cat([own[chosen] for own, chosen in zip(images, rows, strict=True)]))
+        batch_labels = torch.stack([own[chosen] for own, chosen in zip(labels, rows, strict=True)])
         if augmentation is not None:
-            batch = augmentation(batch, augmentation.draw(len(rows), rng))
-        batch = (batch - shift) / scale
-        if cutmix and float(torch.rand((), generator=rng)) < cutmix:
-            loss = cutmix_loss(logits_of, batch, labels[rows], rng)
-        else:
-            loss = F.cross_entropy(logits_of(batch), labels[rows])
+            batch = augmentation(batch, AugmentParams.cat([augmentation.draw(len(rows[0]), rng) for rng in rngs]))
+        batch = ((batch - shift) / scale).unflatten(0, batch_labels.shape)
+        mixes = [draw_cutmix(cutmix, batch[0], rng) for rng in rngs]
+        if any(mixes):
+            batch = torch.stack([mix(own) if mix else own for mix, own in zip(mixes, batch, strict=True)])
+        logits = logits_of(batch)
+        losses = [
+            mix.cross_entropy(own, of, batch.shape[-1] * batch.shape[-2]) if mix else F.cross_entropy(own, of)
+            for mix, own, of in zip(mixes, logits, batch_labels, strict=True)
+        ]
         optimizer.zero_grad()
-        loss.backward()
+        torch.stack(losses).sum().backward()
         optimizer.step()
         if on_step is not None:
             on_step(step + 1)
-    network.eval()
 
 
-def cutmix_loss(
-    logits_of: Callable[[Tensor], Tensor],
-    images: Float[Tensor, "n c h w"],
-    labels: Int64[Tensor, " n"],
-    rng: torch.Generator,
-) -> Float[Tensor, ""]:
-    """Cross-entropy where a box of every image comes from another one; both labels count by their share of the area.
+@dataclass(frozen=True)
+class CutMix:
+    """A box of every image that comes from another one; both labels count by their share of the area.
+
+    Args:
+        top, bottom, left, right: of the box, in pixels.
+        partner: which image each takes it from.
+    """
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    partner: Int64[Tensor, " n"]
+
+    def __call__(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        mixed = images.clone()
+        rows, columns = slice(self.top, self.bottom), slice(self.left, self.right)
+        mixed[:, :, rows, columns] = images[self.partner, :, rows, columns]
+        return mixed
+
+    def cross_entropy(
+        self, logits: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"], num_pixels: int
+    ) -> Float[Tensor, ""]:
+        """Of the logits of mixed images; `num_pixels` of one."""
+        kept = 1 - (self.bottom - self.top) * (self.right - self.left) / num_pixels
+        return kept * F.cross_entropy(logits, labels) + (1 - kept) * F.cross_entropy(logits, labels[self.partner])
+
+
+def draw_cutmix(probability: float, images: Float[Tensor, "n c h w"], rng: torch.Generator) -> CutMix | None:
+    """A box for a batch, with lambda ~ U(0, 1) of the area left; None where the batch stays as it is.
 
     Source: Yun et al., CutMix (1905.04899), with beta 1, one box a batch, as IDC trains with it.
     """
+    if not probability or float(torch.rand((), generator=rng)) >= probability:
+        return None
     height, width = images.shape[-2:]
-    side = math.sqrt(float(torch.rand((), generator=rng)))  # a box of 1 - lambda of the area, lambda ~ U(0, 1)
-    center = [int(torch.randint(length, (), generator=rng)) for length in (height, width)]
-    top, bottom = (min(max(center[0] + sign * int(height * side) // 2, 0), height) for sign in (-1, 1))
-    left, right = (min(max(center[1] + sign * int(width * side) // 2, 0), width) for sign in (-1, 1))
-    partner = torch.randperm(len(images), generator=rng).to(images.device)
-    mixed = images.clone()
-    mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
-    kept = 1 - (bottom - top) * (right - left) / (height * width)
-    logits = logits_of(mixed)
-    return kept * F.cross_entropy(logits, labels) + (1 - kept) * F.cross_entropy(logits, labels[partner])
+    side = math.sqrt(float(torch.rand((), generator=rng)))
+    row, column = (int(torch.randint(length, (), generator=rng)) for length in (height, width))
+    top, bottom = (min(max(row + sign * int(height * side) // 2, 0), height) for sign in (-1, 1))
+    left, right = (min(max(column + sign * int(width * side) // 2, 0), width) for sign in (-1, 1))
+    return CutMix(top, bottom, left, right, torch.randperm(len(images), generator=rng).to(images.device))

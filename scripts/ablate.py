@@ -17,12 +17,11 @@ import torch
 from gencond.cli import run_cleanly
 from gencond.condense import condense
 from gencond.config import load_recipe, to_dict
-from gencond.data import LabeledImages
+from gencond.distributed import new_accelerator
 from gencond.eval.classifier import train_and_test
 from gencond.eval.protocols import get_protocol
 from gencond.files import short_hash
-from gencond.judge import load_data
-from gencond.ranges import to_uint8
+from gencond.judge import load_data, sampled_images
 
 
 def main() -> None:
@@ -55,23 +54,19 @@ def main() -> None:
             ranges = [(str(ipc), 0, ipc) for ipc in recipe.evaluate.ipc or ((most,) if most else (1, 10, 50))]
             ranges += [] if most else [("fresh", slots, slots + ranges[-1][2])]
             for label, first, last in ranges:
-                images, labels = condensed.sample(last)
-                kept = (
-                    torch.arange(len(labels)) % (last * condensed.images_per_slot) >= first * condensed.images_per_slot
+                sampled, per_slot = sampled_images(condensed, last), condensed.images_per_slot
+                slot = torch.arange(len(sampled)) % (last * per_slot) // per_slot
+                top1 = train_and_test(
+                    [sampled.subset((slot >= first).nonzero()[:, 0])],
+                    held_out,
+                    network=recipe.evaluate.networks[0],
+                    protocol=get_protocol(recipe.evaluate.protocol),
+                    augmentation=recipe.data.augmentation,
+                    normalisation=train.mean_std,
+                    seeds=[seed],
+                    device=new_accelerator().device,
                 )
-                sampled = LabeledImages(to_uint8(images[kept]), labels[kept], train.class_names)
-                scores.setdefault(label, []).append(
-                    train_and_test(
-                        sampled,
-                        held_out,
-                        network=recipe.evaluate.networks[0],
-                        protocol=get_protocol(recipe.evaluate.protocol),
-                        augmentation=recipe.data.augmentation,
-                        normalisation=train.mean_std,
-                        seed=seed,
-                        device=torch.device("cpu"),
-                    )
-                )
+                scores.setdefault(label, []).extend(top1)
         cells = [
             f"IPC {label}: {100 * statistics.mean(values):5.1f} ± {100 * statistics.pstdev(values):3.1f}"
             for label, values in scores.items()

@@ -26,12 +26,12 @@ from gencond.checkpoint import library_versions, prepare_run
 from gencond.cli import run_cleanly
 from gencond.condense import start
 from gencond.config import Recipe, load_recipe, to_dict
-from gencond.data import LabeledImages
+from gencond.distributed import new_accelerator
 from gencond.eval.classifier import train_and_test
 from gencond.eval.protocols import get_protocol
-from gencond.files import read_json, short_hash, write_json, written_whole
-from gencond.judge import data_source, load_data
-from gencond.ranges import to_uint8
+from gencond.files import read_json, short_hash, write_json
+from gencond.judge import data_source, load_data, sampled_images
+from gencond.pictures import new_figure, write_figure
 
 STATE = "bench_accuracy.json"
 
@@ -54,27 +54,24 @@ def measure(name: str, recipe: Recipe, args: argparse.Namespace, device: torch.d
         begun = time.perf_counter()
         matching = start(recipe, train, run, args.pretrained)
         seconds, done = time.perf_counter() - begun, 0
-        for steps in sorted({*(step for step in args.at if step <= recipe.condense.num_steps)}):
+        for steps in sorted(step for step in set(args.at) if step <= recipe.condense.num_steps):
             begun = time.perf_counter()
             for step in range(done, steps):
                 matching.step(step)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds, done = seconds + time.perf_counter() - begun, steps
-            images, labels = matching.result().sample(args.ipc)
-            scores = [
-                train_and_test(
-                    LabeledImages(to_uint8(images).cpu(), labels.cpu(), train.class_names),
-                    held_out,
-                    network=args.network,
-                    protocol=get_protocol(args.protocol),
-                    augmentation=recipe.data.augmentation,
-                    normalisation=train.mean_std,
-                    seed=seed,
-                    device=device,
-                )
-                for seed in range(args.seeds)
-            ]
+            images = sampled_images(matching.result(), args.ipc)
+            scores = train_and_test(
+                [images] * args.seeds,
+                held_out,
+                network=args.network,
+                protocol=get_protocol(args.protocol),
+                augmentation=recipe.data.augmentation,
+                normalisation=train.mean_std,
+                seeds=range(args.seeds),
+                device=device,
+            )
             points.append(
                 {"line": name, "recipe": _key(recipe), "steps": steps, "seconds": round(seconds, 2), "top1": scores}
             )
@@ -104,13 +101,8 @@ def time_to(points: list[dict[str, Any]], top1: float) -> float | None:
 
 def plot(points: list[dict[str, Any]], title: str, path: Path) -> None:
     """Two panels side by side, with the spread over classifiers."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    for axes, key, label in zip(panels, ("seconds", "steps"), ("wall time, seconds", "iterations"), strict=True):
+    figure, panels = new_figure(1, 2, (10, 4), sharey=True)
+    for axes, key, label in zip(panels[0], ("seconds", "steps"), ("wall time, seconds", "iterations"), strict=True):
         for name in dict.fromkeys(point["line"] for point in points):
             own = [point for point in points if point["line"] == name]
             means = [100 * statistics.mean(point["top1"]) for point in own]
@@ -118,15 +110,13 @@ def plot(points: list[dict[str, Any]], title: str, path: Path) -> None:
             axes.errorbar(
                 [point[key] for point in own], means, spreads, marker="o", markersize=4, capsize=2, label=name
             )
-        axes.set_xscale("log" if key == "seconds" else "symlog", **({} if key == "seconds" else {"linthresh": 10}))
+        axes.set_xscale("symlog", linthresh=10)  # a line may begin at zero
         axes.set_xlabel(label)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("top-1 % on held-out images")
-    panels[1].legend(frameon=False)
+    panels[0, 0].set_ylabel("top-1 % on held-out images")
+    panels[0, 1].legend(frameon=False)
     figure.suptitle(title)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)
+    write_figure(path, figure)
 
 
 def main() -> None:
@@ -143,7 +133,7 @@ def main() -> None:
     parser.add_argument("--pretrained", type=Path, help="a pretrained generator, whose training is not counted")
     parser.add_argument("--set", nargs="*", default=[], metavar="part.field=value", help="for all recipes")
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = new_accelerator().device
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / STATE
     lines = [parse_line(line, args) for line in args.lines]

@@ -64,12 +64,13 @@ def measure(name: str, ipc: int, images_per_class: int, width: int, num_steps: i
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - begun)
-            device = matching.accelerator.device
-            again = recipe.real.refresh_steps * 1000  # a step that chooses representatives
-            begun = time.perf_counter()
-            matching.step(again)
-            choice = time.perf_counter() - begun
-            statistics_pass = seconds_of_a_pass(recipe, data, device) if recipe.real.kind == "statistics" else 0.0
+            choice = statistics_pass = 0.0
+            if recipe.real.kind == "representatives":
+                begun = time.perf_counter()
+                matching.step(recipe.real.refresh_steps * 1000)  # a step that chooses them
+                choice = time.perf_counter() - begun
+            if recipe.real.kind == "statistics":
+                statistics_pass = seconds_of_a_pass(recipe, data, matching.accelerator.device)
             matching.accelerator.free_memory()
     return {
         "recipe": name,
@@ -77,7 +78,7 @@ def measure(name: str, ipc: int, images_per_class: int, width: int, num_steps: i
         "real_images": len(data),
         "seconds_per_step": statistics.median(seconds[2:]),
         "warm_up_seconds": sum(seconds[:2]),
-        "choice_seconds": choice if recipe.real.kind == "representatives" else 0.0,
+        "choice_seconds": choice,
         "pass_seconds_per_net": statistics_pass,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }

@@ -13,24 +13,25 @@ OUT/first_images.png shows one image of each class and recipe.
 """
 
 import argparse
+import itertools
 import statistics
 from pathlib import Path
-
-import torch
 
 import gencond
 from gencond.cli import run_cleanly
 from gencond.condense import condense
 from gencond.config import Recipe, first_difference, load_recipe, to_dict
-from gencond.data import LabeledImages, random_subset
+from gencond.data import LabeledImages
+from gencond.distributed import new_accelerator
 from gencond.errors import InputError
-from gencond.eval.baselines import KMEANS_REAL, RANDOM_REAL, draw_baseline
+from gencond.eval.baselines import KMEANS_REAL, RANDOM_REAL, RealImages
 from gencond.eval.classifier import train_and_test
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import get_protocol
-from gencond.files import read_json, short_hash, write_json, written_whole
-from gencond.judge import data_source, load_data
-from gencond.ranges import to_uint8
+from gencond.files import file_hash, read_json, short_hash, write_json
+from gencond.judge import data_source, load_data, sampled_images
+from gencond.pictures import new_figure, write_figure
+from gencond.selection import random_subset
 
 BASELINES = (RANDOM_REAL, KMEANS_REAL)
 
@@ -42,20 +43,14 @@ def recipe_of(row: str, ipc: int, seed: int, args: argparse.Namespace) -> Recipe
     return load_recipe(row, [*changes, f"pixels.ipc={ipc}"], source) if recipe.synthesizer.kind == "pixels" else recipe
 
 
-def folder_of(row: str, recipe: Recipe, args: argparse.Namespace) -> Path:
-    """Of one run, named by what makes it."""
+def run_of(row: str, recipe: Recipe, args: argparse.Namespace) -> tuple[Path, Path | None]:
+    """(folder of a run, named by what makes it; the pretrained generator that it starts from)."""
     values = to_dict(recipe)
     values.pop("evaluate")
+    pretrained = args.pretrained if recipe.synthesizer.kind == "generator" else None
+    weights = None if pretrained is None else [file_hash(file) for file in sorted(pretrained.glob("*.safetensors"))]
     name = row.replace(":", "-").replace("/", "-")
-    return args.out / f"{name}-{recipe.seed}-{short_hash(values, _pretrained(args))[:8]}"
-
-
-def _pretrained(args: argparse.Namespace) -> str | None:
-    """What identifies a pretrained generator."""
-    if args.pretrained is None:
-        return None
-    files = sorted(args.pretrained.glob("*.safetensors"))
-    return short_hash(*((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+    return args.out / f"{name}-{recipe.seed}-{short_hash(values, weights)[:8]}", pretrained
 
 
 def common_data(args: argparse.Namespace) -> Recipe:
@@ -70,27 +65,20 @@ def common_data(args: argparse.Namespace) -> Recipe:
 
 def draw_first_images(real: LabeledImages, args: argparse.Namespace) -> None:
     """OUT/first_images.png: a real image of each class, and below it the first one that each recipe made of it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     rows = {"real": random_subset(real, 1, seed=0).images.float() / 255}
     for row in args.rows:
         if row not in BASELINES:
-            condensed = gencond.load(folder_of(row, recipe_of(row, max(args.ipc), 0, args), args))
+            condensed = gencond.load(run_of(row, recipe_of(row, max(args.ipc), 0, args), args)[0])
             rows[row] = condensed.sample(1)[0][:: condensed.images_per_slot]
     columns = min(real.num_classes, 10)
-    figure, panels = plt.subplots(len(rows), columns, figsize=(columns + 1.6, len(rows)), squeeze=False, layout="tight")
+    figure, panels = new_figure(len(rows), columns, (columns + 1.6, len(rows)))
     for line, (name, images) in zip(panels, rows.items(), strict=True):
         for axes, image in zip(line, images, strict=False):
             axes.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
             axes.set_xticks([])
             axes.set_yticks([])
         line[0].set_ylabel(name.replace(":", "\n"), rotation=0, ha="right", va="center")
-    with written_whole(args.out / "first_images.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=80)
-    plt.close(figure)
+    write_figure(args.out / "first_images.png", figure, dots_per_inch=80)
 
 
 def main() -> None:
@@ -109,48 +97,35 @@ def main() -> None:
     shared = common_data(args)
     train, test = load_data(shared)
     build_network(args.network, train.channels, train.num_classes, train.image_size, seed=0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    def training_set(row: str, ipc: int, seed: int) -> LabeledImages:
-        if row in BASELINES:
-            return draw_baseline(row, train, ipc, seed)
-        recipe = recipe_of(row, ipc, seed, args)
-        uses_gan = recipe.synthesizer.kind == "generator"
-        out = folder_of(row, recipe, args)
-        images, labels = condense(recipe, train, out, args.pretrained if uses_gan else None).sample(ipc)
-        return LabeledImages(to_uint8(images), labels, train.class_names)
-
-    def file_of(row: str, ipc: int, seed: int, protocol: str) -> Path:
-        made = row if row in BASELINES else folder_of(row, recipe_of(row, ipc, seed, args), args).name
-        measured = (made, ipc, seed, protocol, args.network, train.fingerprint, test.fingerprint)
-        return args.out / "scores" / f"{short_hash(*measured, shared.data.augmentation)}.json"
+    device = new_accelerator().device
+    real = RealImages(train, args.network, shared.data.augmentation, device)
 
     cells: dict[tuple[str, int, str], list[float]] = {}
-    for seed in range(args.seeds):
-        for row in args.rows:
-            for ipc in args.ipc:
-                images: LabeledImages | None = None
-                for protocol in protocols:
-                    file = file_of(row, ipc, seed, protocol.name)
-                    if not file.is_file():
-                        images = images or training_set(row, ipc, seed)
-                        top1 = train_and_test(
-                            images,
-                            test,
-                            network=args.network,
-                            protocol=protocol,
-                            augmentation=shared.data.augmentation,
-                            normalisation=train.mean_std,
-                            seed=seed,
-                            device=device,
-                        )
-                        file.parent.mkdir(parents=True, exist_ok=True)
-                        write_json(
-                            file, {"row": row, "ipc": ipc, "seed": seed, "protocol": protocol.name, "top1": top1}
-                        )
-                    top1 = read_json(file)["top1"]
-                    cells.setdefault((row, ipc, protocol.name), []).append(top1)
-                    print(f"seed {seed}  {row}  IPC {ipc}  {protocol.name}: {100 * top1:.2f}", flush=True)
+    for seed, row, ipc in itertools.product(range(args.seeds), args.rows, args.ipc):
+        if row in BASELINES:
+            ((images,), _), made = real.draw(row, ipc, [seed]), row
+        else:
+            recipe = recipe_of(row, ipc, seed, args)
+            folder, pretrained = run_of(row, recipe, args)
+            made, images = folder.name, sampled_images(condense(recipe, train, folder, pretrained), ipc)
+        for protocol in protocols:
+            measured = (made, ipc, seed, protocol.name, args.network, train.fingerprint, test.fingerprint)
+            file = args.out / "scores" / f"{short_hash(*measured, shared.data.augmentation)}.json"
+            if not file.is_file():
+                (top1,) = train_and_test(
+                    [images],
+                    test,
+                    network=args.network,
+                    protocol=protocol,
+                    augmentation=shared.data.augmentation,
+                    normalisation=train.mean_std,
+                    seeds=[seed],
+                    device=device,
+                )
+                write_json(file, {"row": row, "ipc": ipc, "seed": seed, "protocol": protocol.name, "top1": top1})
+            top1 = read_json(file)["top1"]
+            cells.setdefault((row, ipc, protocol.name), []).append(top1)
+            print(f"seed {seed}  {row}  IPC {ipc}  {protocol.name}: {100 * top1:.2f}", flush=True)
     print(f"\n{args.network}, {args.seeds} seeds, top-1 %, mean ± std\n")
     columns = [(protocol, ipc) for protocol in args.protocols for ipc in args.ipc]
     print("| trained on | " + " | ".join(f"{protocol}, IPC {ipc}" for protocol, ipc in columns) + " |")

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from gencond.config import Recipe, load_recipe
-from gencond.data import LabeledImages, load_real, random_subset
+from gencond.data import LabeledImages, load_real
+from gencond.selection import random_subset
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -17,6 +18,7 @@ TINY = (
     "codes.encode_batch_size=16", "condense.num_steps=6", "condense.prefix_lengths=[1,2]",
     "condense.stream_length=2", "condense.representative_batch_size=8", "save_every_steps=2",
     "evaluate.ipc=[1,2]", "evaluate.networks=[convnet2w8]", "evaluate.num_seeds=2",
+    "evaluate.protocol='dm:10'",
 )  # fmt: skip
 
 

@@ -10,14 +10,16 @@ GROUND = {"errors", "files", "progress", "ranges", "pictures", "distributed"}  #
 ALLOWED = {
     **dict.fromkeys(("config", "data", "augment", "networks", "features", "losses", "generator"), set()),
     "training": {"augment"},
+    "selection": {"data"},
+    "foreign": {"data", "generator"},
     "extractors": {"data", "augment", "networks", "features", "training"},
     "statistics": {"data", "augment", "features", "losses"},
-    "targets": {"data", "augment", "features", "losses", "statistics"},
+    "targets": {"data", "selection", "augment", "features", "losses", "statistics"},
     "assembly": {
-        "config", "data", "augment", "networks", "features", "training", "extractors", "statistics", "targets",
-        "generator", "pretrain",
+        "config", "data", "selection", "augment", "networks", "features", "training", "extractors", "statistics",
+        "targets", "generator", "pretrain",
     },
-    "eval": {"data", "augment", "networks", "features", "training"},
+    "eval": {"data", "selection", "augment", "networks", "features", "training"},
     "checkpoint": {"config", "data", "generator"},
     "pretrain": {"config", "data", "augment", "losses", "generator", "checkpoint"},
     "condense": {

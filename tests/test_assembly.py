@@ -8,24 +8,37 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+import yaml
 from conftest import TINY, tiny_recipe
+from safetensors.torch import save_file
+from sklearn.cluster import KMeans
 from torch import Tensor
 
-from gencond.assembly import check_parts, choose_representatives, extractor_maker, new_extractors, new_pixels
+from gencond.assembly import (
+    Representatives,
+    check_parts,
+    choose_representatives,
+    extractor_maker,
+    new_extractors,
+    new_pixels,
+    new_real_side,
+)
 from gencond.augment import Augmentation
 from gencond.checkpoint import RunFolder
-from gencond.condense import Draw, Matching, condense, condense_step
-from gencond.config import Recipe, available_recipes, load_recipe
-from gencond.data import LabeledImages, class_batches
+from gencond.condense import Matching, condense, condense_step
+from gencond.config import RECIPES, Recipe, available_recipes, load_recipe
+from gencond.data import LabeledImages
 from gencond.errors import InputError
 from gencond.features import Embedding, Extractor
 from gencond.generator.packing import decode
 from gencond.generator.pixels import CondensedPixels
-from gencond.networks import ConvNet
+from gencond.networks.convnet import ConvNet
 from gencond.ranges import to_signed
-from gencond.targets import BatchSide, RepresentativeSide
+from gencond.selection import class_batches
+from gencond.targets import BatchSide, Draw, RepresentativeSide
 
 TERMS = ("mean", "mmd", "gradient", "diversity", "center", "classification", "representative", "pixel")
 NONE = [f"objective.{term}_weight=0" for term in TERMS]
@@ -92,8 +105,6 @@ def test_every_term_moves_pixels_on_its_own(few_digits: LabeledImages, term: str
 
 
 def start_pixels(recipe: Recipe, data: LabeledImages) -> Matching:
-    from gencond.assembly import new_real_side
-
     check_parts(recipe)
     extractors, key = new_extractors(recipe, data, torch.device("cpu"))
     real = new_real_side(recipe, data, extractors, key, torch.device("cpu"))
@@ -194,9 +205,6 @@ def test_a_random_network_with_batch_norm_sees_standardised_activations(few_digi
 
 
 def test_weights_of_a_timm_network_are_read_without_its_head(few_digits: LabeledImages, tmp_path: Path) -> None:
-    import timm
-    from safetensors.torch import save_file
-
     torch.manual_seed(5)
     other = timm.create_model("resnet10t", num_classes=7, in_chans=1).state_dict()
     save_file(other, tmp_path / "w.safetensors")
@@ -220,6 +228,12 @@ def test_weights_of_a_timm_network_are_read_without_its_head(few_digits: Labeled
 # --- the steps of the papers are their formulas ----------------------------------------------------------------------
 
 
+def a_draw(step: int, classes: Tensor, extractor: Extractor) -> Draw:
+    """Two slots of each class, no anchors."""
+    none = torch.empty(0, dtype=torch.int64)
+    return Draw(step, classes, 0, 2, extractor, torch.Generator().manual_seed(3), none)
+
+
 def paper_step(data: LabeledImages, weights: dict[str, float], factor: int) -> tuple[CondensedPixels, Tensor, dict]:
     """One step on a frozen network and a fixed draw: (a bank of 3 classes x 2 images, its gradient, its parts)."""
     few = data.subset(torch.cat([data.rows_of(label) for label in (0, 1, 2)]))
@@ -228,9 +242,7 @@ def paper_step(data: LabeledImages, weights: dict[str, float], factor: int) -> t
     pixels.fill_(torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1)
     extractor = Extractor(ConvNet(1, 3, 8, width=4, depth=2), *three.mean_std)
     augmentation = Augmentation("color_crop_cutout_flip_scale_rotate", 8, *three.mean_std)
-    draw = Draw(
-        0, torch.arange(3), 0, 2, extractor, torch.Generator().manual_seed(3), torch.empty(0, dtype=torch.int64)
-    )
+    draw = a_draw(0, torch.arange(3), extractor)
     side = BatchSide(three, 5, torch.device("cpu"))
     loss, _ = condense_step(
         pixels, draw, side, augmentation, choose_nothing(), weights, factor=factor, scale="sum"
@@ -246,8 +258,6 @@ def paper_step(data: LabeledImages, weights: dict[str, float], factor: int) -> t
 
 
 def choose_nothing() -> object:
-    from gencond.assembly import Representatives
-
     empty = torch.empty(0, dtype=torch.int64)
     return Representatives(empty, empty, torch.empty(0, 1, 8, 8))
 
@@ -357,11 +367,9 @@ def test_a_step_with_nothing_to_learn_passes(few_digits: LabeledImages) -> None:
 
 
 def test_representatives_are_the_images_nearest_to_the_centers_of_scikit_learn(few_digits: LabeledImages) -> None:
-    from sklearn.cluster import KMeans
-
     extractor = Extractor(ConvNet(1, 10, 8, width=4, depth=2), *few_digits.mean_std)
     side = RepresentativeSide(few_digits, 3, torch.device("cpu"), refresh_steps=2, seed=7)
-    rows = side.rows(0, torch.tensor([4, 9]), extractor, torch.Generator())
+    rows = side.rows(a_draw(0, torch.tensor([4, 9]), extractor))
     for label, chosen in zip((4, 9), rows, strict=True):
         of_class = few_digits.rows_of(label)
         features = extractor(to_signed(few_digits.images[of_class])).numpy()
@@ -369,13 +377,13 @@ def test_representatives_are_the_images_nearest_to_the_centers_of_scikit_learn(f
         nearest = {int(of_class[((features - center) ** 2).sum(1).argmin()]) for center in centers}
         assert set(chosen.tolist()) == nearest
     other = Extractor(ConvNet(1, 10, 8, width=4, depth=2), *few_digits.mean_std)
-    assert torch.equal(side.rows(1, torch.tensor([4, 9]), other, torch.Generator()), rows)  # not chosen anew yet
+    assert torch.equal(side.rows(a_draw(1, torch.tensor([4, 9]), other)), rows)  # not chosen anew yet
 
 
 def test_a_class_smaller_than_the_batch_gives_its_images_more_than_once(few_digits: LabeledImages) -> None:
     extractor = Extractor(ConvNet(1, 10, 8, width=4, depth=2), *few_digits.mean_std)
     side = RepresentativeSide(few_digits, 20, torch.device("cpu"), candidates=5)
-    rows = side.rows(0, torch.arange(10), extractor, torch.Generator().manual_seed(0))
+    rows = side.rows(a_draw(0, torch.arange(10), extractor))
     assert rows.shape == (10, 20) and all(len(row.unique()) == 5 for row in rows)
     assert torch.equal(few_digits.labels[rows], torch.arange(10)[:, None].expand(10, 20))
 
@@ -385,10 +393,6 @@ def test_a_class_smaller_than_the_batch_gives_its_images_more_than_once(few_digi
 
 @pytest.mark.parametrize("name", available_recipes())
 def test_every_recipe_and_variant_is_legal(name: str) -> None:
-    import yaml
-
-    from gencond.config import RECIPES
-
     variants = (yaml.safe_load((RECIPES / f"{name}.yaml").read_text()).get("variants") or {}).keys()
     for variant in ["", *(f":{variant}" for variant in variants)]:
         recipe = load_recipe(f"{name}{variant}")
@@ -475,7 +479,7 @@ def test_bfloat16_features_are_close_to_float32_ones(few_digits: LabeledImages) 
 COMPILED = """
 import torch
 from gencond.features import Embedding
-from gencond.networks import ConvNet
+from gencond.networks.convnet import ConvNet
 
 embed = Embedding(compile=True)
 for seed in range(3):

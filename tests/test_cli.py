@@ -11,7 +11,10 @@ from PIL import Image
 
 import gencond
 from gencond.cli import main
-from gencond.data import load_real
+from gencond.data import LabeledImages, load_real
+from gencond.eval.baselines import BASELINES
+from gencond.ranges import to_signed
+from gencond.selection import random_subset
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def test_condense_sample_evaluate_and_report_work_together(
     main(["evaluate", str(run)])
     content = json.loads((run / "report.json").read_text())
     assert {(row["images"], row["ipc"]) for row in content["rows"]} == {
-        (images, ipc) for images in ("gencond", "random_real", "kmeans_real") for ipc in (1, 2)
+        (images, ipc) for images in ("gencond", *BASELINES[:-1]) for ipc in (1, 2)
     } | {("whole_set", None)}
     assert "gencond (ours)" in capsys.readouterr().out
     assert "## Results" in (run / "condensed" / "README.md").read_text()
@@ -49,9 +52,10 @@ def test_condense_sample_evaluate_and_report_work_together(
 
 
 def test_a_second_evaluation_reuses_its_rows_and_says_so(run: Path, caplog: pytest.LogCaptureFixture) -> None:
-    main(["evaluate", str(run), "--ipc", "1", "--seeds", "3"])
+    few = ["--seeds", "3", "--baselines", "random_real", "kmeans_real", "whole_set"]
+    main(["evaluate", str(run), "--ipc", "1", *few])
     caplog.set_level("INFO", logger="gencond")
-    main(["evaluate", str(run), "--ipc", "1", "2", "--seeds", "3"])
+    main(["evaluate", str(run), "--ipc", "1", "2", *few])
     assert "4 of 7 rows were measured before" in caplog.text
 
 
@@ -82,7 +86,8 @@ def test_a_folder_of_photographs_goes_all_the_way(tmp_path: Path) -> None:
     ])  # fmt: skip
     main(["evaluate", str(out), "--ipc", "1", "10"])
     content = json.loads((out / "report.json").read_text())
-    assert any("IPC 10" in note for note in content["notes"]) and len(content["rows"]) == 5
+    # ours and the codec's at both IPC, the other four at one: a class has four training images
+    assert any("IPC 10" in note for note in content["notes"]) and len(content["rows"]) == 2 + 2 + 4 + 1
     condensed = gencond.load(out)
     assert condensed.class_names == ["beach", "city", "forest"] and condensed.sample(2)[0].shape == (6, 3, 16, 16)
 
@@ -114,6 +119,52 @@ def test_pixels_with_a_factor_go_all_the_way(
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_anybodys_images_are_judged_beside_the_baselines(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    train, test = load_real("digits", test_fraction=0.2)
+    two = random_subset(train, 2, seed=0)
+    torch.save((to_signed(two.images), two.labels), tmp_path / "theirs.pt")
+    out = tmp_path / "judged"
+    arguments = [
+        "evaluate", str(tmp_path / "theirs.pt"), "--data", "digits", "--out", str(out), "--protocol", "dm:20",
+        "--networks", "convnet2w8", "--seeds", "2", "--baselines", "random_real", "--augmentation", "crop",
+    ]  # fmt: skip
+    assert "--normalised-by MEAN STD (0.5 0.5 where" in fails(capsys, *arguments)
+    main([*arguments, "--normalised-by", "0.5", "0.5"])
+    content = json.loads((out / "report.json").read_text())
+    assert [(row["images"], row["ipc"], row["bytes"]) for row in content["rows"]] == [
+        ("theirs.pt", 2, 20 * 64 * 4), ("random_real", 2, 20 * 64),
+    ]  # fmt: skip
+    report = (out / "report.md").read_text()
+    assert "Images as float32" in report and "--normalised-by 0.5 0.5" in report and "--augmentation crop" in report
+    stolen = LabeledImages(test.images[:200], test.labels[:200], test.class_names)
+    torch.save((stolen.images, stolen.labels), tmp_path / "theirs.pt")
+    assert "theirs.pt holds 130 test images, number 0 of the test set first" in fails(capsys, *arguments)
+    assert "leave --normalised-by and --factor out" in fails(
+        capsys, "evaluate", str(Path(__file__).parent.parent / "checkpoints" / "digits"), "--data", "digits", "--out",
+        str(out), "--factor", "2",
+    )  # fmt: skip
+
+
+def test_test_images_among_the_training_images_are_counted_and_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train, test = load_real("digits", test_fraction=0.2)
+    arrays = {
+        "x_train": torch.cat([train.images, test.images[3:40]])[:, 0].numpy(),
+        "y_train": torch.cat([train.labels, test.labels[3:40]]), "x_test": test.images[:, 0].numpy(),
+        "y_test": test.labels,
+    }  # fmt: skip
+    np.savez(tmp_path / "d.npz", **arrays)
+    two = random_subset(train, 2, seed=0)
+    torch.save((two.images, two.labels), tmp_path / "theirs.pt")
+    line = fails(
+        capsys, "evaluate", str(tmp_path / "theirs.pt"), "--data", str(tmp_path / "d.npz"), "--out",
+        str(tmp_path / "judged"),
+    )  # fmt: skip
+    assert f"37 of {len(test)} test images" in line and "number 3 first: remove them from the test set" in line
+    assert not (tmp_path / "judged").exists()
 
 
 def test_dry_run_prints_the_whole_recipe_and_writes_nothing(

@@ -15,7 +15,7 @@ import gencond
 from gencond.assembly import Representatives, choose_representatives, new_extractors, new_real_side
 from gencond.augment import Augmentation
 from gencond.checkpoint import RunFolder
-from gencond.condense import Draw, condense, condense_step
+from gencond.condense import condense, condense_step
 from gencond.config import Recipe, to_yaml
 from gencond.data import LabeledImages
 from gencond.errors import InputError
@@ -26,6 +26,7 @@ from gencond.losses.center import center_loss
 from gencond.losses.diversity import diversity_loss
 from gencond.losses.kernels import fourier_embedding
 from gencond.pretrain import new_generator
+from gencond.targets import Draw
 
 WEIGHTS = {
     "mean": 1.0, "mmd": 0.7, "diversity": 0.3, "center": 0.2, "classification": 0.5, "pixel": 0.4,

@@ -5,19 +5,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.cluster import KMeans
 
-from gencond.data import (
-    LabeledImages,
-    automatic_image_size,
-    kmeans_representatives,
-    kmeans_subset,
-    load_real,
-    nested_representatives,
-    random_subset,
-    some_of_each_class,
-    split_off,
-)
+from gencond.data import LabeledImages, automatic_image_size, load_real, split_off
 from gencond.errors import InputError
 
 MakeFolder = Callable[..., Path]
@@ -263,42 +252,3 @@ def test_splitting_keeps_every_image_once_and_every_class_on_both_sides(few_digi
     rest, held = split_off(few_digits, 0.1)
     assert len(rest) + len(held) == len(few_digits)
     assert (held.counts == 1).all() and (rest.counts == 11).all()
-
-
-def test_random_subsets_are_class_major_without_repetition_and_differ_by_seed(few_digits: LabeledImages) -> None:
-    one, other = random_subset(few_digits, 5, seed=0), random_subset(few_digits, 5, seed=1)
-    assert one.labels.tolist() == [label for label in range(10) for _ in range(5)]
-    assert not torch.equal(one.images, other.images)
-    assert len(one.images.flatten(1).unique(dim=0)) == 50
-    with pytest.raises(InputError, match="class '0' has 12 images, fewer than IPC 13"):
-        random_subset(few_digits, 13, seed=0)
-
-
-def test_kmeans_representatives_are_the_rows_nearest_to_scikit_learns_centers() -> None:
-    features = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
-    centers = KMeans(7, n_init=1, random_state=3).fit(features).cluster_centers_
-    nearest = {int(((features - center) ** 2).sum(1).argmin()) for center in centers}
-    assert set(kmeans_representatives(features, 7, seed=3).tolist()) == nearest
-
-
-def test_the_kmeans_subset_of_one_is_the_image_nearest_to_the_class_mean(few_digits: LabeledImages) -> None:
-    subset = kmeans_subset(few_digits, 1, seed=0)
-    for label in range(10):
-        own = few_digits.images[few_digits.rows_of(label)].flatten(1).float()
-        nearest = own[(own - own.mean(0)).square().sum(1).argmin()]
-        assert torch.equal(subset.images[label].flatten().float(), nearest)
-
-
-def test_nested_representatives_hold_smaller_sets_as_prefixes_and_stop_at_the_class_size() -> None:
-    features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
-    order = nested_representatives(features, (1, 10, 50), seed=0)
-    assert sorted(order.tolist()) == list(range(30))
-    assert order[:1].tolist() == nested_representatives(features, (1,), seed=0).tolist()
-    assert order[:10].tolist() == nested_representatives(features, (1, 10), seed=0).tolist()
-
-
-def test_some_of_each_class_takes_no_image_twice_and_all_of_a_small_class(few_digits: LabeledImages) -> None:
-    some = some_of_each_class(few_digits, 5, seed=1)
-    assert some.counts.tolist() == [5] * 10 and len(some.images.flatten(1).unique(dim=0)) == 50
-    assert some_of_each_class(few_digits, 100, seed=1).fingerprint != some.fingerprint
-    assert some_of_each_class(few_digits, 100, seed=1).counts.tolist() == [12] * 10

@@ -11,11 +11,13 @@ import torch.multiprocessing as mp
 from conftest import TINY, tiny_recipe
 from test_condense import WEIGHTS, a_step, untrained
 
+import gencond
 from gencond.assembly import choose_representatives, new_extractors
 from gencond.condense import condense
 from gencond.config import load_recipe
-from gencond.data import LabeledImages, load_real, random_subset
+from gencond.data import LabeledImages, load_real
 from gencond.distributed import gather_rows, own_share
+from gencond.selection import random_subset
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 7])
@@ -68,22 +70,36 @@ def test_one_and_more_processes_compute_the_same_loss_and_gradient(tmp_path: Pat
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)  # sums in another order, float32
 
 
+def condense_on_two_processes(launcher: list[str], recipe: str, out: Path, overrides: list[str]) -> str:
+    """Runs the script on the digits with `launcher`; returns what it printed to standard error, with its status."""
+    script = Path(__file__).parent.parent / "scripts" / "condense.py"
+    command = [
+        sys.executable, "-m", *launcher, str(script), "--recipe", recipe, "--data", "digits", "--out", str(out),
+        *overrides,
+    ]  # fmt: skip
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return f"{result.stderr}\nstatus {result.returncode}"
+
+
+def accelerate_launch() -> list[str]:
+    return [
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        str(free_port()),
+    ]
+
+
 @pytest.mark.slow
 def test_accelerate_launch_with_two_processes_makes_nearly_the_same_artefact(tmp_path: Path) -> None:
     overrides = [*TINY, "pretrain.num_steps=0", "objective.center_weight=0.1"]
     train, _ = load_real("digits", test_fraction=0.3333)
     one: LabeledImages = condense(tiny_recipe(*overrides), train, tmp_path / "one")
-    root = Path(__file__).parent.parent
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-        "--main_process_port", str(free_port()), str(root / "scripts" / "condense.py"), "--recipe", "demo",
-        "--data", "digits", "--out", str(tmp_path / "two"), *overrides,
-    ]  # fmt: skip
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    import gencond
-
+    said = condense_on_two_processes(accelerate_launch(), "demo", tmp_path / "two", overrides)
+    assert said.endswith("status 0"), said
     two = gencond.load(tmp_path / "two")
     # ten Adam steps turn float noise into small differences where a gradient is near zero
     assert (one.sample(4)[0] - two.sample(4)[0]).abs().mean() < 1e-3
@@ -99,17 +115,8 @@ def test_two_processes_learn_nearly_the_same_pixels_from_real_batches(tmp_path: 
     recipe = load_recipe(f"{name}:digits", overrides, "digits")
     train, _ = load_real("digits", test_fraction=recipe.data.test_fraction)
     one = condense(recipe, train, tmp_path / "one")
-    root = Path(__file__).parent.parent
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-        "--main_process_port", str(free_port()), str(root / "scripts" / "condense.py"), "--recipe", f"{name}:digits",
-        "--data", "digits", "--out", str(tmp_path / "two"), *overrides,
-    ]  # fmt: skip
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    import gencond
-
+    said = condense_on_two_processes(accelerate_launch(), f"{name}:digits", tmp_path / "two", overrides)
+    assert said.endswith("status 0"), said
     two = gencond.load(tmp_path / "two")
     start = choose_representatives(recipe, train, new_extractors(recipe, train, torch.device("cpu"))[0]).images
     moved = (one(*every_slot()) - start).abs().mean()
@@ -124,13 +131,7 @@ def every_slot() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.slow
 def test_more_processes_than_classes_end_with_one_line(tmp_path: Path) -> None:
-    root = Path(__file__).parent.parent
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()),
-        str(root / "scripts" / "condense.py"), "--recipe", "demo", "--data", "digits", "--out", str(tmp_path / "run"),
-        *TINY, "condense.classes_per_step=1",
-    ]  # fmt: skip
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode != 0 and "2 processes share 1 classes a step" in result.stderr
+    torchrun = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    said = condense_on_two_processes(torchrun, "demo", tmp_path / "run", [*TINY, "condense.classes_per_step=1"])
+    assert not said.endswith("status 0") and "2 processes share 1 classes a step" in said
     assert not (tmp_path / "run").exists()

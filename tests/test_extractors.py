@@ -6,7 +6,7 @@ import torch
 from gencond.data import LabeledImages
 from gencond.extractors import ExtractorMaker, FreshExtractors, OnlineExtractors, build_pool
 from gencond.features import Extractor, state_fingerprint
-from gencond.networks import ConvNet
+from gencond.networks.convnet import ConvNet
 from gencond.ranges import to_signed
 from gencond.training import train_network
 

@@ -1,19 +1,34 @@
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import nn
 
 from gencond.features import Extractor, state_fingerprint
-from gencond.networks import ConvNet, ResNetAP10, automatic_depth
+from gencond.networks.classic import alexnet, lenet, mlp, vgg11
+from gencond.networks.convnet import ConvNet, automatic_depth
+from gencond.networks.resnet import ResNet18, ResNetAP10
+
+
+def count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 @pytest.mark.parametrize(
     ("channels", "classes", "size", "depth", "parameters"),
-    [(3, 10, 32, 3, 320_010), (3, 100, 32, 3, 504_420), (1, 10, 28, 3, 317_706), (3, 200, 64, 4, 857_160)],
+    [
+        (3, 10, 32, 3, 320_010),
+        (3, 100, 32, 3, 504_420),
+        (1, 10, 28, 3, 317_706),
+        (3, 200, 64, 4, 857_160),
+        (3, 10, 128, 5, 615_690),
+    ],  # fmt: skip
 )
 def test_parameter_counts_are_the_published_ones(
     channels: int, classes: int, size: int, depth: int, parameters: int
 ) -> None:
     network = ConvNet(channels, classes, size, depth=depth)
-    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+    assert count(network) == parameters
     assert network.features(torch.zeros(2, channels, size, size)).shape == (2, 2048)
 
 
@@ -80,7 +95,7 @@ def test_resnet_ap_pools_large_images_more_and_has_512_features(size: int, poole
     convs = 3 * 64 * (49 if size > 128 else 9) + 9 * (64 * 64 + 64 * 64)
     convs += sum(9 * (c * 2 * c + 4 * c * c) + 2 * c * c for c in (64, 128, 256))
     norms = 2 * (64 + 2 * 64 + 3 * (128 + 256 + 512))
-    assert sum(p.numel() for p in network.parameters()) == convs + norms + 512 * 10 + 10
+    assert count(network) == convs + norms + 512 * 10 + 10
     small = ResNetAP10(1, 4, size, width=4)
     assert small(torch.randn(2, 1, size, size)).shape == (2, 4)
 
@@ -88,3 +103,41 @@ def test_resnet_ap_pools_large_images_more_and_has_512_features(size: int, poole
 def test_resnet_ap_refuses_sizes_it_cannot_halve() -> None:
     with pytest.raises(ValueError, match="cannot halve 28 px"):
         ResNetAP10(1, 10, 28)
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3) -> int:
+    return outputs * (inputs * kernel**2 + 1)
+
+
+def test_classic_networks_have_the_parameters_of_their_layers() -> None:
+    """Counted by hand for 32 px colour images and ten classes."""
+    assert count(mlp(3, 10, 32)) == 3072 * 128 + 128 + 128 * 128 + 128 + 1290
+    assert count(lenet(3, 10, 32)) == 62_006  # the well-known number
+    convs = conv(3, 128, 5) + conv(128, 192, 5) + conv(192, 256) + conv(256, 192) + conv(192, 192)
+    assert count(alexnet(3, 10, 32)) == convs + 192 * 16 * 10 + 10
+    convs = conv(3, 64) + conv(64, 128) + conv(128, 256) + conv(256, 256)
+    convs += conv(256, 512) + 3 * conv(512, 512)
+    assert count(vgg11(3, 10, 32)) == convs + 2 * (64 + 128 + 2 * 256 + 4 * 512) + 5130
+    assert count(vgg11(3, 10, 32)) == count(vgg11(3, 10, 32, norm="batch"))
+    assert count(ResNet18(3, 10, 32)) == 11_173_962  # the well-known number of ResNet-18 on CIFAR-10
+
+
+@pytest.mark.parametrize("build", [mlp, lenet, alexnet, vgg11, ResNet18])
+@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32), (3, 64)])
+def test_classic_networks_take_the_sizes_of_small_sets(build: Callable, channels: int, size: int) -> None:
+    network = build(channels, 7, size)
+    images = torch.randn(2, channels, size, size)
+    assert network.features(images).shape == (2, network.feature_dim)
+    network(images).square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("build", [lenet, vgg11, ResNet18])
+def test_classic_networks_refuse_images_that_they_halve_to_nothing(build: Callable) -> None:
+    with pytest.raises(ValueError, match="8 px images"):
+        build(1, 10, 8)
+
+
+def test_images_without_strides_are_halved_by_averages_alone_in_the_ap_network() -> None:
+    assert {m.stride for m in ResNetAP10(3, 10, 32).modules() if isinstance(m, nn.Conv2d)} == {(1, 1)}
+    assert [m.stride for m in ResNet18(3, 10, 32).modules() if isinstance(m, nn.Conv2d)].count((2, 2)) == 6

@@ -11,7 +11,7 @@ from gencond.data import LabeledImages
 from gencond.errors import InputError
 from gencond.features import state_fingerprint
 from gencond.generator.biggan import BigGANGenerator
-from gencond.networks import ConvNet
+from gencond.networks.convnet import ConvNet
 from gencond.pretrain import averaged, new_generator, pretrain, pretrained_generator
 from gencond.ranges import to_signed
 from gencond.training import train_network

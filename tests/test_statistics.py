@@ -7,7 +7,7 @@ from gencond.augment import Augmentation
 from gencond.data import LabeledImages
 from gencond.features import Extractor
 from gencond.losses.kernels import fourier_embedding
-from gencond.networks import ConvNet
+from gencond.networks.convnet import ConvNet
 from gencond.ranges import to_signed
 from gencond.statistics import RealStatistics, cached_statistics, real_statistics
 

@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gencond.augment import Augmentation, AugmentParams
-from gencond.data import LabeledImages, class_batches
+from gencond.data import LabeledImages
 from gencond.features import Extractor
-from gencond.networks import ConvNet
+from gencond.networks.convnet import ConvNet
 from gencond.ranges import to_signed
+from gencond.selection import class_batches
 from gencond.statistics import real_statistics
 from gencond.targets import BatchTargets, CachedTargets, class_gradients, gradient_loss
 

@@ -1,10 +1,13 @@
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gencond.augment import Augmentation
 from gencond.data import LabeledImages
+from gencond.networks.convnet import ConvNet
 from gencond.ranges import to_signed
-from gencond.training import cutmix_loss, train_network
+from gencond.training import draw_cutmix, train_network, train_networks
 
 
 def test_one_epoch_matches_a_plain_sgd_loop(few_digits: LabeledImages) -> None:
@@ -93,18 +96,41 @@ def test_the_momentum_starts_anew_after_the_stated_share() -> None:
 
 def test_cutmix_counts_both_labels_by_the_area_that_shows() -> None:
     """Image i is of colour i, so every pixel of a mixed image votes for the label of the image that it came from."""
-
-    class Fixed(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            self.images = images
-            return torch.arange(12.0).view(3, 4)
-
-    network, mixed = Fixed(), 0
     images = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 10, 10).contiguous()
+    logits, changed = torch.arange(12.0).view(3, 4), 0
     for seed in range(8):
-        loss = cutmix_loss(network, images, torch.arange(3), torch.Generator().manual_seed(seed))
-        logits = torch.arange(12.0).view(3, 4).log_softmax(1)
-        votes = [-logits[i, int(pixel)] for i in range(3) for pixel in network.images[i].flatten()]
-        torch.testing.assert_close(loss, torch.stack(votes).mean())
-        mixed += int((network.images != images).any())
-    assert mixed > 3
+        mix = draw_cutmix(1.0, images, torch.Generator().manual_seed(seed))
+        mixed = mix(images)
+        votes = [-logits.log_softmax(1)[i, int(pixel)] for i in range(3) for pixel in mixed[i].flatten()]
+        torch.testing.assert_close(mix.cross_entropy(logits, torch.arange(3), 100), torch.stack(votes).mean())
+        changed += int((mixed != images).any())
+    assert changed > 3
+    draws = [draw_cutmix(0.5, images, torch.Generator().manual_seed(seed)) for seed in range(200)]
+    assert 70 < sum(draw is not None for draw in draws) < 130  # four standard deviations of 7
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_networks_side_by_side_end_as_each_does_alone(few_digits: LabeledImages, norm: str) -> None:
+    """Each with images of its own, under everything a protocol may ask for."""
+    mean, std = few_digits.mean_std
+    sets = [few_digits.subset(torch.arange(start, 120, 2)) for start in (0, 1, 0)]
+    options = {
+        "num_steps": 12, "batch_size": 25, "learning_rate": 0.02, "schedule": lambda done: 1 - done, "restart_at": 0.5,
+        "augmentation": Augmentation("crop_scale_rotate", 8, mean, std), "cutmix": 0.5, "mean": mean, "std": std,
+    }  # fmt: skip
+
+    def fresh(seed: int) -> ConvNet:
+        torch.manual_seed(seed)
+        return ConvNet(1, 10, 8, width=8, depth=2, norm=norm)
+
+    alone, together = ([fresh(seed) for seed in range(3)] for _ in range(2))
+    for seed, network in enumerate(alone):
+        train_network(network, sets[seed].images, sets[seed].labels, seed=seed, **options)
+    train_networks(together, [s.images for s in sets], [s.labels for s in sets], seeds=range(3), **options)
+    start = fresh(0).state_dict()
+    for one, other in zip(alone, together, strict=True):
+        assert not other.training
+        for name, value in one.state_dict().items():
+            # sums in another order, twelve steps of float32
+            torch.testing.assert_close(other.state_dict()[name], value, atol=2e-5, rtol=1e-3, msg=name)
+    assert any((start[name] - value).abs().max() > 0.01 for name, value in alone[0].state_dict().items())

@@ -1,21 +1,97 @@
-"""What a condensed set has to beat: real images at the same number per class, and all of them."""
+"""What a condensed set has to beat: real images at the same number per class or in the same bytes, and all of them."""
 
-from gencond.data import LabeledImages, kmeans_subset, random_subset
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gencond.augment import Augmentation
+from gencond.data import LabeledImages
+from gencond.eval.codec import codec_subsets
+from gencond.eval.networks import build_network
+from gencond.eval.protocols import get_protocol
+from gencond.ranges import to_signed
+from gencond.selection import herding, k_center, kmeans_subset, random_subset, subset_of_each_class
+from gencond.training import train_network
 
 RANDOM_REAL, KMEANS_REAL, WHOLE_SET = "random_real", "kmeans_real", "whole_set"
+HERDING_REAL, K_CENTER_REAL, CODEC_REAL = "herding_real", "k_center_real", "codec_real"
+SAME_NUMBER = (RANDOM_REAL, KMEANS_REAL, HERDING_REAL, K_CENTER_REAL)
+BASELINES = (*SAME_NUMBER, CODEC_REAL, WHOLE_SET)
+EMBEDDED_AT_ONCE = 500
+TRAINING_STEPS = 200  # of the network that herding and k-center choose with
 
 
-def draw_baseline(name: str, train: LabeledImages, ipc: int | None, seed: int) -> LabeledImages:
-    """Training images: random subsets are redrawn for each seed, k-means clusters anew; the whole set stays.
+class RealImages:
+    """The baselines of one set of real images.
 
-    Raises:
-        InputError: a class has fewer than `ipc` images.
+    Args:
+        network: by name; herding and k-center choose in the features of one, trained on the whole set.
+        augmentation: strategy of operations that leave the class as it is.
     """
-    if name == WHOLE_SET:
-        return train
-    return {RANDOM_REAL: random_subset, KMEANS_REAL: kmeans_subset}[name](train, ipc, seed)
 
+    def __init__(self, train: LabeledImages, network: str, augmentation: str, device: torch.device) -> None:
+        self.train, self.network, self.augmentation, self.device = train, network, augmentation, device
 
-def stored_bytes(data: LabeledImages) -> int:
-    """Of images kept class by class as uint8, so that labels cost nothing."""
-    return data.images.numel()
+    def draw(
+        self, name: str, ipc: int | None, seeds: Sequence[int], num_bytes: int = 0
+    ) -> tuple[list[LabeledImages], int] | None:
+        """(training images for each seed, the bytes that store one of them); None where nothing fits `num_bytes`.
+
+        Random subsets are redrawn for each seed and k-means clusters found anew; herding, k-center and the whole set
+        stay.
+
+        Args:
+            name: one of `BASELINES`.
+            num_bytes: for the codec's file.
+        Raises:
+            InputError: a class has fewer than `ipc` images.
+        """
+        if name == CODEC_REAL:
+            return codec_subsets(self.train, num_bytes, seeds)
+        drawn = [self._draw(name, ipc, seed) for seed in seeds]
+        return drawn, drawn[0].images.numel()  # class by class as uint8, so that labels cost nothing
+
+    def _draw(self, name: str, ipc: int | None, seed: int) -> LabeledImages:
+        match name:
+            case "random_real":
+                return random_subset(self.train, ipc, seed)
+            case "kmeans_real":
+                return kmeans_subset(self.train, ipc, seed)
+            case "herding_real":
+                return subset_of_each_class(self.train, ipc, lambda rows: herding(self.features[rows], ipc))
+            case "k_center_real":
+                return subset_of_each_class(self.train, ipc, lambda rows: k_center(self.features[rows], ipc))
+            case "whole_set":
+                return self.train
+        raise ValueError(f"unknown baseline {name!r}")
+
+    @cached_property
+    def features(self) -> Float[Tensor, "n d"]:
+        """Of all images, by a network that was trained on them."""
+        train, (mean, std) = self.train, self.train.mean_std
+        network = build_network(self.network, train.channels, train.num_classes, train.image_size, seed=0)
+        protocol = get_protocol("quick")
+        train_network(
+            network.to(self.device),
+            train.images,
+            train.labels,
+            num_steps=TRAINING_STEPS,
+            batch_size=protocol.batch_size,
+            learning_rate=protocol.learning_rate,
+            schedule=protocol.rate_at,
+            augmentation=Augmentation(self.augmentation, train.image_size, mean, std),
+            mean=mean,
+            std=std,
+            seed=0,
+            description="network for herding",
+        )
+        shift, scale = (torch.tensor(value).view(1, -1, 1, 1) for value in (mean, std))
+        with torch.no_grad():
+            parts = [
+                network.features(((to_signed(images) - shift) / scale).to(self.device)).cpu()
+                for images in train.images.split(EMBEDDED_AT_ONCE)
+            ]
+        return torch.cat(parts)

@@ -1,31 +1,76 @@
 """Networks that judge: a name -> a fresh classifier."""
 
 import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from gencond.errors import InputError
-from gencond.networks import ConvNet, TimmNetwork
+from gencond.networks.classic import alexnet, lenet, mlp, vgg11
+from gencond.networks.convnet import ACTIVATIONS, ConvNet, Norm, Pooling
+from gencond.networks.from_timm import TimmNetwork
+from gencond.networks.resnet import ResNet18, ResNetAP10
+
+# How the options of a ConvNet are written in a name; `none` would not say of what.
+OPTIONS: dict[str, tuple[str, str]] = {
+    **{name: ("norm", name) for name in get_args(Norm) if name != "none"},
+    **{name: ("pooling", name) for name in get_args(Pooling) if name != "none"},
+    **{name: ("activation", name) for name in ACTIVATIONS},
+    "nonorm": ("norm", "none"),
+    "nopool": ("pooling", "none"),
+}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp, "lenet": lenet, "alexnet": alexnet, "vgg11": vgg11, "resnet18": ResNet18, "resnet_ap10": ResNetAP10,
+}  # fmt: skip
+WITH_NORM = ("alexnet", "vgg11", "resnet18", "resnet_ap10")  # besides ConvNets
+KNOWN = (
+    f"judges are convnet<depth>[w<width>][-option ...], {', '.join(BUILDERS)}, or a timm model (timm/<name> where both "
+    f"have the name); options are {', '.join(OPTIONS)}"
+)
 
 
 def build_network(name: str, channels: int, num_classes: int, image_size: int, seed: int) -> nn.Module:
     """A classifier with random weights drawn from `seed`.
 
     Args:
-        name: `convnet3` (three blocks of 128 channels), `convnet2w64` (two of 64), or any timm model.
+        name: `convnet3` (three blocks of 128 channels), `convnet2w64` (two of 64), `convnet3-batch-max` (with batch
+            norm and max pooling), the literature's `mlp`, `lenet`, `alexnet`, `vgg11`, `resnet18` and `resnet_ap10`
+            (`vgg11-batch` with batch norm), or any timm model.
     Raises:
         InputError: an unknown name, or a network that does not fit the images.
     """
-    match = re.fullmatch(r"convnet(\d+)(?:w(\d+))?", name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if match:
-            try:
-                return ConvNet(channels, num_classes, image_size, int(match[2] or 128), int(match[1]))
-            except ValueError as error:
-                raise InputError(f"network {name}: {error}") from None
         try:
-            return TimmNetwork(name, channels, num_classes, image_size)
-        except InputError as error:
-            raise InputError(f"{error}; judges are convnet<depth>[w<width>] or a timm model") from None
+            return _builder(name)(channels, num_classes, image_size)
+        except InputError:
+            raise  # it says already which network
+        except ValueError as error:
+            raise InputError(f"network {name}: {error}") from None
+
+
+def _builder(name: str) -> Callable[[int, int, int], nn.Module]:
+    """What builds the network of a name. Raises InputError for an unknown one."""
+    base, *words = name.split("-")
+    convnet = re.fullmatch(r"convnet(\d+)(?:w(\d+))?", base)
+    if convnet is None and base not in BUILDERS:
+        return partial(_timm, name)
+    options: dict[str, Any] = {}
+    for word in words:
+        option, value = OPTIONS.get(word, (None, None))
+        if option is None or option in options or (convnet is None and (option != "norm" or base not in WITH_NORM)):
+            raise InputError(f"unknown network {name!r}: {base} does not take {word!r} there; {KNOWN}")
+        options[option] = value
+    if convnet is None:
+        return partial(BUILDERS[base], **options)
+    return partial(ConvNet, depth=int(convnet[1]), width=int(convnet[2] or 128), **options)
+
+
+def _timm(name: str, channels: int, num_classes: int, image_size: int) -> nn.Module:
+    try:
+        return TimmNetwork(name.removeprefix("timm/"), channels, num_classes, image_size)
+    except InputError as error:
+        raise InputError(f"{error}; {KNOWN}") from None

@@ -6,6 +6,7 @@ The HTML is one file that opens from disk without a network; it follows the read
 import base64
 import html
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,27 +15,43 @@ import numpy as np
 import torch
 
 from gencond.data import LabeledImages
-from gencond.eval.baselines import KMEANS_REAL, RANDOM_REAL, WHOLE_SET
-from gencond.eval.scoring import GENCOND, REAL_IMAGES, Row
+from gencond.eval.baselines import (
+    BASELINES,
+    CODEC_REAL,
+    HERDING_REAL,
+    K_CENTER_REAL,
+    KMEANS_REAL,
+    RANDOM_REAL,
+    WHOLE_SET,
+)
+from gencond.eval.scoring import GENCOND, Row
 from gencond.files import write_text, written_whole
-from gencond.pictures import PICTURED_CLASSES, PICTURED_IMAGES, grid, screen_scale, write_png
+from gencond.pictures import PICTURED_CLASSES, PICTURED_IMAGES, grid, new_figure, screen_scale, write_png
+from gencond.ranges import as_bytes
 
 NAMES = {
     GENCOND: "gencond (ours)",
     RANDOM_REAL: "random real",
     KMEANS_REAL: "k-means real",
+    HERDING_REAL: "herding real",
+    K_CENTER_REAL: "k-center real",
+    CODEC_REAL: "AVIF real, same bytes",
     WHOLE_SET: "whole training set",
 }
 OURS_COLOR = "#e4572e"
-COLORS = {RANDOM_REAL: "#4c8dd6", KMEANS_REAL: "#3aa76d", WHOLE_SET: "#888888"}
+COLORS = {
+    RANDOM_REAL: "#4c8dd6", KMEANS_REAL: "#3aa76d", HERDING_REAL: "#8e6bbf", K_CENTER_REAL: "#c79a2b",
+    CODEC_REAL: "#30a0a8", WHOLE_SET: "#888888",
+}  # fmt: skip
+RIVALS = (RANDOM_REAL, KMEANS_REAL, CODEC_REAL)
 PAIRED_ROWS = 2
 REAL_PICTURE, SYN_PICTURE, PAIRS_PICTURE = "real.png", "gencond.png", "grid.png"
 
 
 def _kinds(rows: Sequence[Row]) -> dict[str, str]:
     """Kinds of images in a table -> their names for people; what was condensed comes first."""
-    condensed = [row["images"] for row in rows if row["images"] not in REAL_IMAGES]
-    return {images: NAMES.get(images, images) for images in dict.fromkeys([*condensed, *REAL_IMAGES])}
+    condensed = [row["images"] for row in rows if row["images"] not in BASELINES]
+    return {images: NAMES.get(images, images) for images in dict.fromkeys([*condensed, *BASELINES])}
 
 
 # --- words and tables ----------------------------------------------------------------------------------------------
@@ -79,23 +96,34 @@ def summary_table(rows: Sequence[Row]) -> str:
     return "\n".join([first, "", *(line.rstrip() for line in text), "", *verdicts(rows)])
 
 
+def _difference(row: Row, other: Row) -> str:
+    """Of two rows' means in points, with its standard error where there is one."""
+    gap = 100 * (row["top1_mean"] - other["top1_mean"])
+    if min(row["num_seeds"], other["num_seeds"]) < 2:
+        return f"{gap:+.1f}"
+    error = 100 * math.sqrt(sum(one["top1_std"] ** 2 / one["num_seeds"] for one in (row, other)))
+    return f"{gap:+.1f} ± {error:.1f}"
+
+
 def verdicts(rows: Sequence[Row]) -> list[str]:
-    """One sentence for each IPC and network: how far above or below the real images of the same number we are."""
+    """One sentence for each IPC and network: how far above or below real images we are.
+
+    With the standard error of the difference of two means over seeds.
+    """
     sentences = []
     for row in rows:
-        if row["images"] in REAL_IMAGES:
+        if row["images"] in BASELINES:
             continue
         rivals = {
-            other["images"]: 100 * (row["top1_mean"] - other["top1_mean"])
+            other["images"]: _difference(row, other)
             for other in rows
-            if other["images"] in (RANDOM_REAL, KMEANS_REAL)
-            and all(other[key] == row[key] for key in ("ipc", "network", "protocol"))
+            if other["images"] in RIVALS and all(other[key] == row[key] for key in ("ipc", "network", "protocol"))
         }
         if rivals:
-            gaps = " and ".join(f"{gap:+.1f} points against {NAMES[name]}" for name, gap in rivals.items())
+            gaps = "; ".join(f"{gap} points against {NAMES[name]}" for name, gap in rivals.items())
             sentences.append(f"IPC {row['ipc']}, {row['network']}, {row['protocol']}: {gaps}.")
     sizes = {row["images"]: row["bytes"] for row in rows}
-    ours = max((size for images, size in sizes.items() if images not in REAL_IMAGES), default=0)
+    ours = max((size for images, size in sizes.items() if images not in BASELINES), default=0)
     if ours > sizes.get(WHOLE_SET, float("inf")):
         sentences.append(
             f"The condensed set ({_size(ours)}) is larger than the whole training set "
@@ -183,7 +211,8 @@ def write_pictures(out: Path, train: LabeledImages, condensed: LabeledImages) ->
     classes = range(min(train.num_classes, PICTURED_CLASSES))
     count = min(PICTURED_IMAGES, *(int(counts.min()) for counts in (train.counts, condensed.counts)))
     real, syn = (
-        torch.stack([part.images[part.rows_of(label)[:count]] for label in classes]) for part in (train, condensed)
+        torch.stack([as_bytes(part.images[part.rows_of(label)[:count]]) for label in classes])
+        for part in (train, condensed)
     )
     scale = screen_scale(train.image_size)
     write_png(out / "samples" / REAL_PICTURE, grid(real, scale))
@@ -198,23 +227,19 @@ def _figure(draw: Any, width: float = 6.4) -> tuple[bytes, str]:
     """(PNG, SVG) of a plot in colours that read on white and on black."""
     import matplotlib
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     grey = "#808080"
     style = {
         "axes.edgecolor": grey, "axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey, "text.color": grey,
         "axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "svg.fonttype": "none",
         "svg.hashsalt": "gencond", "figure.dpi": 130,
     }  # fmt: skip
-    with plt.rc_context(style):
-        figure, axes = plt.subplots(figsize=(width, 3.4), layout="constrained")
-        draw(axes)
-        axes.grid(alpha=0.25)
+    with matplotlib.rc_context(style):
+        figure, panels = new_figure(1, 1, (width, 3.4))
+        draw(panels[0, 0])
+        panels[0, 0].grid(alpha=0.25)
         png, svg = io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", facecolor="white")
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-        plt.close(figure)
     text = svg.getvalue()
     return png.getvalue(), text[text.index("<svg") :]
 

@@ -1,5 +1,6 @@
 """Rows of a results table: every kind of training images under the same protocol, in the same run."""
 
+import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import torch
 
 from gencond.data import LabeledImages
-from gencond.eval.baselines import KMEANS_REAL, RANDOM_REAL, WHOLE_SET, draw_baseline, stored_bytes
+from gencond.errors import InputError
+from gencond.eval.baselines import BASELINES, CODEC_REAL, SAME_NUMBER, WHOLE_SET, RealImages
 from gencond.eval.classifier import train_and_test
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol
@@ -15,7 +17,6 @@ from gencond.files import short_hash
 from gencond.progress import progress
 
 GENCOND = "gencond"
-REAL_IMAGES = (RANDOM_REAL, KMEANS_REAL, WHOLE_SET)
 Row = dict[str, Any]
 
 
@@ -31,78 +32,94 @@ def score_tables(
     num_seeds: int,
     condensed_name: str = GENCOND,
     condensed_key: str,
-    condensed_bytes: int,
+    condensed_bytes: Callable[[int], int],
+    baselines: Sequence[str] = BASELINES,
     device: torch.device,
     known: Sequence[Row] = (),
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> tuple[list[Row], list[str]]:
-    """(rows, notes): the condensed set, random and k-means real images at each IPC, and the whole set; each network.
+    """(rows, notes): the condensed set and the baselines at each IPC, and the whole set; for each network.
 
     Args:
         sample: ipc -> the condensed set's images, fixed.
         condensed_name: of its rows: GENCOND, or the recipe's name where that is another's method.
         condensed_key: identifies the condensed set, so that its rows are recognised.
-        condensed_bytes: what of it must be stored.
+        condensed_bytes: ipc -> what of it must be stored; the codec's images get as much.
+        baselines: names from `BASELINES`.
         known: rows of an earlier evaluation; one that asked the same of the same is taken instead of trained again.
         on_row: called with each row once it is measured, so that a killed evaluation loses one row at most.
     Returns:
         Rows with `images`, `mode`, `ipc` (None for the whole set), `network`, `protocol`, `top1_mean`, `top1_std` (over
-        seeds, in [0, 1]), `top1` (each seed), `num_seeds`, `bytes`, `bits_per_class`, `key`. Notes say what was left
-        out and why.
+        seeds, in [0, 1]), `top1` (each seed), `num_seeds`, `num_images` (trained on), `bytes`, `bits_per_class`, `key`.
+        Notes say what was left out and why.
     Raises:
-        InputError: an unknown network, or one that does not fit the images.
+        InputError: an unknown network or baseline, or a network that does not fit the images.
     """
+    if unknown := [name for name in baselines if name not in BASELINES]:
+        raise InputError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
     for network in networks:  # a wrong name fails before any training
         build_network(network, train.channels, train.num_classes, train.image_size, seed=0)
     known_rows = {row["key"]: row for row in known if "key" in row}
     smallest, name = min(zip(train.counts.tolist(), train.class_names, strict=True))
     rows, notes, waiting = [], [], []
-    for network in networks:
-        for images, ipc in [
-            *((images, ipc) for ipc in sorted(set(ipcs)) for images in (condensed_name, RANDOM_REAL, KMEANS_REAL)),
-            (WHOLE_SET, None),
-        ]:
-            if images in (RANDOM_REAL, KMEANS_REAL) and ipc > smallest:
-                notes.append(f"no {images} row at IPC {ipc}: class {name!r} has only {smallest} training images")
-                continue
-            key = short_hash(
-                images, ipc, network, protocol.describe(), augmentation, num_seeds, train.fingerprint, test.fingerprint,
-                None if images in REAL_IMAGES else condensed_key,
-            )  # fmt: skip
-            row = {
-                "images": images, "mode": "fixed", "ipc": ipc, "network": network, "protocol": protocol.name,
-                "num_seeds": num_seeds, "key": key,
-            }  # fmt: skip
-            if key in known_rows:
-                row = known_rows[key]
-            else:
-                waiting.append(row)
-            rows.append(row)
-    bar = progress(description="evaluation", total=len(waiting) * num_seeds, unit="network", disable=not waiting)
-    for row in waiting:
-        images, ipc = row["images"], row["ipc"]
-        fixed = None if images in REAL_IMAGES else sample(ipc)  # a baseline is drawn for each seed
-        scores = []
-        for seed in range(num_seeds):
-            bar.set_postfix_str(f"{images} IPC {ipc or 'all'}")
-            drawn = draw_baseline(images, train, ipc, seed) if fixed is None else fixed
-            scores.append(
-                train_and_test(
-                    drawn,
-                    test,
-                    network=row["network"],
-                    protocol=protocol,
-                    augmentation=augmentation,
-                    normalisation=train.mean_std,
-                    seed=seed,
-                    device=device,
-                )
-            )
-            bar.update()
+    beside = [name for name in baselines if name != WHOLE_SET]
+    asked = [(images, ipc) for ipc in sorted(set(ipcs)) for images in (condensed_name, *beside)]
+    asked += [(WHOLE_SET, None)] if WHOLE_SET in baselines else []
+    for network, (images, ipc) in itertools.product(networks, asked):
+        if images in SAME_NUMBER and ipc > smallest:
+            notes.append(f"no {images} row at IPC {ipc}: class {name!r} has only {smallest} training images")
+            continue
+        key = short_hash(
+            images, ipc, network, protocol.describe(), augmentation, num_seeds, train.fingerprint, test.fingerprint,
+            condensed_bytes(ipc) if images == CODEC_REAL else None if images in BASELINES else condensed_key,
+        )  # fmt: skip
+        row = {
+            "images": images, "mode": "fixed", "ipc": ipc, "network": network, "protocol": protocol.name,
+            "num_seeds": num_seeds, "key": key,
+        }  # fmt: skip
+        if key in known_rows:
+            row = known_rows[key]
+        else:
+            waiting.append(row)
+        rows.append(row)
+
+    def cost(num_images: int) -> int:
+        """Images that go through the classifiers of a row."""
+        return num_seeds * protocol.num_steps(num_images) * min(protocol.batch_size, num_images)
+
+    costs = [cost(len(train) if row["ipc"] is None else row["ipc"] * train.num_classes) for row in waiting]
+    bar = progress(description="evaluation", total=sum(costs), unit="image", unit_scale=True, disable=not waiting)
+    real = {network: RealImages(train, network, augmentation, device) for network in networks}
+    for row, expected in zip(waiting, costs, strict=True):
+        images, ipc, begun = row["images"], row["ipc"], bar.n
+        bar.set_postfix_str(f"{images} IPC {ipc or 'all'}")
+        if images in BASELINES:
+            num_bytes = condensed_bytes(ipc) if images == CODEC_REAL else 0
+            drawn = real[row["network"]].draw(images, ipc, range(num_seeds), num_bytes)
+        else:
+            drawn = [sample(ipc)] * num_seeds, condensed_bytes(ipc)
+        if drawn is None:
+            notes.append(f"no {images} row at IPC {ipc}: {num_bytes} bytes hold not one image of each class")
+            rows.remove(row)
+            continue
+        sets, row["bytes"] = drawn
+        row["num_images"] = len(sets[0])
+        actual = cost(len(sets[0]))
+        bar.total += actual - expected  # a codec's file holds more
+        scores = train_and_test(
+            sets,
+            test,
+            network=row["network"],
+            protocol=protocol,
+            augmentation=augmentation,
+            normalisation=train.mean_std,
+            seeds=range(num_seeds),
+            device=device,
+            on_share=lambda share, begun=begun, actual=actual: bar.update(int(begun + share * actual) - bar.n),
+        )
         row["top1"] = scores
         row["top1_mean"] = statistics.mean(scores)
         row["top1_std"] = statistics.stdev(scores) if num_seeds > 1 else 0.0
-        row["bytes"] = stored_bytes(drawn) if images in REAL_IMAGES else condensed_bytes
         row["bits_per_class"] = 8 * row["bytes"] / train.num_classes
         on_row(row)
     bar.close()

@@ -27,7 +27,8 @@ from gencond.ranges import to_uint8
 class Condensed(ModelMixin, ConfigMixin):
     """A diffusers model that maps (class, slot) to an image; slots 0 .. k-1 of each class are the set of IPC k.
 
-    An artefact may cut each image into factor x factor ones (`packing.decode`): IPC counts the images before.
+    Calling it with (labels, slots, seed=None) gives images in [-1, 1], not yet cut by `factor`, with gradient. An
+    artefact may cut each image into factor x factor ones (`packing.decode`): IPC counts the images before.
     """
 
     image_size: int
@@ -61,11 +62,9 @@ class Condensed(ModelMixin, ConfigMixin):
         """What must be stored to sample from it, of all weights and statistics."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.state_dict().values())
 
-    def forward(
-        self, labels: Int64[Tensor, " n"], slots: Int64[Tensor, " n"], seed: int | None = None
-    ) -> Float[Tensor, "n c h w"]:
-        """Images in [-1, 1] of (class, slot) pairs, not yet cut by `factor`, with gradient."""
-        raise NotImplementedError
+    def bytes_of(self, ipc: int) -> int:
+        """What must be stored for `ipc` images of each class: of a generator all of it, of pixels their own."""
+        return self.num_bytes
 
     @torch.no_grad()
     def sample(

@@ -56,6 +56,9 @@ class CondensedPixels(Condensed):
     def largest_ipc(self) -> int:
         return self.num_slots
 
+    def bytes_of(self, ipc: int) -> int:
+        return self.num_bytes * ipc // self.num_slots
+
     @property
     def _affine(self) -> tuple[Tensor, Tensor]:
         return tuple(

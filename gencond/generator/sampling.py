@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from gencond.distributed import rank_and_world
 from gencond.errors import InputError
 from gencond.files import written_whole
 from gencond.pictures import png_bytes
@@ -154,9 +155,9 @@ class SampleStream(torch.utils.data.IterableDataset):
             raise InputError(f"batch_size must be a multiple of {images_per_slot} and at least 1, not {batch_size}")
         self.synthesize, self.num_classes, self.first_slot = synthesize, num_classes, first_slot
         self.batch_size, self.seed, self.images_per_slot = batch_size, seed, images_per_slot
-        running = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.rank = rank if rank is not None else torch.distributed.get_rank() if running else 0
-        self.num_processes = num_processes or (torch.distributed.get_world_size() if running else 1)
+        launched = rank_and_world()
+        self.rank = launched[0] if rank is None else rank
+        self.num_processes = num_processes or launched[1]
 
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
         """Batch `number`, in any order."""

@@ -11,7 +11,7 @@ from gencond.losses.gradient import gradient_matching_loss
 from gencond.losses.kernels import squared_distance
 from gencond.losses.mean import mean_matching_loss
 from gencond.losses.mmd import mmd_loss, squared_mmd
-from gencond.networks import ConvNet
+from gencond.networks.convnet import ConvNet
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

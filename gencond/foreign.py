@@ -1,0 +1,202 @@
+"""Anybody's condensed set: a folder of images, an .npz or a file of tensors -> images to train a classifier on."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gencond.data import LabeledImages, image_files, load_folder
+from gencond.errors import InputError
+from gencond.generator.packing import decode
+from gencond.ranges import to_signed
+
+TENSOR_FILES = (".pt", ".pth", ".safetensors", ".npz")
+IMAGE_NAMES = ("images", "image", "x_train", "x", "data", "imgs")
+LABEL_NAMES = ("labels", "label", "y_train", "y", "targets", "target")
+
+
+@dataclass(frozen=True)
+class ForeignSet:
+    """A condensed set as it was stored.
+
+    Args:
+        images: class-major, the first `ipc` of each class; bytes, or floats in [-1, 1] where the set stores floats,
+            which may lie outside.
+        factor: each is cut into factor x factor before anybody is trained on it.
+        image_bytes: of one stored image.
+        stored: what is stored, for people.
+    """
+
+    images: LabeledImages
+    ipc: int
+    factor: int
+    image_bytes: float
+    stored: str
+
+    def sample(self, ipc: int) -> LabeledImages:
+        """The first `ipc` stored images of each class, cut by `factor`, class-major."""
+        kept = torch.arange(len(self.images)) % self.ipc < ipc
+        chosen = self.images.subset(kept.nonzero()[:, 0])
+        if self.factor == 1:
+            return chosen
+        cut = decode(to_signed(chosen.images), self.factor)
+        return LabeledImages(cut, chosen.labels.repeat_interleave(self.factor**2), chosen.class_names)
+
+    def num_bytes(self, ipc: int) -> int:
+        """What must be stored of `ipc` images of each class; labels cost nothing, class by class."""
+        return math.ceil(self.image_bytes * ipc * self.images.num_classes)
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a path holds images or tensors rather than an artefact of gencond."""
+    if path.is_file():
+        return path.suffix in TENSOR_FILES
+    return path.is_dir() and not any((path / name).exists() for name in ("config.json", "condensed", "recipe.yaml"))
+
+
+def read_foreign(
+    path: Path,
+    real: LabeledImages,
+    normalised_by: tuple[Sequence[float], Sequence[float]] | None = None,
+    factor: int = 1,
+) -> ForeignSet:
+    """A condensed set of the classes of `real`.
+
+    Args:
+        path: a folder with one folder of images per class, or a file of tensors: .npz, .safetensors, .pt with
+            (images, labels), a mapping with such names, or {"data": [[images, labels], ...]} as the code of DC and DM
+            writes it (the first of them is taken). Images are bytes, or floats in [0, 1] or normalised.
+        real: the training set that it stands for.
+        normalised_by: mean and standard deviation per channel, of images in [0, 1], that floats were normalised with.
+        factor: the set cuts each image into factor x factor (IDC's multi-formation).
+    Raises:
+        InputError: nothing there, or what is there cannot be trained on; one line that says why.
+    """
+    if path.is_dir():
+        images, labels, image_bytes, stored = _read_folder(path, real)
+    elif path.suffix in TENSOR_FILES and path.is_file():
+        images, labels = _read_tensors(path)
+        _check_shape(path, images, labels, real)
+        image_bytes, stored = float(images[0].numel() * images.element_size()), f"images as {str(images.dtype)[6:]}"
+    else:
+        raise InputError(f"{path} is no condensed set: expected a folder of images, {', '.join(TENSOR_FILES)}")
+    _check_labels(path, labels, real)
+    if images.dtype != torch.uint8:
+        images = _signed(path, images.float(), normalised_by)
+    elif normalised_by is not None:
+        raise InputError(f"{path} holds bytes, which are not normalised: leave --normalised-by out")
+    ipc = int(torch.bincount(labels, minlength=real.num_classes).min())
+    if ipc * real.num_classes > len(real):
+        raise InputError(
+            f"{path} holds {ipc} images of each class, more than the {len(real)} real ones: nothing was condensed"
+        )
+    rows = [(labels == label).nonzero()[:ipc, 0] for label in range(real.num_classes)]
+    order = torch.cat(rows)
+    return ForeignSet(
+        LabeledImages(images[order].contiguous(), labels[order], real.class_names), ipc, factor, image_bytes, stored
+    )
+
+
+def _read_folder(root: Path, real: LabeledImages) -> tuple[Tensor, Tensor, float, str]:
+    found, _ = load_folder(root, real.image_size)
+    if found.class_names != real.class_names:
+        odd = min(set(real.class_names) ^ set(found.class_names))
+        raise InputError(
+            f"{root} has {found.num_classes} class folders, the real images {real.num_classes} classes; {odd!r} is in "
+            "one of them only: name the folders as the real classes are named"
+        )
+    if found.channels != real.channels:
+        raise InputError(f"{root} holds images of {found.channels} channels, the real ones have {real.channels}")
+    sizes = [path.stat().st_size for path in image_files(root)]
+    return found.images, found.labels, sum(sizes) / len(sizes), "image files"
+
+
+def _read_tensors(path: Path) -> tuple[Tensor, Tensor]:
+    """(images, labels) of a file, as they are stored, channels first."""
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                content: Any = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "names"}
+        elif path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged file, or one with other objects, makes torch and numpy raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{path} cannot be read as tensors ({first[:120]}): save images and labels alone, as with "
+            "torch.save((images, labels), path)"
+        ) from None
+    if isinstance(content, Mapping) and isinstance(content.get("data"), list | tuple) and content["data"]:
+        content = content["data"][0]  # DC, DSA and DM: one pair for each experiment
+    if isinstance(content, Mapping):
+        found = [
+            next((content[name] for name in names if name in content), None) for names in (IMAGE_NAMES, LABEL_NAMES)
+        ]
+        if any(one is None for one in found):
+            raise InputError(f"{path} holds {', '.join(map(str, content)) or 'nothing'}; expected images and labels")
+        content = found
+    pair = isinstance(content, list | tuple) and len(content) >= 2 and all(torch.is_tensor(t) for t in content[:2])
+    if not pair:
+        raise InputError(f"{path} does not hold a pair of tensors, images and labels")
+    images, labels = content[0], content[1]
+    if images.ndim == 3:
+        images = images[:, None]
+    if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[-1] in (1, 3):
+        images = images.permute(0, 3, 1, 2)
+    return images, labels
+
+
+def _check_shape(path: Path, images: Tensor, labels: Tensor, real: LabeledImages) -> None:
+    expected = (real.channels, real.image_size, real.image_size)
+    if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+        raise InputError(f"{path} holds images of shape {list(images.shape)}, the real ones are {list(expected)} each")
+    if not (images.is_floating_point() or images.dtype == torch.uint8):
+        raise InputError(f"{path} holds images of type {images.dtype}: expected bytes (uint8) or floats")
+    if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise InputError(
+            f"{path} holds {len(images)} images and labels of shape {list(labels.shape)} and type {labels.dtype}: "
+            "expected one class index for each image (soft labels are not read)"
+        )
+
+
+def _check_labels(path: Path, labels: Tensor, real: LabeledImages) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= real.num_classes:
+        raise InputError(
+            f"{path} has label {low if low < 0 else high}; the real classes are 0 .. {real.num_classes - 1}"
+        )
+    counts = torch.bincount(labels.long(), minlength=real.num_classes)
+    if empty := (counts == 0).nonzero()[:, 0].tolist():
+        raise InputError(f"{path} has no image of class {real.class_names[empty[0]]!r} ({len(empty)} classes lack any)")
+
+
+def _signed(
+    path: Path, images: Float[Tensor, "n c h w"], normalised_by: tuple[Sequence[float], Sequence[float]] | None
+) -> Float[Tensor, "n c h w"]:
+    """Floats of a file in [-1, 1], not clamped."""
+    bad = ~images.isfinite().flatten(1).all(1)
+    if bad.any():
+        raise InputError(
+            f"{path}: {int(bad.sum())} images hold NaN or infinity, the first is number {int(bad.nonzero()[0])}"
+        )
+    channels = images.shape[1]
+    if normalised_by is not None:
+        if any(len(value) not in (1, channels) for value in normalised_by):
+            raise InputError(f"--normalised-by needs a mean and a standard deviation for each of {channels} channels")
+        mean, std = (torch.tensor(value, dtype=torch.float32).view(1, -1, 1, 1) for value in normalised_by)
+        images = images * std + mean
+    elif float(images.min()) < -1e-3 or float(images.max()) > 1 + 1e-3:
+        raise InputError(
+            f"{path} holds floats from {float(images.min()):.2f} to {float(images.max()):.2f}, not in [0, 1]: say what "
+            "they were normalised with, --normalised-by MEAN STD (0.5 0.5 where they are in [-1, 1])"
+        )
+    return images * 2 - 1

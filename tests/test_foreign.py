@@ -1,0 +1,168 @@
+"""Anybody's condensed set is read as it was stored, or refused in one line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gencond.data import LabeledImages
+from gencond.errors import InputError
+from gencond.foreign import is_foreign, read_foreign
+from gencond.generator.packing import decode
+from gencond.ranges import to_signed, to_unit
+from gencond.selection import random_subset
+
+
+@pytest.fixture
+def condensed(few_digits: LabeledImages) -> LabeledImages:
+    """Two images of each class, in an order of their own."""
+    two = random_subset(few_digits, 2, seed=0)
+    return two.subset(torch.randperm(20, generator=torch.Generator().manual_seed(1)))
+
+
+def floats(data: LabeledImages) -> Tensor:
+    return to_unit(to_signed(data.images))
+
+
+WRITERS: dict[str, Callable[[LabeledImages, Path], None]] = {
+    "pair.pt": lambda data, path: torch.save((floats(data), data.labels), path),
+    "names.pt": lambda data, path: torch.save({"images": floats(data), "labels": data.labels}, path),
+    "dc.pt": lambda data, path: torch.save({"data": [[floats(data), data.labels]], "accs": {"ConvNet": [0.5]}}, path),
+    "t.safetensors": lambda data, path: save_file({"x_train": floats(data), "y_train": data.labels}, path),
+    "t.npz": lambda data, path: np.savez(path, images=floats(data).permute(0, 2, 3, 1).numpy(), labels=data.labels),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_tensor_files_of_all_kinds_give_the_same_class_major_images(
+    few_digits: LabeledImages, condensed: LabeledImages, tmp_path: Path, name: str
+) -> None:
+    WRITERS[name](condensed, tmp_path / name)
+    assert is_foreign(tmp_path / name)
+    found = read_foreign(tmp_path / name, few_digits)
+    assert found.ipc == 2 and found.stored == "images as float32"
+    assert found.num_bytes(1) == 10 * 64 * 4 and found.num_bytes(2) == 20 * 64 * 4
+    order = condensed.labels.argsort(stable=True)
+    two = found.sample(2)
+    assert two.labels.tolist() == [label for label in range(10) for _ in range(2)]
+    assert two.class_names == few_digits.class_names
+    torch.testing.assert_close(two.images, to_signed(condensed.images[order]))
+    assert torch.equal(found.sample(1).images, two.images[::2])
+
+
+def test_bytes_and_half_precision_are_counted_as_stored(
+    few_digits: LabeledImages, condensed: LabeledImages, tmp_path: Path
+) -> None:
+    torch.save((condensed.images, condensed.labels), tmp_path / "bytes.pt")
+    torch.save((floats(condensed).half(), condensed.labels), tmp_path / "half.pt")
+    assert read_foreign(tmp_path / "bytes.pt", few_digits).num_bytes(2) == 20 * 64
+    assert read_foreign(tmp_path / "half.pt", few_digits).num_bytes(2) == 20 * 64 * 2
+
+
+def test_a_folder_of_images_counts_the_bytes_of_its_files(
+    few_digits: LabeledImages, condensed: LabeledImages, tmp_path: Path
+) -> None:
+    for number, (image, label) in enumerate(zip(condensed.images, condensed.labels.tolist(), strict=True)):
+        folder = tmp_path / "set" / few_digits.class_names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(folder / f"{number:02d}.png")
+    found = read_foreign(tmp_path / "set", few_digits)
+    assert is_foreign(tmp_path / "set") and found.ipc == 2
+    assert found.num_bytes(2) == sum(path.stat().st_size for path in (tmp_path / "set").rglob("*.png"))
+    assert torch.equal(found.sample(2).images, condensed.images[condensed.labels.argsort(stable=True)])
+    (tmp_path / "set" / "9").rename(tmp_path / "set" / "nine")
+    with pytest.raises(InputError, match="10 class folders, the real images 10 classes; '9' is in one of them only"):
+        read_foreign(tmp_path / "set", few_digits)
+
+
+def test_normalised_floats_are_brought_back_and_not_clamped(
+    few_digits: LabeledImages, condensed: LabeledImages, tmp_path: Path
+) -> None:
+    images = floats(condensed)
+    images[0, 0, 0, 0] = 1.5  # DM leaves the range of images
+    torch.save(((images - 0.3) / 0.2, condensed.labels), tmp_path / "n.pt")
+    with pytest.raises(InputError, match=r"floats from -1\.50 to 6\.00, not in \[0, 1\]: say what .* --normalised-by"):
+        read_foreign(tmp_path / "n.pt", few_digits)
+    found = read_foreign(tmp_path / "n.pt", few_digits, normalised_by=([0.3], [0.2])).sample(2)
+    order = condensed.labels.argsort(stable=True)
+    torch.testing.assert_close(found.images, images[order] * 2 - 1)
+    assert float(found.images.max()) == pytest.approx(2.0)
+
+
+def test_factor_cuts_every_image_where_it_is_used(
+    few_digits: LabeledImages, condensed: LabeledImages, tmp_path: Path
+) -> None:
+    torch.save((condensed.images, condensed.labels), tmp_path / "p.pt")
+    found = read_foreign(tmp_path / "p.pt", few_digits, factor=2)
+    cut, whole = found.sample(1), read_foreign(tmp_path / "p.pt", few_digits).sample(1)
+    assert cut.labels.tolist() == [label for label in range(10) for _ in range(4)]
+    torch.testing.assert_close(cut.images, decode(to_signed(whole.images), 2))
+    assert found.num_bytes(1) == 640  # what is stored, before it is cut
+
+
+def _images(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return lambda images, labels: (change(images), labels)
+
+
+def _labels(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return lambda images, labels: (images, change(labels))
+
+
+def _nan(images: Tensor) -> Tensor:
+    images[3, 0, 0, 0] = torch.nan
+    return images
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_images(_nan), "1 images hold NaN or infinity, the first is number 3"),
+        (_images(lambda x: x.expand(-1, 3, -1, -1)), r"images of shape \[20, 3, 8, 8\], the real ones are \[1, 8, 8\]"),
+        (_images(lambda x: x[..., :7]), r"images of shape \[20, 1, 8, 7\]"),
+        (_images(lambda x: x.long()), "images of type torch.int64: expected bytes"),
+        (_images(lambda x: x[:19]), r"19 images and labels of shape \[20\]"),
+        (_labels(lambda y: y + 1), r"has label 10; the real classes are 0 \.\. 9"),
+        (_labels(lambda y: y - 1), "has label -1"),
+        (_labels(lambda y: y.clamp_max(8)), r"has no image of class '9' \(1 classes lack any\)"),
+        (_labels(lambda y: torch.eye(10)[y]), r"labels of shape \[20, 10\] .*soft labels are not"),
+        (lambda x, y: (x.repeat(7, 1, 1, 1), y.repeat(7)), "14 images of each class, more than the 120 real ones"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused_in_one_line(
+    few_digits: LabeledImages, condensed: LabeledImages, tmp_path: Path, spoil: Callable, message: str
+) -> None:
+    torch.save(spoil(floats(condensed), condensed.labels), tmp_path / "set.pt")
+    with pytest.raises(InputError, match=message) as caught:
+        read_foreign(tmp_path / "set.pt", few_digits)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": torch.zeros(1)}, "holds a; expected images and labels"),
+        (torch.zeros(3), "does not hold a pair of tensors"),
+        ((torch.zeros(20, 1, 8, 8), [0] * 20), "does not hold a pair of tensors"),
+        ({"data": [], "labels": 1}, "does not hold a pair"),
+        ((Path("x"), 1), "cannot be read as tensors .* save images and labels alone"),
+    ],
+)
+def test_files_that_hold_something_else_say_what_they_should_hold(
+    few_digits: LabeledImages, tmp_path: Path, content: object, message: str
+) -> None:
+    torch.save(content, tmp_path / "set.pt")
+    with pytest.raises(InputError, match=message):
+        read_foreign(tmp_path / "set.pt", few_digits)
+    (tmp_path / "broken.npz").write_bytes(b"no zip")
+    with pytest.raises(InputError, match="broken.npz cannot be read as tensors"):
+        read_foreign(tmp_path / "broken.npz", few_digits)
+
+
+def test_a_run_folder_is_no_foreign_set(tmp_path: Path) -> None:
+    (tmp_path / "condensed").mkdir()
+    assert not is_foreign(tmp_path) and not is_foreign(tmp_path / "nothing")
