@@ -108,6 +108,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="of anybody's floats, per channel and comma-separated, as of images in [0, 1]",
     )  # fmt: skip
     evaluate.add_argument("--factor", type=int, default=1, help="anybody's images are cut into factor x factor (IDC)")
+    evaluate.add_argument(
+        "--quality", metavar="NETWORK", help="FID and its kin by `inception` or a timm model, NAME or NAME=WEIGHTS_FILE"
+    )
     evaluate.add_argument("--out", type=Path, help="for the report; default: the run folder")
     evaluate.set_defaults(command=run_evaluate)
 
@@ -188,7 +191,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     judge(
         args.path, out, ipcs=args.ipc, protocol=args.protocol, networks=args.networks, num_seeds=args.seeds,
         data=args.data, baselines=args.baselines, augmentation=args.augmentation,
-        normalised_by=args.normalised_by and tuple(args.normalised_by), factor=args.factor,
+        normalised_by=args.normalised_by and tuple(args.normalised_by), factor=args.factor, quality=args.quality,
     )  # fmt: skip
     print(f"\nLook at   {out}/report.html")
 

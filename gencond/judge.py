@@ -16,18 +16,24 @@ from gencond.data import NAMED_SETS, LabeledImages, load_real, rows_seen, split_
 from gencond.distributed import new_accelerator
 from gencond.errors import InputError
 from gencond.eval.baselines import BASELINES
+from gencond.eval.drawing import write_nearest, write_pictures
+from gencond.eval.memorization import memorisation
+from gencond.eval.metrics import compare_sets
 from gencond.eval.protocols import get_protocol
-from gencond.eval.report import summary_table, write_pictures, write_reports
+from gencond.eval.report import write_reports
 from gencond.eval.scoring import GENCOND, Row, score_tables
+from gencond.eval.wording import summary_table
 from gencond.features import state_fingerprint
 from gencond.files import read_json, short_hash, write_json, write_text
 from gencond.foreign import ForeignSet, is_foreign, read_foreign
 from gencond.generator.card import model_card
 from gencond.generator.face import Condensed
 from gencond.ranges import to_uint8
+from gencond.selection import some_of_each_class
 
 logger = logging.getLogger(__name__)
 
+QUALITY_IMAGES = 10_000  # real ones that samples are held against
 SHARED_IMAGES_BORNE = 0.01  # of a test set; public sets hold a few duplicates
 OWN_RECIPES = ("demo", "gencond")  # rows of others carry their recipe's name
 
@@ -119,6 +125,7 @@ def judge(
     augmentation: str | None = None,
     normalised_by: tuple[Sequence[float], Sequence[float]] | None = None,
     factor: int = 1,
+    quality: str | None = None,
 ) -> None:
     """Scores a condensed set beside the baselines, prints the table, and writes report.json, report.md and report.html.
 
@@ -130,6 +137,7 @@ def judge(
         data: the real images, where they are not those the recipe names or have moved.
         baselines: names from `eval.baselines.BASELINES`; None takes all.
         normalised_by, factor: of anybody's images, see `foreign.read_foreign`.
+        quality: a network for FID and its kin, see `eval.metrics.embed`; None leaves them out.
     Raises:
         InputError: no artefact, real images of other classes or another size, an unknown protocol or network.
     """
@@ -190,6 +198,7 @@ def judge(
                 "augmentation": augmentation and [augmentation],
                 "normalised-by": normalised_by and [",".join(map(str, one)) for one in normalised_by],
                 "factor": None if factor == 1 else [factor],
+                "quality": quality and [quality],
             },
         ),
     }
@@ -233,6 +242,20 @@ def judge(
     content["notes"] += left_out
     keep(*rows)
     write_pictures(out, train, subject.sample(min(10, max(ipcs))))
+    samples = subject.sample(max(ipcs))
+    content["memorisation"], nearest = memorisation(samples, train, test)
+    write_nearest(out, samples, train, nearest)
+    if quality is not None:
+        content["quality"] = compare_sets(
+            quality,
+            samples,
+            some_of_each_class(train, -(-QUALITY_IMAGES // train.num_classes), seed=0),
+            some_of_each_class(test, -(-len(samples) // test.num_classes), seed=0),
+            device,
+        )
+    elif "quality" in old and known:
+        content["quality"] = old["quality"]
+    write_json(out / "report.json", content)
     write_reports(out, content, RunFolder(out).read_log())
     if condensed and out.resolve() == Path(path).resolve() and (out / "condensed").is_dir():
         write_text(out / "condensed" / "README.md", model_card(condensed, content["rows"]))

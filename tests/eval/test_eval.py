@@ -10,10 +10,12 @@ from gencond.errors import InputError
 from gencond.eval.baselines import BASELINES
 from gencond.eval.classifier import top1_on_real, train_and_test
 from gencond.eval.codec import codec_subsets, encode_mosaic
+from gencond.eval.drawing import write_pictures
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import PROTOCOLS, Protocol, get_protocol
-from gencond.eval.report import summary_table, table, verdicts, write_pictures, write_reports
+from gencond.eval.report import write_reports
 from gencond.eval.scoring import score_tables
+from gencond.eval.wording import summary_table, table, verdicts
 from gencond.networks.convnet import ConvNet
 from gencond.selection import random_subset
 

@@ -1,0 +1,124 @@
+"""Pictures of samples and plots of a report, into a run's `samples` folder or as bytes."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gencond.data import LabeledImages
+from gencond.eval.baselines import CODEC_REAL, HERDING_REAL, K_CENTER_REAL, KMEANS_REAL, RANDOM_REAL, WHOLE_SET
+from gencond.eval.memorization import Nearest
+from gencond.eval.scoring import Row
+from gencond.eval.wording import kinds
+from gencond.pictures import PICTURED_CLASSES, PICTURED_IMAGES, grid, new_figure, screen_scale, write_png
+from gencond.ranges import as_bytes
+
+OURS_COLOR = "#e4572e"
+COLORS = {
+    RANDOM_REAL: "#4c8dd6", KMEANS_REAL: "#3aa76d", HERDING_REAL: "#8e6bbf", K_CENTER_REAL: "#c79a2b",
+    CODEC_REAL: "#30a0a8", WHOLE_SET: "#888888",
+}  # fmt: skip
+PAIRED_ROWS = 2
+REAL_PICTURE, SYN_PICTURE, PAIRS_PICTURE, NEAREST_PICTURE = "real.png", "gencond.png", "grid.png", "nearest.png"
+CLOSEST_PAIRS = 10
+
+
+def write_pictures(out: Path, train: LabeledImages, condensed: LabeledImages) -> None:
+    """Real and synthetic images of the same classes, into `out/samples`.
+
+    Args:
+        condensed: class-major samples.
+    """
+    classes = range(min(train.num_classes, PICTURED_CLASSES))
+    count = min(PICTURED_IMAGES, *(int(counts.min()) for counts in (train.counts, condensed.counts)))
+    real, syn = (
+        torch.stack([as_bytes(part.images[part.rows_of(label)[:count]]) for label in classes])
+        for part in (train, condensed)
+    )
+    scale = screen_scale(train.image_size)
+    write_png(out / "samples" / REAL_PICTURE, grid(real, scale))
+    write_png(out / "samples" / SYN_PICTURE, grid(syn, scale))
+    shown = min(PAIRED_ROWS, count)  # one class a column, real images above ours
+    blocks = [grid(images[:, :shown].transpose(0, 1), scale) for images in (real, syn)]
+    between = np.full((6, *blocks[0].shape[1:]), 255, dtype=np.uint8)
+    write_png(out / "samples" / PAIRS_PICTURE, np.concatenate([blocks[0], between, blocks[1]]))
+
+
+def write_nearest(out: Path, samples: LabeledImages, train: LabeledImages, nearest: Nearest) -> None:
+    """The samples that lie nearest to a training image, above it, into `out/samples`."""
+    closest = nearest.distance.argsort()[:CLOSEST_PAIRS]
+    pairs = torch.stack([as_bytes(samples.images[closest]), train.images[nearest.row[closest]]])
+    write_png(out / "samples" / NEAREST_PICTURE, grid(pairs, screen_scale(train.image_size)))
+
+
+def _figure(draw: Any, width: float = 6.4) -> tuple[bytes, str]:
+    """(PNG, SVG) of a plot in colours that read on white and on black."""
+    import matplotlib
+
+    grey = "#808080"
+    style = {
+        "axes.edgecolor": grey, "axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey, "text.color": grey,
+        "axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "svg.fonttype": "none",
+        "svg.hashsalt": "gencond", "figure.dpi": 130,
+    }  # fmt: skip
+    with matplotlib.rc_context(style):
+        figure, panels = new_figure(1, 1, (width, 3.4))
+        draw(panels[0, 0])
+        panels[0, 0].grid(alpha=0.25)
+        png, svg = io.BytesIO(), io.StringIO()
+        figure.savefig(png, format="png", facecolor="white")
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    text = svg.getvalue()
+    return png.getvalue(), text[text.index("<svg") :]
+
+
+def plot_accuracy(rows: Sequence[Row]) -> tuple[bytes, str]:
+    """Top-1 over IPC with the standard deviation over seeds, for the first network and protocol."""
+    shown = rows[0]["network"], rows[0]["protocol"]
+
+    def draw(axes: Any) -> None:
+        ticks = sorted({row["ipc"] for row in rows if row["ipc"]})
+        for images, name in kinds(rows).items():
+            own = sorted(
+                (row for row in rows if (row["images"], row["network"], row["protocol"]) == (images, *shown)),
+                key=lambda row: row["ipc"] or 0,
+            )
+            means, stds = ([100 * row[key] for row in own] for key in ("top1_mean", "top1_std"))
+            if images == WHOLE_SET and own:
+                axes.axhline(means[0], color=COLORS[images], linestyle="--", label=name)
+            elif own:
+                x = [row["ipc"] for row in own]
+                axes.errorbar(x, means, stds, color=COLORS.get(images, OURS_COLOR), marker="o", capsize=3, label=name)
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [str(ipc) for ipc in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("images per class")
+        axes.set_ylabel(f"top-1 %, {shown[0]}")
+        axes.legend(frameon=False)
+
+    return _figure(draw)
+
+
+def plot_losses(log: Sequence[Mapping[str, Any]]) -> tuple[bytes, str] | None:
+    """The unweighted parts of the objective over condensing steps; None without a log."""
+    entries = [entry for entry in log if entry.get("stage") == "condense" and "loss" in entry]
+    if not entries:
+        return None
+    names = dict.fromkeys(key for entry in entries for key in entry if key not in ("stage", "step", "seconds"))
+
+    def draw(axes: Any) -> None:
+        for name in names:
+            own = [entry for entry in entries if name in entry]  # a term may be left out of some steps
+            window = max(1, len(own) // 8)
+            smooth = torch.tensor([float(entry[name]) for entry in own]).unfold(0, window, 1).mean(1)
+            steps = [entry["step"] for entry in own][window - 1 :]
+            axes.plot(steps, smooth, label=name, linewidth=2 if name == "loss" else 1.2)
+        axes.set_yscale("log")
+        axes.set_xlabel("condensing step")
+        axes.set_ylabel("unweighted parts (moving mean)")
+        axes.legend(frameon=False, ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+    return _figure(draw)

@@ -1,0 +1,62 @@
+"""Whether samples are copies: how near each lies to a training image, against how near held-out real images lie."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from gencond.data import LabeledImages
+from gencond.ranges import to_signed
+from gencond.selection import some_of_each_class
+
+AT_ONCE = 500
+HELD_OUT = 2000
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """For each image its nearest training image.
+
+    Args:
+        distance: root mean squared difference of pixels, in units of the range of an image, in [0, 1].
+        row: of the training set.
+    """
+
+    distance: Float[Tensor, " n"]
+    row: Int64[Tensor, " n"]
+
+
+def nearest_training_images(images: LabeledImages, train: LabeledImages) -> Nearest:
+    """Among all classes, in pixel space."""
+    points = to_signed(train.images).flatten(1)
+    distances, rows = [], []
+    for some in to_signed(images.images).flatten(1).split(AT_ONCE):
+        nearest = torch.cdist(some, points).min(1)
+        distances.append(nearest.values)
+        rows.append(nearest.indices)
+    return Nearest(torch.cat(distances) / (2 * points.shape[1] ** 0.5), torch.cat(rows))
+
+
+def memorisation(
+    syn: LabeledImages, train: LabeledImages, held_out: LabeledImages, seed: int = 0
+) -> tuple[dict[str, float], Nearest]:
+    """(what was measured, the samples' nearest training images).
+
+    Args:
+        held_out: real images that were not condensed; up to 2000 random ones are looked at.
+    Returns:
+        `median_syn` and `median_held_out`, of the distances; `share_nearer`, of samples that lie nearer to a training
+        image than all but a twentieth of held-out images do. Near 0.05 where samples are as new as other real images.
+    """
+    of_syn = nearest_training_images(syn, train)
+    others = some_of_each_class(held_out, -(-HELD_OUT // held_out.num_classes), seed)
+    of_real = nearest_training_images(others, train).distance
+    measured = {
+        "num_syn": float(len(syn)),
+        "num_held_out": float(len(others)),
+        "median_syn": float(of_syn.distance.median()),
+        "median_held_out": float(of_real.median()),
+        "share_nearer": float((of_syn.distance < of_real.quantile(0.05)).float().mean()),
+    }
+    return measured, of_syn

@@ -1,0 +1,189 @@
+"""How samples compare with real images as sets, in the features of any network: FID, KID, precision, recall, ...
+
+They say how images look, not what they teach: a set may score badly here and train well.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+from gencond.data import LabeledImages
+from gencond.errors import InputError
+from gencond.networks.from_timm import TimmNetwork
+from gencond.progress import progress
+from gencond.ranges import as_bytes, to_signed, to_unit
+
+EMBEDDED_AT_ONCE = 64
+NEIGHBOURS = 5
+COLLAPSED = 0.1  # of the spread of real images
+
+
+def quality(syn: Float[Tensor, "m d"], real: Float[Tensor, "n d"]) -> dict[str, float]:
+    """FID, KID, precision, recall, density and coverage of samples against real images.
+
+    Args:
+        syn, real: features of any network; at least two of each.
+    Returns:
+        `fid` (1706.08500), `kid` (1801.01401; the mean over subsets of up to 1000), `precision` and `recall`
+        (1904.06991), `density` and `coverage` (2002.09797); all but the first two in [0, 1], density also above.
+    Raises:
+        InputError: torch-fidelity is not installed.
+    """
+    try:
+        from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+        from torch_fidelity.metric_kid import kid_features_to_metric
+        from torch_fidelity.metric_prc import prc_features_to_metric
+    except ImportError:
+        raise InputError("--quality needs torch-fidelity: pip install 'gencond[quality]'") from None
+    moments = [fid_features_to_statistics(features.double()) for features in (syn, real)]
+    subset = min(1000, len(syn), len(real))
+    kid = kid_features_to_metric(syn, real, kid_subset_size=subset, verbose=False)
+    neighbours = min(NEIGHBOURS, len(syn) - 1, len(real) - 1)
+    prc = prc_features_to_metric(syn, real, prc_neighborhood=neighbours, verbose=False)
+    density, coverage = density_and_coverage(syn, real, neighbours)
+    return {
+        "fid": fid_statistics_to_metric(*moments, verbose=False)["frechet_inception_distance"],
+        "kid": kid["kernel_inception_distance_mean"],
+        "precision": float(prc["precision"]),
+        "recall": float(prc["recall"]),
+        "density": density,
+        "coverage": coverage,
+    }
+
+
+def density_and_coverage(
+    syn: Float[Tensor, "m d"], real: Float[Tensor, "n d"], neighbours: int = NEIGHBOURS
+) -> tuple[float, float]:
+    """How many real neighbourhoods hold a sample on average, over `neighbours`; the share that hold one at all.
+
+    A real image's neighbourhood is the ball to its `neighbours`-th nearest other real image.
+
+    Source: Naeem et al., Reliable fidelity and diversity metrics (2002.09797), equations 3 and 4.
+    """
+    inside: list[Bool[Tensor, "k m"]] = []
+    for some in torch.arange(len(real)).split(2000):
+        radius = torch.cdist(real[some], real).kthvalue(neighbours + 1).values  # the nearest is the image itself
+        inside.append(torch.cdist(real[some], syn) < radius[:, None])
+    held = torch.cat(inside)
+    return float(held.float().sum(0).mean() / neighbours), float(held.any(1).float().mean())
+
+
+def spread_of_classes(
+    features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], num_classes: int
+) -> Float[Tensor, " classes"]:
+    """Mean squared distance of a class's features to their center, of each class; NaN where it has one image."""
+    spreads = []
+    for label in range(num_classes):
+        own = features[labels == label]
+        spreads.append(own.var(0).sum() if len(own) > 1 else features.new_tensor(torch.nan))
+    return torch.stack(spreads)
+
+
+def compare_sets(
+    extractor: str, syn: LabeledImages, real: LabeledImages, floor: LabeledImages, device: torch.device
+) -> dict[str, Any]:
+    """The quality panel of a report.
+
+    Args:
+        extractor: see `embed`.
+        syn, real: samples and the real images that they are held against.
+        floor: other real images, as many as the samples: what the same numbers are for real images.
+    Returns:
+        `extractor`, `num_syn`, `num_real`, `condensed` and `held_out_real` (see `quality`), `diversity` (class name ->
+        spread in units of the real one, where there are two images), `collapsed` (names of classes that are nearly the
+        same image again and again).
+    """
+    of_syn, of_real, of_floor = (embed(extractor, part.images, device) for part in (syn, real, floor))
+    spread = spread_of_classes(of_syn, syn.labels, real.num_classes)
+    spread = spread / spread_of_classes(of_real, real.labels, real.num_classes)
+    shares = {name: one for name, one in zip(real.class_names, spread.tolist(), strict=True) if not math.isnan(one)}
+    return {
+        "extractor": extractor.partition("=")[0],
+        "num_syn": len(syn),
+        "num_real": len(real),
+        "condensed": quality(of_syn, of_real),
+        "held_out_real": quality(of_floor, of_real),
+        "diversity": shares,
+        "collapsed": [name for name, share in shares.items() if share < COLLAPSED],
+    }
+
+
+@torch.no_grad()
+def embed(
+    extractor: str, images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"], device: torch.device
+) -> Float[Tensor, "n d"]:
+    """Features of images.
+
+    Args:
+        extractor: `inception` or a timm model, with weights from their home or, after `=`, from a file.
+    Raises:
+        InputError: no such network, or weights that cannot be had.
+    """
+    name, _, weights = extractor.partition("=")
+    network = _inception(weights) if name == "inception" else _timm(name, weights or "pretrained")
+    network = network.to(device)
+    chunks = as_bytes(images).split(EMBEDDED_AT_ONCE)
+    bar = progress(chunks, description=f"quality: {name}", unit="batch", disable=len(chunks) < 20)
+    return torch.cat([network(some.expand(-1, 3, -1, -1).to(device)).float().cpu() for some in bar])
+
+
+def _inception(weights: str) -> torch.nn.Module:
+    """The network of the FID, for bytes of any size."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError:
+        raise InputError("--quality needs torch-fidelity: pip install 'gencond[quality]'") from None
+    try:
+        network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights or None)
+    except Exception as error:  # no network, a wrong file
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"the weights of inception cannot be had ({first[:100]}): give a file, --quality inception=PATH, or a timm "
+            "model"
+        ) from None
+    return _First(network)
+
+
+class _First(torch.nn.Module):
+    """The one feature of a network that returns a tuple of them."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.contiguous())[0]
+
+
+def _timm(name: str, weights: str) -> torch.nn.Module:
+    if weights != "pretrained" and not Path(weights).is_file():
+        raise InputError(f"--quality {name}={weights}: no such file")
+    import timm
+
+    if not timm.is_model(name):
+        raise InputError(f"--quality {name}: timm has no such model; known besides is inception")
+    given = timm.get_pretrained_cfg(name) or timm.create_model(name).pretrained_cfg
+    given = given if isinstance(given, dict) else given.to_dict()
+    network = TimmNetwork(name, 3, 1000, given["input_size"][1], weights)
+    return _Resized(network.eval(), given["input_size"][1], given["mean"], given["std"])
+
+
+class _Resized(torch.nn.Module):
+    """Bytes of any size -> features of a timm network, as it was trained."""
+
+    def __init__(self, network: TimmNetwork, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network, self.size = network, size
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        side = (self.size, self.size)
+        large = F.interpolate(to_unit(to_signed(images)), side, mode="bicubic", antialias=True).clamp(0, 1)
+        return self.network.features((large - self.mean) / self.std)

@@ -1,0 +1,196 @@
+"""What the rows of report.json say, in tables and sentences."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gencond.eval.baselines import (
+    BASELINES,
+    CODEC_REAL,
+    HERDING_REAL,
+    K_CENTER_REAL,
+    KMEANS_REAL,
+    RANDOM_REAL,
+    WHOLE_SET,
+)
+from gencond.eval.scoring import GENCOND, Row
+
+NAMES = {
+    GENCOND: "gencond (ours)",
+    RANDOM_REAL: "random real",
+    KMEANS_REAL: "k-means real",
+    HERDING_REAL: "herding real",
+    K_CENTER_REAL: "k-center real",
+    CODEC_REAL: "AVIF real, same bytes",
+    WHOLE_SET: "whole training set",
+}
+RIVALS = (RANDOM_REAL, KMEANS_REAL, CODEC_REAL)
+
+
+def kinds(rows: Sequence[Row]) -> dict[str, str]:
+    """Kinds of images in a table -> their names for people; what was condensed comes first."""
+    condensed = [row["images"] for row in rows if row["images"] not in BASELINES]
+    return {images: NAMES.get(images, images) for images in dict.fromkeys([*condensed, *BASELINES])}
+
+
+def _percent(row: Row) -> str:
+    return f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}"
+
+
+def _size(*counts: int) -> str:
+    """Bytes for people, several in the unit of the largest."""
+    unit, digits, name = (1e6, 2, "MB") if max(counts) >= 1e6 else (1e3, 1, "kB")
+    return " / ".join(f"{count / unit:.{digits}f}" for count in counts) + f" {name}"
+
+
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """(header, lines) of top-1 per cent.
+
+    One line for each kind of images, network and protocol; one column for each IPC, and "all" for the whole set.
+    """
+    ipcs = sorted({row["ipc"] for row in rows if row["ipc"]})
+    header = ["trained on", "network", "protocol", *(f"IPC {ipc}" for ipc in ipcs), "all", "stored"]
+    lines = []
+    for network, protocol in dict.fromkeys((row["network"], row["protocol"]) for row in rows):
+        for images, name in kinds(rows).items():
+            wanted = (images, network, protocol)
+            own = {row["ipc"]: row for row in rows if (row["images"], row["network"], row["protocol"]) == wanted}
+            if own:
+                cells = [_percent(own[ipc]) if ipc in own else "" for ipc in [*ipcs, None]]
+                sizes = sorted({row["bytes"] for row in own.values()})
+                lines.append([name, network, protocol, *cells, _size(*sizes)])
+    return header, lines
+
+
+def summary_table(rows: Sequence[Row]) -> str:
+    """The table for a terminal, with a sentence on what it says."""
+    header, lines = table(rows)
+    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *lines]]
+    text.insert(1, "  ".join("-" * width for width in widths))
+    first = f"Top-1 accuracy (%) on real test images, mean ± std over {rows[0]['num_seeds']} seeds:"
+    return "\n".join([first, "", *(line.rstrip() for line in text), "", *verdicts(rows)])
+
+
+def _difference(row: Row, other: Row) -> str:
+    """Of two rows' means in points, with its standard error where there is one."""
+    gap = 100 * (row["top1_mean"] - other["top1_mean"])
+    if min(row["num_seeds"], other["num_seeds"]) < 2:
+        return f"{gap:+.1f}"
+    error = 100 * math.sqrt(sum(one["top1_std"] ** 2 / one["num_seeds"] for one in (row, other)))
+    return f"{gap:+.1f} ± {error:.1f}"
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """One sentence for each IPC and network: how far above or below real images we are.
+
+    With the standard error of the difference of two means over seeds.
+    """
+    sentences = []
+    for row in rows:
+        if row["images"] in BASELINES:
+            continue
+        rivals = {
+            other["images"]: _difference(row, other)
+            for other in rows
+            if other["images"] in RIVALS and all(other[key] == row[key] for key in ("ipc", "network", "protocol"))
+        }
+        if rivals:
+            gaps = "; ".join(f"{gap} points against {NAMES[name]}" for name, gap in rivals.items())
+            sentences.append(f"IPC {row['ipc']}, {row['network']}, {row['protocol']}: {gaps}.")
+    sizes = {row["images"]: row["bytes"] for row in rows}
+    ours = max((size for images, size in sizes.items() if images not in BASELINES), default=0)
+    if ours > sizes.get(WHOLE_SET, float("inf")):
+        sentences.append(
+            f"The condensed set ({_size(ours)}) is larger than the whole training set "
+            f"({_size(sizes[WHOLE_SET])}): on this data it saves no storage."
+        )
+    return sentences
+
+
+def _cut(images_per_slot: int) -> str:
+    return "" if images_per_slot == 1 else f", each cut into {images_per_slot} images: IPC counts them before"
+
+
+def _words(protocol: Mapping[str, Any]) -> str:
+    """A protocol in one line."""
+    shown = {name: value for name, value in protocol.items() if name != "name" and value not in (None, "", [], ())}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
+
+
+def quality_table(panel: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """(header, lines) of the quality panel of `metrics.compare_sets`."""
+    names = list(panel["condensed"])
+    lines = [
+        [label, *(f"{panel[key][name]:.3g}" for name in names)]
+        for label, key in (("condensed", "condensed"), ("held-out real images", "held_out_real"))
+    ]
+    return ["", *(name.upper() if name in ("fid", "kid") else name for name in names)], lines
+
+
+def about_likeness(content: Mapping[str, Any]) -> list[str]:
+    """Sentences on the quality panel and on memorisation, for what of them was measured."""
+    sentences = []
+    if panel := content.get("quality"):
+        low = min(panel["diversity"].items(), key=lambda item: item[1], default=None)
+        sentences.append(
+            f"Features of {panel['extractor']}; {panel['num_syn']} samples and as many held-out real images, each "
+            f"against {panel['num_real']} real ones. Both FID and KID depend on the number of images."
+        )
+        if low:
+            sentences.append(f"Least diverse class: {low[0]}, {100 * low[1]:.0f} % of the spread of real images.")
+        if panel["collapsed"]:
+            sentences.append(f"Nearly the same image again and again: {', '.join(panel['collapsed'])}.")
+    if found := content.get("memorisation"):
+        sentences.append(
+            f"Nearest training image, in pixels: {100 * found['median_syn']:.1f} % of the range away from a sample "
+            f"(median of {found['num_syn']:.0f}), {100 * found['median_held_out']:.1f} % from a held-out real image; "
+            f"{100 * found['share_nearer']:.0f} % of the samples are nearer to one than 95 % of held-out images are."
+        )
+    return sentences
+
+
+def facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, str]]]:
+    """What the numbers rest on: section -> (name, value)."""
+    made, rows = content["condensed"], content["rows"]
+    data = made.get("data", {})
+    seconds: dict[str, float] = {}
+    for entry in log:
+        if "seconds" in entry:
+            seconds[entry["stage"]] = seconds.get(entry["stage"], 0.0) + entry["seconds"]
+    return {
+        "How it was judged": [
+            (
+                "Judged on",
+                f"{content['num_test_images']} real images of the {content['judged_on']} set"
+                + (", which chose nothing" if content["judged_on"] == "test" else ": settings may be chosen by it"),
+            ),
+            ("Selection", "none: the last iterate of every training"),
+            ("Mode", "fixed: k images of each class drawn once"),
+            ("Seeds", f"{rows[0]['num_seeds']}; random real images are drawn anew for each"),
+            *((f"Protocol {row['name']}", _words(row)) for row in content["protocols"]),
+            ("Augmentation", content["augmentation"]),
+        ],
+        "What was condensed": [
+            ("Training images", f"{data.get('num_images', '?')} of {data.get('source', '?')}"),
+            ("Fingerprint", str(data.get("fingerprint", "?"))),
+            (
+                made.get("stored", "learned codes").capitalize(),
+                f"{made['num_slots']} per class" + _cut(made.get("images_per_slot", 1)),
+            ),
+            (
+                "Stored",
+                f"{made['bytes']:,} bytes, {8 * made['bytes'] / len(content['class_names']) / 1e6:.3f} Mbit per class",
+            ),
+            ("Recipe", f"{made.get('recipe', {}).get('name', '?')}, in full in recipe.yaml"),
+        ],
+        "Cost": [
+            *((stage, f"{value:.1f} s") for stage, value in seconds.items()),
+            ("evaluation", f"{content['evaluation_seconds']:.1f} s, all rows"),
+        ],
+        "To reproduce": [
+            ("Command", content["command"]),
+            ("Commit", str(content["commit"] or "unknown")),
+            ("Versions", ", ".join(f"{name} {number}" for name, number in content["versions"].items())),
+        ],
+    }
