@@ -38,7 +38,7 @@ from gencond.ranges import to_signed
 from gencond.selection import nested_representatives, pixel_features, some_of_each_class
 from gencond.statistics import cached_statistics
 from gencond.targets import BatchSide, RealSide, RepresentativeSide, StatisticsSide, embed_all
-from gencond.training import new_sgd, train_network
+from gencond.training import Shuffled, new_sgd, train_network
 
 logger = logging.getLogger(__name__)
 
@@ -222,10 +222,8 @@ def new_extractors(recipe: Recipe, data: LabeledImages, device: torch.device) ->
         rows = torch.randperm(len(data), generator=_rng(seed))[: part.train_images]
         train_network(
             network,
-            data.images[rows],
-            data.labels[rows],
+            Shuffled(data.images[rows].to(device), data.labels[rows].to(device), part.batch_size),
             num_steps=-(-len(rows) // part.batch_size),
-            batch_size=part.batch_size,
             learning_rate=part.learning_rate,
             augmentation=augmentation,
             cutmix=part.cutmix,

@@ -24,7 +24,7 @@ from gencond.data import LabeledImages
 from gencond.features import Embedding, Extractor, resized
 from gencond.files import read_cache, short_hash, written_whole
 from gencond.ranges import to_signed
-from gencond.training import train_network
+from gencond.training import Shuffled, train_network
 
 logger = logging.getLogger(__name__)
 
@@ -216,10 +216,8 @@ def build_pool(
 
             train_network(
                 network,
-                data.images,
-                data.labels,
+                Shuffled(data.images.to(maker.device), data.labels.to(maker.device), batch_size),
                 num_steps=max(snapshot_steps),
-                batch_size=batch_size,
                 learning_rate=learning_rate,
                 augmentation=augmentation,
                 cutmix=cutmix,

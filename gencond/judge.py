@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import gencond
 from gencond.checkpoint import RunFolder, current_commit, library_versions
 from gencond.config import Recipe, parse_recipe, read_recipe_file
@@ -16,10 +18,11 @@ from gencond.data import NAMED_SETS, LabeledImages, load_real, rows_seen, split_
 from gencond.distributed import new_accelerator
 from gencond.errors import InputError
 from gencond.eval.baselines import BASELINES
+from gencond.eval.classifier import FreshImages
 from gencond.eval.drawing import write_nearest, write_pictures
 from gencond.eval.memorization import memorisation
 from gencond.eval.metrics import compare_sets
-from gencond.eval.protocols import get_protocol
+from gencond.eval.protocols import Protocol, get_protocol
 from gencond.eval.report import write_reports
 from gencond.eval.scoring import GENCOND, Row, score_tables
 from gencond.eval.wording import summary_table
@@ -65,12 +68,24 @@ def sampled_images(condensed: Condensed, ipc: int) -> LabeledImages:
     return LabeledImages(to_uint8(images).cpu(), labels.cpu(), tuple(condensed.class_names))
 
 
+def fresh_images(condensed: Condensed, batch_size: int, num_images: int) -> FreshImages:
+    """Of `condensed.stream`: every seed sees batches of its own."""
+    stream = condensed.stream(max(1, batch_size // condensed.images_per_slot) * condensed.images_per_slot)
+
+    def batch(seed: int, number: int) -> tuple[Tensor, Tensor]:
+        images, labels = stream.batch(seed * 2**24 + number)
+        return images * 2 - 1, labels.to(images.device)
+
+    return FreshImages(batch, stream.batch_size, num_images)
+
+
 @dataclass(frozen=True)
 class JudgedSet:
     """A condensed set as the evaluator sees it, an artefact or anybody's images.
 
     Args:
         sample: ipc -> images of every class, class-major, fixed.
+        stream: (batch size, images in all) -> fresh images; None: there are none.
         num_bytes: ipc -> what must be stored of it.
         largest_ipc: above it there is nothing; None: no limit.
         key: identifies it.
@@ -78,6 +93,7 @@ class JudgedSet:
     """
 
     sample: Callable[[int], LabeledImages]
+    stream: Callable[[int, int], FreshImages] | None
     num_bytes: Callable[[int], int]
     largest_ipc: int | None
     key: str
@@ -94,6 +110,7 @@ def judged_artefact(condensed: Condensed) -> JudgedSet:
     }
     return JudgedSet(
         partial(sampled_images, condensed),
+        None if condensed.largest_ipc else partial(fresh_images, condensed),
         condensed.bytes_of,
         condensed.largest_ipc,
         state_fingerprint(condensed),
@@ -110,7 +127,7 @@ def judged_foreign(found: ForeignSet) -> JudgedSet:
         "bytes": found.num_bytes(found.ipc),
     }
     key = short_hash(found.images.fingerprint, found.factor, found.stored)
-    return JudgedSet(found.sample, found.num_bytes, found.ipc, key, about)
+    return JudgedSet(found.sample, None, found.num_bytes, found.ipc, key, about)
 
 
 def judge(
@@ -126,6 +143,7 @@ def judge(
     normalised_by: tuple[Sequence[float], Sequence[float]] | None = None,
     factor: int = 1,
     quality: str | None = None,
+    modes: Sequence[str] = ("fixed",),
 ) -> None:
     """Scores a condensed set beside the baselines, prints the table, and writes report.json, report.md and report.html.
 
@@ -137,6 +155,7 @@ def judge(
         data: the real images, where they are not those the recipe names or have moved.
         baselines: names from `eval.baselines.BASELINES`; None takes all.
         normalised_by, factor: of anybody's images, see `foreign.read_foreign`.
+        modes: `fixed`, and `stream` besides: as many fresh images as the largest IPC is looked at in all.
         quality: a network for FID and its kin, see `eval.metrics.embed`; None leaves them out.
     Raises:
         InputError: no artefact, real images of other classes or another size, an unknown protocol or network.
@@ -167,6 +186,8 @@ def judge(
         raise InputError("--ipc and --seeds must be at least 1")
     if largest and max(ipcs) > largest:
         raise InputError(f"{path} holds {largest} images of each class: lower --ipc {max(ipcs)}")
+    if subject.stream is None and "stream" in modes:
+        raise InputError(f"{path} makes no fresh images: leave --modes stream out")
     old = read_json(out / "report.json") if (out / "report.json").is_file() else {}
     device = new_accelerator().device
     if condensed is not None:
@@ -199,6 +220,7 @@ def judge(
                 "normalised-by": normalised_by and [",".join(map(str, one)) for one in normalised_by],
                 "factor": None if factor == 1 else [factor],
                 "quality": quality and [quality],
+                "modes": None if tuple(modes) == ("fixed",) else modes,
             },
         ),
     }
@@ -232,6 +254,7 @@ def judge(
         condensed_key=subject.key,
         condensed_bytes=subject.num_bytes,
         baselines=BASELINES if baselines is None else baselines,
+        fresh=_stream_of(subject, chosen, max(ipcs) * train.num_classes) if "stream" in modes else None,
         device=device,
         known=known,
         on_row=keep,
@@ -275,6 +298,12 @@ def _notes_on_overlap(train: LabeledImages, test: LabeledImages, source: str) ->
     return [said]
 
 
+def _stream_of(subject: JudgedSet, protocol: Protocol, num_fixed: int) -> FreshImages:
+    """As many fresh images as a classifier sees in all when it trains on `num_fixed` again and again."""
+    batch_size = min(protocol.batch_size, num_fixed)
+    return subject.stream(protocol.batch_size, protocol.num_steps(num_fixed) * batch_size)
+
+
 def _row_name(path: str, recipe: Recipe, condensed: Condensed | None) -> str:
     """Of the set's rows: gencond's own, another method's recipe, or the file."""
     if condensed is None:
@@ -294,7 +323,7 @@ def _question(row: Row) -> tuple:
     """What a row asks, in the order of a table."""
     images = row["images"]
     place = BASELINES.index(images) if images in BASELINES else -1
-    return row["protocol"], row["network"], row["ipc"] or math.inf, place
+    return row["protocol"], row["network"], row["ipc"] or math.inf, place, row["mode"]
 
 
 def _recipe_of(path: str, condensed: Condensed | None, data: str | None) -> Recipe:

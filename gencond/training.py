@@ -17,6 +17,26 @@ from gencond.progress import progress
 from gencond.ranges import to_signed
 
 Pixels = UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]  # floats in [-1, 1]
+# What comes next: images and labels; what of it is random is drawn from the generator.
+Source = Callable[[torch.Generator], tuple[Pixels, Int64[Tensor, " n"]]]
+
+
+class Shuffled:
+    """Batches of epochs in random order, as a `Source`.
+
+    Args:
+        batch_size: the whole set where that is smaller; the last batch of an epoch holds what is left.
+    """
+
+    def __init__(self, images: Pixels, labels: Int64[Tensor, " n"], batch_size: int) -> None:
+        self.images, self.labels, self.batch_size = images, labels, min(batch_size, len(labels))
+        self.epoch: list[Tensor] = []
+
+    def __call__(self, rng: torch.Generator) -> tuple[Pixels, Int64[Tensor, " n"]]:
+        if not self.epoch:
+            self.epoch = list(torch.randperm(len(self.labels), generator=rng).split(self.batch_size))
+        rows = self.epoch.pop(0).to(self.labels.device)
+        return self.images[rows], self.labels[rows]
 
 
 def new_sgd(
@@ -29,8 +49,7 @@ def new_sgd(
 
 def train_network(
     network: nn.Module,
-    images: Pixels,
-    labels: Int64[Tensor, " n"],
+    source: Source,
     *,
     learning_rate: float,
     seed: int,
@@ -40,9 +59,10 @@ def train_network(
     forward: Callable[[nn.Module, Tensor], Tensor] | None = None,
     **training: object,
 ) -> None:
-    """SGD with cross-entropy on shuffled epochs of augmented, normalised images; trains `network` in place.
+    """SGD with cross-entropy on batches of augmented, normalised images; trains `network` in place.
 
     Args:
+        source: of the batches, `Shuffled` or another.
         momentum, weight_decay: of SGD.
         seed: of the order and the augmentation. The initial weights are the caller's.
         optimizer: one to go on with, instead of a new SGD.
@@ -54,8 +74,7 @@ def train_network(
     run_training(
         lambda batches: logits_of(batches[0])[None],
         optimizer or new_sgd(network, learning_rate, momentum, weight_decay),
-        [images],
-        [labels],
+        [source],
         seeds=[seed],
         learning_rate=learning_rate,
         device=next(network.parameters()).device,
@@ -66,8 +85,7 @@ def train_network(
 
 def train_networks(
     networks: Sequence[nn.Module],
-    images: Sequence[Pixels],
-    labels: Sequence[Int64[Tensor, " n"]],
+    sources: Sequence[Source],
     *,
     learning_rate: float,
     seeds: Sequence[int],
@@ -83,7 +101,7 @@ def train_networks(
     the rounding of sums in another order. One pass over all of them fills a machine that a small network leaves idle.
 
     Args:
-        images, labels: of each network, as many for one as for another.
+        sources: of each network, with batches of the same size.
         seeds: of each network.
         on_share: called with the share of the training that is done, in [0, 1].
     """
@@ -97,8 +115,7 @@ def train_networks(
     run_training(
         lambda batches: together(weights, buffers, batches),
         new_sgd(list(weights.values()), learning_rate, momentum, weight_decay),
-        images,
-        labels,
+        sources,
         num_steps=num_steps,
         seeds=seeds,
         learning_rate=learning_rate,
@@ -115,11 +132,9 @@ def train_networks(
 def run_training(
     logits_of: Callable[[Float[Tensor, "r b c h w"]], Float[Tensor, "r b classes"]],
     optimizer: torch.optim.Optimizer,
-    images: Sequence[Pixels],
-    labels: Sequence[Int64[Tensor, " n"]],
+    sources: Sequence[Source],
     *,
     num_steps: int,
-    batch_size: int,
     learning_rate: float,
     seeds: Sequence[int],
     device: torch.device,
@@ -136,7 +151,7 @@ def run_training(
 
     Args:
         logits_of: a batch for each of r networks -> their logits.
-        batch_size: the whole set where that is smaller; the last batch of an epoch holds what is left.
+        sources: of each network's batches.
         schedule: share of the steps done, in [0, 1) -> factor on the learning rate.
         restart_at: share of the steps after which the momentum starts from zero; None never.
         augmentation: drawn anew for every image of every batch, in [-1, 1].
@@ -146,24 +161,18 @@ def run_training(
         description: of the progress bar; none shows no bar.
     """
     rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
-    num_images = len(labels[0])
-    batch_size = min(batch_size, num_images)
     shift, scale = (torch.tensor(value, device=device).view(1, -1, 1, 1) for value in (mean, std))
-    moved = {id(tensor): tensor.to(device) for tensor in (*images, *labels)}  # networks may share them
-    images, labels = ([moved[id(tensor)] for tensor in tensors] for tensors in (images, labels))
-    epochs: list[list[Tensor]] = [[] for _ in seeds]
     for step in progress(range(num_steps), description=description, disable=not description):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * schedule(step / num_steps)
         if restart_at is not None and step == math.floor(restart_at * num_steps) + 1:
             optimizer.state.clear()
-        if not epochs[0]:
-            epochs = [list(torch.randperm(num_images, generator=rng).split(batch_size)) for rng in rngs]
-        rows = [epoch.pop(0).to(device) for epoch in epochs]
-        batch = to_signed(torch.cat([own[chosen] for own, chosen in zip(images, rows, strict=True)]))
-        batch_labels = torch.stack([own[chosen] for own, chosen in zip(labels, rows, strict=True)])
+        drawn = [source(rng) for source, rng in zip(sources, rngs, strict=True)]
+        batch = to_signed(torch.cat([images for images, _ in drawn]).to(device))
+        batch_labels = torch.stack([labels for _, labels in drawn]).to(device)
         if augmentation is not None:
-            batch = augmentation(batch, AugmentParams.cat([augmentation.draw(len(rows[0]), rng) for rng in rngs]))
+            count = batch_labels.shape[1]
+            batch = augmentation(batch, AugmentParams.cat([augmentation.draw(count, rng) for rng in rngs]))
         batch = ((batch - shift) / scale).unflatten(0, batch_labels.shape)
         mixes = [draw_cutmix(cutmix, batch[0], rng) for rng in rngs]
         if any(mixes):

@@ -39,8 +39,13 @@ def test_condense_sample_evaluate_and_report_work_together(
 ) -> None:
     main(["sample", str(run), "--ipc", "6", "--out", str(tmp_path / "images")])
     assert len(list((tmp_path / "images").rglob("*.png"))) == 60
-    main(["evaluate", str(run)])
+    main(["evaluate", str(run), "--modes", "fixed", "stream"])
     content = json.loads((run / "report.json").read_text())
+    stream = [row for row in content["rows"] if row["mode"] == "stream"]
+    assert [(row["images"], row["ipc"]) for row in stream] == [("gencond", None)]
+    assert stream[0]["num_images"] == 10 * 20  # dm:10 looks ten times at two images of ten classes
+    assert "200 images were seen, none of them twice" in (run / "report.md").read_text()
+    content["rows"] = [row for row in content["rows"] if row["mode"] == "fixed"]
     assert {(row["images"], row["ipc"]) for row in content["rows"]} == {
         (images, ipc) for images in ("gencond", *BASELINES[:-1]) for ipc in (1, 2)
     } | {("whole_set", None)}

@@ -8,7 +8,7 @@ from gencond.extractors import ExtractorMaker, FreshExtractors, OnlineExtractors
 from gencond.features import Extractor, state_fingerprint
 from gencond.networks.convnet import ConvNet
 from gencond.ranges import to_signed
-from gencond.training import train_network
+from gencond.training import Shuffled, train_network
 
 
 def make(seed: int, width: int = 4, norm: str = "instance") -> ConvNet:
@@ -59,7 +59,7 @@ def test_an_online_network_learns_and_its_state_goes_on_where_it_was(few_digits:
 
     def train(network: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
         train_network(
-            network, few_digits.images, few_digits.labels, num_steps=2, batch_size=32, learning_rate=0.05, mean=mean,
+            network, Shuffled(few_digits.images, few_digits.labels, 32), num_steps=2, learning_rate=0.05, mean=mean,
             std=std, seed=seed, optimizer=optimizer,
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ from gencond.generator.biggan import BigGANGenerator
 from gencond.networks.convnet import ConvNet
 from gencond.pretrain import averaged, new_generator, pretrain, pretrained_generator
 from gencond.ranges import to_signed
-from gencond.training import train_network
+from gencond.training import Shuffled, train_network
 
 
 def test_the_average_carries_parameters_and_buffers_with_the_stated_half_life() -> None:
@@ -68,7 +68,7 @@ def test_a_pretrained_generator_draws_digits_that_a_real_classifier_names(digits
     classifier = ConvNet(1, 10, 8, width=32, depth=2)
     mean, std = train.mean_std
     train_network(
-        classifier, train.images, train.labels, num_steps=300, batch_size=128, learning_rate=0.05, mean=mean, std=std,
+        classifier, Shuffled(train.images, train.labels, 128), num_steps=300, learning_rate=0.05, mean=mean, std=std,
         seed=0,
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from gencond.augment import Augmentation
 from gencond.data import LabeledImages
 from gencond.networks.convnet import ConvNet
 from gencond.ranges import to_signed
-from gencond.training import draw_cutmix, train_network, train_networks
+from gencond.training import Shuffled, draw_cutmix, train_network, train_networks
 
 
 def test_one_epoch_matches_a_plain_sgd_loop(few_digits: LabeledImages) -> None:
@@ -21,7 +21,7 @@ def test_one_epoch_matches_a_plain_sgd_loop(few_digits: LabeledImages) -> None:
         return 1 - done
 
     train_network(
-        network, few_digits.images, few_digits.labels, num_steps=4, batch_size=30, learning_rate=0.1, momentum=0.8,
+        network, Shuffled(few_digits.images, few_digits.labels, 30), num_steps=4, learning_rate=0.1, momentum=0.8,
         weight_decay=0.01, schedule=schedule, mean=mean, std=std, seed=3,
     )  # fmt: skip
     order = torch.randperm(120, generator=torch.Generator().manual_seed(3))
@@ -51,7 +51,7 @@ def test_a_batch_larger_than_the_set_is_the_set(few_digits: LabeledImages) -> No
     few = few_digits.subset(torch.arange(20))
     mean, std = few_digits.mean_std
     train_network(
-        network, few.images, few.labels, num_steps=2, batch_size=64, learning_rate=0.1, mean=mean, std=std, seed=0
+        network, Shuffled(few.images, few.labels, 64), num_steps=2, learning_rate=0.1, mean=mean, std=std, seed=0
     )
     assert seen == [20, 20]
 
@@ -68,7 +68,7 @@ def test_an_epoch_sees_every_image_once_and_its_last_batch_is_what_is_left(few_d
     network = nn.Sequential(nn.Flatten(), Watch(64, 10))
     mean, std = few_digits.mean_std
     train_network(
-        network, few_digits.images, few_digits.labels, num_steps=6, batch_size=50, learning_rate=0.1, mean=mean,
+        network, Shuffled(few_digits.images, few_digits.labels, 50), num_steps=6, learning_rate=0.1, mean=mean,
         std=std, seed=0,
     )  # fmt: skip
     assert sizes == [50, 50, 20, 50, 50, 20]
@@ -84,7 +84,7 @@ def test_the_momentum_starts_anew_after_the_stated_share() -> None:
         path = [network[1].bias.detach().clone()]
         images, labels = torch.full((1, 1, 1, 1), 255, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
         train_network(
-            network, images, labels, num_steps=4, batch_size=1, learning_rate=1e-4, weight_decay=0.0,
+            network, Shuffled(images, labels, 1), num_steps=4, learning_rate=1e-4, weight_decay=0.0,
             restart_at=restart, mean=(0.0,), std=(1.0,), seed=0,
             on_step=lambda step, network=network, path=path: path.append(network[1].bias.detach().clone()),
         )  # fmt: skip
@@ -115,7 +115,7 @@ def test_networks_side_by_side_end_as_each_does_alone(few_digits: LabeledImages,
     mean, std = few_digits.mean_std
     sets = [few_digits.subset(torch.arange(start, 120, 2)) for start in (0, 1, 0)]
     options = {
-        "num_steps": 12, "batch_size": 25, "learning_rate": 0.02, "schedule": lambda done: 1 - done, "restart_at": 0.5,
+        "num_steps": 12, "learning_rate": 0.02, "schedule": lambda done: 1 - done, "restart_at": 0.5,
         "augmentation": Augmentation("crop_scale_rotate", 8, mean, std), "cutmix": 0.5, "mean": mean, "std": std,
     }  # fmt: skip
 
@@ -125,8 +125,8 @@ def test_networks_side_by_side_end_as_each_does_alone(few_digits: LabeledImages,
 
     alone, together = ([fresh(seed) for seed in range(3)] for _ in range(2))
     for seed, network in enumerate(alone):
-        train_network(network, sets[seed].images, sets[seed].labels, seed=seed, **options)
-    train_networks(together, [s.images for s in sets], [s.labels for s in sets], seeds=range(3), **options)
+        train_network(network, Shuffled(sets[seed].images, sets[seed].labels, 25), seed=seed, **options)
+    train_networks(together, [Shuffled(s.images, s.labels, 25) for s in sets], seeds=range(3), **options)
     start = fresh(0).state_dict()
     for one, other in zip(alone, together, strict=True):
         assert not other.training

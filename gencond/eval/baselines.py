@@ -14,7 +14,7 @@ from gencond.eval.networks import build_network
 from gencond.eval.protocols import get_protocol
 from gencond.ranges import to_signed
 from gencond.selection import herding, k_center, kmeans_subset, random_subset, subset_of_each_class
-from gencond.training import train_network
+from gencond.training import Shuffled, train_network
 
 RANDOM_REAL, KMEANS_REAL, WHOLE_SET = "random_real", "kmeans_real", "whole_set"
 HERDING_REAL, K_CENTER_REAL, CODEC_REAL = "herding_real", "k_center_real", "codec_real"
@@ -76,10 +76,8 @@ class RealImages:
         protocol = get_protocol("quick")
         train_network(
             network.to(self.device),
-            train.images,
-            train.labels,
+            Shuffled(train.images.to(self.device), train.labels.to(self.device), protocol.batch_size),
             num_steps=TRAINING_STEPS,
-            batch_size=protocol.batch_size,
             learning_rate=protocol.learning_rate,
             schedule=protocol.rate_at,
             augmentation=Augmentation(self.augmentation, train.image_size, mean, std),

@@ -1,6 +1,9 @@
 """Train on some images, test on real ones: the number everything is for."""
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +14,7 @@ from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol
 from gencond.features import Embedding, can_compile
 from gencond.ranges import to_signed
-from gencond.training import train_network, train_networks
+from gencond.training import Shuffled, Source, train_network, train_networks
 
 TESTED_AT_ONCE = 500
 # Measured with ConvNet-3 of 128 channels on two cores. A batch of more pixels keeps a CPU busy by itself, and stacked
@@ -48,8 +51,27 @@ def top1_on_real(
     return right / len(test)
 
 
+@dataclass(frozen=True)
+class FreshImages:
+    """Images that nobody sees twice, drawn while a classifier trains.
+
+    Args:
+        batch: (seed, number) -> images in [-1, 1] and labels, `batch_size` of them.
+        batch_size: of each step.
+        num_images: that a classifier sees in all.
+    """
+
+    batch: Callable[[int, int], tuple[Tensor, Tensor]]
+    batch_size: int
+    num_images: int
+
+    def source(self, seed: int) -> Source:
+        numbers = itertools.count()
+        return lambda rng: self.batch(seed, next(numbers))
+
+
 def train_and_test(
-    train: Sequence[LabeledImages],
+    train: Sequence[LabeledImages] | FreshImages,
     test: LabeledImages,
     *,
     network: str,
@@ -66,36 +88,41 @@ def train_and_test(
     compiled code where that pays; to float rounding, the numbers are those that each has alone.
 
     Args:
-        train: for each seed; as many images for one as for another.
+        train: for each seed, as many images for one as for another; or fresh images for all.
         augmentation: strategy of operations that leave the class as it is.
         normalisation: mean and std of the real training set in [-1, 1], the same for every row of a table.
         seeds: of the initial weights, the order and the augmentation.
         on_share: called with the share of the training that is done, in [0, 1].
     """
-    first, (mean, std) = train[0], normalisation
     classifiers = [
-        build_network(network, first.channels, first.num_classes, first.image_size, seed).to(device) for seed in seeds
+        build_network(network, test.channels, test.num_classes, test.image_size, seed).to(device) for seed in seeds
     ]
-    num_steps = protocol.num_steps(len(first))
+    if isinstance(train, FreshImages):
+        batch_size, num_steps = train.batch_size, math.ceil(train.num_images / train.batch_size)
+        sources: list[Source] = [train.source(seed) for seed in seeds]
+    else:
+        batch_size, num_steps = min(protocol.batch_size, len(train[0])), protocol.num_steps(len(train[0]))
+        moved = {id(one): (one.images.to(device), one.labels.to(device)) for one in train}  # seeds may share them
+        sources = [Shuffled(*moved[id(one)], batch_size) for one in train]
+    mean, std = normalisation
     options = {
-        "num_steps": num_steps, "batch_size": protocol.batch_size, "learning_rate": protocol.learning_rate,
-        "momentum": protocol.momentum, "weight_decay": protocol.weight_decay, "schedule": protocol.rate_at,
-        "restart_at": protocol.restart_at, "cutmix": protocol.cutmix, "mean": mean, "std": std,
+        "num_steps": num_steps, "learning_rate": protocol.learning_rate, "momentum": protocol.momentum,
+        "weight_decay": protocol.weight_decay, "schedule": protocol.rate_at, "restart_at": protocol.restart_at,
+        "cutmix": protocol.cutmix, "mean": mean, "std": std,
         "augmentation": Augmentation(
-            protocol.strategy(augmentation), first.image_size, mean, std,
+            protocol.strategy(augmentation), test.image_size, mean, std,
             "idc" if protocol.augmentation == "idc" else "one",
         ),
     }  # fmt: skip
-    pixels = min(protocol.batch_size, len(first)) * first.image_size**2
+    pixels = batch_size * test.image_size**2
     forward = None
     if len(seeds) > 1 and (device.type != "cpu" or pixels <= PIXELS_SIDE_BY_SIDE):
-        images, labels = [one.images for one in train], [one.labels for one in train]
-        train_networks(classifiers, images, labels, seeds=seeds, on_share=on_share, **options)
+        train_networks(classifiers, sources, seeds=seeds, on_share=on_share, **options)
     else:
         forward = compiled_forward() if pixels * num_steps * len(seeds) >= PIXELS_WORTH_COMPILING else None
-        for number, (classifier, own, seed) in enumerate(zip(classifiers, train, seeds, strict=True)):
+        for number, (classifier, source, seed) in enumerate(zip(classifiers, sources, seeds, strict=True)):
             train_network(
-                classifier, own.images, own.labels, seed=seed, forward=forward,
+                classifier, source, seed=seed, forward=forward,
                 on_step=lambda step, number=number: on_share((number + step / num_steps) / len(seeds)), **options,
             )  # fmt: skip
     return [top1_on_real(classifier, test, mean, std, forward) for classifier in classifiers]

@@ -81,9 +81,10 @@ def plot_accuracy(rows: Sequence[Row]) -> tuple[bytes, str]:
 
     def draw(axes: Any) -> None:
         ticks = sorted({row["ipc"] for row in rows if row["ipc"]})
+        fixed = [row for row in rows if row["mode"] == "fixed"]
         for images, name in kinds(rows).items():
             own = sorted(
-                (row for row in rows if (row["images"], row["network"], row["protocol"]) == (images, *shown)),
+                (row for row in fixed if (row["images"], row["network"], row["protocol"]) == (images, *shown)),
                 key=lambda row: row["ipc"] or 0,
             )
             means, stds = ([100 * row[key] for row in own] for key in ("top1_mean", "top1_std"))

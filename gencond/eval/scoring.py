@@ -10,7 +10,7 @@ import torch
 from gencond.data import LabeledImages
 from gencond.errors import InputError
 from gencond.eval.baselines import BASELINES, CODEC_REAL, SAME_NUMBER, WHOLE_SET, RealImages
-from gencond.eval.classifier import train_and_test
+from gencond.eval.classifier import FreshImages, train_and_test
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol
 from gencond.files import short_hash
@@ -34,6 +34,7 @@ def score_tables(
     condensed_key: str,
     condensed_bytes: Callable[[int], int],
     baselines: Sequence[str] = BASELINES,
+    fresh: FreshImages | None = None,
     device: torch.device,
     known: Sequence[Row] = (),
     on_row: Callable[[Row], None] = lambda row: None,
@@ -46,12 +47,14 @@ def score_tables(
         condensed_key: identifies the condensed set, so that its rows are recognised.
         condensed_bytes: ipc -> what of it must be stored; the codec's images get as much.
         baselines: names from `BASELINES`.
+        fresh: of the condensed set, for a row of mode `stream`.
         known: rows of an earlier evaluation; one that asked the same of the same is taken instead of trained again.
         on_row: called with each row once it is measured, so that a killed evaluation loses one row at most.
     Returns:
-        Rows with `images`, `mode`, `ipc` (None for the whole set), `network`, `protocol`, `top1_mean`, `top1_std` (over
-        seeds, in [0, 1]), `top1` (each seed), `num_seeds`, `num_images` (trained on), `bytes`, `bits_per_class`, `key`.
-        Notes say what was left out and why.
+        Rows with `images`, `mode` (`fixed`, or `stream`: no image twice), `ipc` (None for the whole set and streams),
+        `network`, `protocol`, `top1_mean`, `top1_std` (over seeds, in [0, 1]), `top1` (each seed), `num_seeds`,
+        `num_images` (trained on, or seen of a stream), `bytes`, `bits_per_class`, `key`. Notes say what was left out
+        and why.
     Raises:
         InputError: an unknown network or baseline, or a network that does not fit the images.
     """
@@ -63,18 +66,20 @@ def score_tables(
     smallest, name = min(zip(train.counts.tolist(), train.class_names, strict=True))
     rows, notes, waiting = [], [], []
     beside = [name for name in baselines if name != WHOLE_SET]
-    asked = [(images, ipc) for ipc in sorted(set(ipcs)) for images in (condensed_name, *beside)]
-    asked += [(WHOLE_SET, None)] if WHOLE_SET in baselines else []
-    for network, (images, ipc) in itertools.product(networks, asked):
+    asked = [("fixed", images, ipc) for ipc in sorted(set(ipcs)) for images in (condensed_name, *beside)]
+    asked += [("stream", condensed_name, None)] if fresh else []
+    asked += [("fixed", WHOLE_SET, None)] if WHOLE_SET in baselines else []
+    for network, (mode, images, ipc) in itertools.product(networks, asked):
         if images in SAME_NUMBER and ipc > smallest:
             notes.append(f"no {images} row at IPC {ipc}: class {name!r} has only {smallest} training images")
             continue
         key = short_hash(
             images, ipc, network, protocol.describe(), augmentation, num_seeds, train.fingerprint, test.fingerprint,
             condensed_bytes(ipc) if images == CODEC_REAL else None if images in BASELINES else condensed_key,
+            *((fresh.num_images, fresh.batch_size) if mode == "stream" else ()),
         )  # fmt: skip
         row = {
-            "images": images, "mode": "fixed", "ipc": ipc, "network": network, "protocol": protocol.name,
+            "images": images, "mode": mode, "ipc": ipc, "network": network, "protocol": protocol.name,
             "num_seeds": num_seeds, "key": key,
         }  # fmt: skip
         if key in known_rows:
@@ -87,13 +92,21 @@ def score_tables(
         """Images that go through the classifiers of a row."""
         return num_seeds * protocol.num_steps(num_images) * min(protocol.batch_size, num_images)
 
-    costs = [cost(len(train) if row["ipc"] is None else row["ipc"] * train.num_classes) for row in waiting]
+    costs = [
+        num_seeds * fresh.num_images
+        if row["mode"] == "stream"
+        else cost(len(train) if row["ipc"] is None else row["ipc"] * train.num_classes)
+        for row in waiting
+    ]
     bar = progress(description="evaluation", total=sum(costs), unit="image", unit_scale=True, disable=not waiting)
     real = {network: RealImages(train, network, augmentation, device) for network in networks}
     for row, expected in zip(waiting, costs, strict=True):
         images, ipc, begun = row["images"], row["ipc"], bar.n
         bar.set_postfix_str(f"{images} IPC {ipc or 'all'}")
-        if images in BASELINES:
+        drawn: tuple[Sequence[LabeledImages] | FreshImages, int] | None
+        if row["mode"] == "stream":
+            drawn = fresh, condensed_bytes(1)
+        elif images in BASELINES:
             num_bytes = condensed_bytes(ipc) if images == CODEC_REAL else 0
             drawn = real[row["network"]].draw(images, ipc, range(num_seeds), num_bytes)
         else:
@@ -103,8 +116,8 @@ def score_tables(
             rows.remove(row)
             continue
         sets, row["bytes"] = drawn
-        row["num_images"] = len(sets[0])
-        actual = cost(len(sets[0]))
+        row["num_images"] = sets.num_images if isinstance(sets, FreshImages) else len(sets[0])
+        actual = expected if isinstance(sets, FreshImages) else cost(len(sets[0]))
         bar.total += actual - expected  # a codec's file holds more
         scores = train_and_test(
             sets,

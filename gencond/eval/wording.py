@@ -46,17 +46,24 @@ def _size(*counts: int) -> str:
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """(header, lines) of top-1 per cent.
 
-    One line for each kind of images, network and protocol; one column for each IPC, and "all" for the whole set.
+    One line for each kind of images, network and protocol; one column for each IPC, "fresh" where images are seen once
+    each, and "all" for the whole set.
     """
     ipcs = sorted({row["ipc"] for row in rows if row["ipc"]})
-    header = ["trained on", "network", "protocol", *(f"IPC {ipc}" for ipc in ipcs), "all", "stored"]
+    columns = [*ipcs, *(["fresh"] if any(row["mode"] == "stream" for row in rows) else []), None]
+    titles = ["all" if column is None else column if column == "fresh" else f"IPC {column}" for column in columns]
+    header = ["trained on", "network", "protocol", *titles, "stored"]
     lines = []
     for network, protocol in dict.fromkeys((row["network"], row["protocol"]) for row in rows):
         for images, name in kinds(rows).items():
             wanted = (images, network, protocol)
-            own = {row["ipc"]: row for row in rows if (row["images"], row["network"], row["protocol"]) == wanted}
+            own = {
+                "fresh" if row["mode"] == "stream" else row["ipc"]: row
+                for row in rows
+                if (row["images"], row["network"], row["protocol"]) == wanted
+            }
             if own:
-                cells = [_percent(own[ipc]) if ipc in own else "" for ipc in [*ipcs, None]]
+                cells = [_percent(own[column]) if column in own else "" for column in columns]
                 sizes = sorted({row["bytes"] for row in own.values()})
                 lines.append([name, network, protocol, *cells, _size(*sizes)])
     return header, lines
@@ -89,6 +96,12 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     sentences = []
     for row in rows:
         if row["images"] in BASELINES:
+            continue
+        if row["mode"] == "stream":
+            sentences.append(
+                f"Fresh, {row['network']}, {row['protocol']}: {row['num_images']:,} images were seen, none of them "
+                "twice; not to be compared with a fixed IPC."
+            )
             continue
         rivals = {
             other["images"]: _difference(row, other)
