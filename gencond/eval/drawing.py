@@ -103,6 +103,39 @@ def plot_accuracy(rows: Sequence[Row]) -> tuple[bytes, str]:
     return _figure(draw)
 
 
+def plot_storage(rows: Sequence[Row], published: Mapping[str, Mapping[float, float]]) -> tuple[bytes, str]:
+    """Top-1 over what must be stored, in bits a class, for the first network and protocol.
+
+    Args:
+        published: method -> megabits a class -> top-1 %, drawn faintly behind: other protocols.
+    """
+    shown = rows[0]["network"], rows[0]["protocol"]
+
+    def draw(axes: Any) -> None:
+        for number, (method, curve) in enumerate(published.items()):
+            label = None if number else "published, other protocols"
+            axes.plot(list(curve), list(curve.values()), color="#808080", alpha=0.35, linewidth=1, label=label)
+            axes.annotate(
+                method, (max(curve), curve[max(curve)]), color="#808080", alpha=0.7, fontsize=6, xytext=(3, -2),
+                textcoords="offset points",
+            )  # fmt: skip
+        for images, name in kinds(rows).items():
+            own = sorted(
+                (row for row in rows if (row["images"], row["network"], row["protocol"]) == (images, *shown)),
+                key=lambda row: (row["bits_per_class"], row["ipc"] or 0),
+            )
+            if own:
+                means, stds = ([100 * row[key] for row in own] for key in ("top1_mean", "top1_std"))
+                style = {"color": COLORS.get(images, OURS_COLOR), "marker": "o", "capsize": 3, "label": name}
+                axes.errorbar([row["bits_per_class"] / 1e6 for row in own], means, stds, **style)
+        axes.set_xscale("log")
+        axes.set_xlabel("megabits a class that must be stored")
+        axes.set_ylabel(f"top-1 %, {shown[0]}")
+        axes.legend(frameon=False, fontsize=8)
+
+    return _figure(draw)
+
+
 def plot_losses(log: Sequence[Mapping[str, Any]]) -> tuple[bytes, str] | None:
     """The unweighted parts of the objective over condensing steps; None without a log."""
     entries = [entry for entry in log if entry.get("stage") == "condense" and "loss" in entry]

@@ -16,7 +16,9 @@ from gencond.eval.drawing import (
     SYN_PICTURE,
     plot_accuracy,
     plot_losses,
+    plot_storage,
 )
+from gencond.eval.published import published_curves
 from gencond.eval.wording import about_likeness, facts, quality_table, table, verdicts
 from gencond.files import write_text, written_whole
 
@@ -30,7 +32,11 @@ def write_reports(out: Path, content: Mapping[str, Any], log: Sequence[Mapping[s
     """
     rows = content["rows"]
     header, lines = table(rows)
-    plots = {"accuracy": plot_accuracy(rows), "losses": plot_losses(log)}
+    plots = {
+        "accuracy": plot_accuracy(rows),
+        "storage": plot_storage(rows, published_curves(content["class_names"])),
+        "losses": plot_losses(log),
+    }
     for name, plot in plots.items():
         if plot is not None:
             with written_whole(out / "samples" / f"{name}.png") as temporary:

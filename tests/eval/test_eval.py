@@ -13,6 +13,7 @@ from gencond.eval.codec import codec_subsets, encode_mosaic
 from gencond.eval.drawing import write_pictures
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import PROTOCOLS, Protocol, get_protocol
+from gencond.eval.published import CIFAR10_CLASSES
 from gencond.eval.report import write_reports
 from gencond.eval.scoring import score_tables
 from gencond.eval.wording import summary_table, table, verdicts
@@ -296,7 +297,7 @@ def test_reports_are_self_contained_and_escape_names(digits: tuple, tmp_path: Pa
     write_pictures(tmp_path, train, few(train, 4))
     write_reports(tmp_path, content, log)
     html, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
-    assert "a &lt;b&gt; &amp; c" in html and html.count("data:image/png;base64") == 3 and html.count("<svg") == 2
+    assert "a &lt;b&gt; &amp; c" in html and html.count("data:image/png;base64") == 3 and html.count("<svg") == 3
     assert 'src="http' not in html and 'href="http' not in html.replace('xlink:href="http', "")
     assert (
         "80.0 ± 1.0" in html
@@ -305,7 +306,10 @@ def test_reports_are_self_contained_and_escape_names(digits: tuple, tmp_path: Pa
         and "45.6 s" in html
         and "a note" in markdown
     )
-    for picture in ("grid", "real", "gencond", "accuracy", "losses"):
+    assert "published, other protocols" not in html
+    for picture in ("grid", "real", "gencond", "accuracy", "storage", "losses"):
         assert f"samples/{picture}.png" in markdown and (tmp_path / "samples" / f"{picture}.png").stat().st_size > 200
+    write_reports(tmp_path, content | {"class_names": list(CIFAR10_CLASSES)}, log)
+    assert "published, other protocols" in (tmp_path / "report.html").read_text()
     write_reports(tmp_path, content, [])  # without a log: no loss curve, no cost of the stages
     assert "losses.png" not in (tmp_path / "report.md").read_text()
