@@ -90,13 +90,11 @@ def check_fit(recipe: Recipe, data: LabeledImages) -> None:
             f"codes start from {per_slot} real images each (synthesizer.factor={recipe.synthesizer.factor}), and class "
             f"{name!r} has {smallest}: lower the factor"
         )
-    if recipe.synthesizer.kind == "pixels" and recipe.pixels.init != "noise":
-        few = recipe.real.candidates if recipe.real.kind == "statistics" else None
-        starts = f"pixels.ipc={recipe.pixels.ipc} starts from {needed} real images a class"
-        if smallest < needed:
-            raise InputError(f"{starts}, and class {name!r} has {smallest}: lower it or set pixels.init=noise")
-        if few is not None and few < needed:
-            raise InputError(f"{starts}, and real.candidates={few} of them are looked at: raise that")
+    if recipe.synthesizer.kind == "pixels" and recipe.pixels.init != "noise" and smallest < needed:
+        raise InputError(
+            f"pixels.ipc={recipe.pixels.ipc} starts from {needed} real images a class, and class {name!r} has "
+            f"{smallest}: lower it or set pixels.init=noise"
+        )
 
 
 def check_parts(recipe: Recipe) -> None:
@@ -242,13 +240,6 @@ def new_extractors(recipe: Recipe, data: LabeledImages, device: torch.device) ->
 # --- the real side -------------------------------------------------------------------------------------------------
 
 
-def looked_at(recipe: Recipe, data: LabeledImages) -> LabeledImages:
-    """The part of the real set that statistics are taken of, and that pixels matched to them start from."""
-    if recipe.real.kind != "statistics" or recipe.real.candidates is None:
-        return data
-    return some_of_each_class(data, recipe.real.candidates, recipe.seed)
-
-
 def matching_augmentation(recipe: Recipe, data: LabeledImages) -> Augmentation:
     """What real and synthetic images go through before they are compared."""
     part = recipe.condense
@@ -268,7 +259,7 @@ def new_real_side(
             data, part.batch_size, device, kernel, part.refresh_steps, part.candidates, recipe.seed
         )
     statistics = cached_statistics(
-        looked_at(recipe, data),
+        data if part.candidates is None else some_of_each_class(data, part.candidates, recipe.seed),
         extractors.pool,
         pool_key,
         cache_dir(),
@@ -291,8 +282,6 @@ def choose_representatives(recipe: Recipe, data: LabeledImages, extractors: Extr
     large classes takes minutes.
     """
     per_slot = recipe.synthesizer.factor**2
-    if recipe.synthesizer.kind == "pixels":
-        data = looked_at(recipe, data)
     choose = _chooser(recipe, data, extractors)
     rows = [choose(data.rows_of(label)) for label in range(data.num_classes)]
     rows = [of_class[: len(of_class) // per_slot * per_slot] for of_class in rows]

@@ -165,8 +165,7 @@ class Real:
         images nearest to k-means centers in the current features (DREAM).
     batch_size: real images of each class in a step.
     refresh_steps: between two choices of representatives.
-    candidates: how many random images of a class are looked at, to choose from or to take statistics of (pixels that
-        are matched to those start from them too); null all.
+    candidates: how many random images of a class are looked at, to choose from or to take statistics of; null all.
     num_passes, num_frequencies: of the statistics: passes over the images, length of the Fourier embedding (a multiple
         of 3).
     """

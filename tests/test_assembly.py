@@ -36,8 +36,8 @@ from gencond.features import Embedding, Extractor
 from gencond.generator.packing import decode
 from gencond.generator.pixels import CondensedPixels
 from gencond.networks.convnet import ConvNet
-from gencond.ranges import to_signed, to_uint8, to_unit
-from gencond.selection import class_batches, some_of_each_class
+from gencond.ranges import to_signed
+from gencond.selection import class_batches
 from gencond.targets import BatchSide, Draw, RepresentativeSide
 
 TERMS = ("mean", "mmd", "gradient", "diversity", "center", "classification", "representative", "pixel")
@@ -164,10 +164,6 @@ def test_a_combination_that_means_nothing_is_refused_in_one_line(overrides: list
         (["synthesizer.factor=5"], "leaves nothing of 8 px images"),
         (["synthesizer.factor=4", "objective.representative_weight=1"], "codes start from 16 real images each"),
         (["synthesizer.kind=pixels", "pixels.ipc=7", "synthesizer.factor=2"], r"starts from 28 real images a class"),
-        (
-            ["synthesizer.kind=pixels", "pixels.ipc=7", "real.candidates=5"],
-            "real.candidates=5 of them",
-        ),
         (["features.network=resnet_ap10", "features.resize=12"], "cannot halve 12 px"),
         (["features.network=no_such_net"], "timm has no such model"),
     ],
@@ -382,16 +378,6 @@ def test_representatives_are_the_images_nearest_to_the_centers_of_scikit_learn(f
         assert set(chosen.tolist()) == nearest
     other = Extractor(ConvNet(1, 10, 8, width=4, depth=2), *few_digits.mean_std)
     assert torch.equal(side.rows(a_draw(1, torch.tensor([4, 9]), other)), rows)  # not chosen anew yet
-
-
-def test_pixels_start_from_the_images_that_their_statistics_are_of(few_digits: LabeledImages) -> None:
-    recipe = load_recipe("cached:digits", ["real.candidates=4", "pixels.ipc=4", "features.width=4"], "digits")
-    extractors, _ = new_extractors(recipe, few_digits, torch.device("cpu"))
-    chosen = choose_representatives(recipe, few_digits, extractors)
-    part = some_of_each_class(few_digits, 4, recipe.seed)
-    assert {one.numpy().tobytes() for one in to_uint8(to_unit(chosen.images))} == {
-        one.numpy().tobytes() for one in part.images
-    }
 
 
 def test_a_class_smaller_than_the_batch_gives_its_images_more_than_once(few_digits: LabeledImages) -> None:

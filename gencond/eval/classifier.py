@@ -4,7 +4,6 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -115,11 +114,12 @@ def train_and_test(
             "idc" if protocol.augmentation == "idc" else "one",
         ),
     }  # fmt: skip
-    way = fastest_way(device, batch_size * test.image_size**2, num_steps, len(seeds))
-    forward = compiled_forward() if way == "compiled" else None
-    if way == "side by side":
+    pixels = batch_size * test.image_size**2
+    forward = None
+    if len(seeds) > 1 and (device.type != "cpu" or pixels <= PIXELS_SIDE_BY_SIDE):
         train_networks(classifiers, sources, seeds=seeds, on_share=on_share, **options)
     else:
+        forward = compiled_forward() if pixels * num_steps * len(seeds) >= PIXELS_WORTH_COMPILING else None
         for number, (classifier, source, seed) in enumerate(zip(classifiers, sources, seeds, strict=True)):
             train_network(
                 classifier, source, seed=seed, forward=forward,
@@ -128,22 +128,9 @@ def train_and_test(
     return [top1_on_real(classifier, test, mean, std, forward) for classifier in classifiers]
 
 
-def fastest_way(
-    device: torch.device, batch_pixels: int, num_steps: int, num_seeds: int
-) -> Literal["side by side", "compiled", "plain"]:
-    """How the networks of several seeds are trained; the last two one after the other.
-
-    Args:
-        batch_pixels: of all images of a step of one network.
-        num_steps: of each network.
-    """
-    if num_seeds > 1 and (device.type != "cpu" or batch_pixels <= PIXELS_SIDE_BY_SIDE):
-        return "side by side"
-    worth = batch_pixels * num_steps * num_seeds >= PIXELS_WORTH_COMPILING
-    return "compiled" if worth and can_compile() else "plain"
-
-
-def compiled_forward() -> Callable[[nn.Module, Tensor], Tensor]:
-    """(network, images) -> logits for all networks of one architecture."""
+def compiled_forward() -> Callable[[nn.Module, Tensor], Tensor] | None:
+    """(network, images) -> logits for all networks of one architecture; None where nothing can compile."""
+    if not can_compile():
+        return None
     embed = Embedding(compile=True)
     return lambda network, images: network.classifier(embed(network, images))
