@@ -220,6 +220,16 @@ def test_known_rows_are_not_trained_again_unless_something_changed(digits: tuple
     assert len(trained) == 2 + 4
 
 
+def test_the_same_bytes_at_another_ipc_are_the_same_rival_and_not_trained_again(digits: tuple, monkeypatch) -> None:
+    trained = []
+    monkeypatch.setattr("gencond.eval.scoring.train_and_test", lambda *a, **o: trained.append(1) or [0.5, 0.7])
+    rows, _ = score(*digits, ipcs=[1, 3], baselines=["codec_real"])
+    assert len(trained) == 3 and rows[1]["top1"] == rows[3]["top1"] and rows[1]["key"] != rows[3]["key"]
+    assert (rows[1]["ipc"], rows[3]["ipc"]) == (1, 3) and rows[1]["num_images"] == rows[3]["num_images"]
+    score(*digits, ipcs=[1, 3], baselines=["codec_real"], condensed_bytes=lambda ipc: 1000 * ipc)
+    assert len(trained) == 3 + 4
+
+
 def test_rows_that_the_real_images_cannot_fill_are_left_out_and_said(few_digits: LabeledImages) -> None:
     rows, notes = score(few_digits, few_digits, ipcs=[13], condensed_bytes=lambda ipc: 100)
     assert [row["images"] for row in rows] == ["gencond", "whole_set"]
