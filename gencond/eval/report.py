@@ -19,7 +19,7 @@ from gencond.eval.drawing import (
     plot_storage,
 )
 from gencond.eval.published import published_curves
-from gencond.eval.wording import about_likeness, facts, quality_table, table, verdicts
+from gencond.eval.wording import about_likeness, facts, heading, quality_table, table, verdicts
 from gencond.files import write_text, written_whole
 
 
@@ -75,7 +75,7 @@ def _markdown(
     parts = [f"# {content['title']}", ""]
     if (out / "samples" / PAIRS_PICTURE).is_file():
         parts += [f"![{CAPTIONS[PAIRS_PICTURE]}](samples/{PAIRS_PICTURE})", "", CAPTIONS[PAIRS_PICTURE], ""]
-    parts += ["Top-1 accuracy on real test images, %:", "", _markdown_table(header, lines), ""]
+    parts += [f"{heading(content['rows'])}:", "", _markdown_table(header, lines), ""]
     parts += [f"- {sentence}" for sentence in verdicts(content["rows"])]
     parts += [f"- {note}" for note in content["notes"]]
     parts += ["", *(f"![{name}](samples/{name}.png)" for name, plot in plots.items() if plot), ""]
@@ -99,7 +99,6 @@ h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.15rem; margin-top:
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; white-space: nowrap; }
 th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); }
-td:last-child { white-space: normal; }
 td { font-variant-numeric: tabular-nums; }
 tbody tr:first-child td { font-weight: 600; }
 img { max-width: 100%; height: auto; image-rendering: pixelated; }
@@ -157,7 +156,7 @@ def _html(
 <body>
 <h1>{title}</h1>
 {picture(PAIRS_PICTURE)}
-<p>Top-1 accuracy (%) on real test images, mean ± standard deviation over {content["rows"][0]["num_seeds"]} seeds:</p>
+<p>{html.escape(heading(content["rows"]))}:</p>
 {_html_table(header, lines)}
 <ul>{sentences}</ul>
 <div class="pair">{drawn}</div>

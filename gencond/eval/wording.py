@@ -13,6 +13,7 @@ from gencond.eval.baselines import (
     RANDOM_REAL,
     WHOLE_SET,
 )
+from gencond.eval.codec import QUALITY
 from gencond.eval.scoring import GENCOND, Row
 
 NAMES = {
@@ -46,15 +47,17 @@ def _size(*counts: int) -> str:
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """(header, lines) of top-1 per cent.
 
-    One line for each kind of images, network and protocol; one column for each IPC, "fresh" where images are seen once
-    each, and "all" for the whole set.
+    One line for each kind of images, network and protocol (named where there are several); one column for each IPC,
+    "fresh" where images are seen once each, and "all" for the whole set.
     """
     ipcs = sorted({row["ipc"] for row in rows if row["ipc"]})
     columns = [*ipcs, *(["fresh"] if any(row["mode"] == "stream" for row in rows) else []), None]
     titles = ["all" if column is None else column if column == "fresh" else f"IPC {column}" for column in columns]
-    header = ["trained on", "network", "protocol", *titles, "stored"]
+    judges = list(dict.fromkeys((row["network"], row["protocol"]) for row in rows))
+    named = [number for number in (0, 1) if len({judge[number] for judge in judges}) > 1]
+    header = ["trained on", *(("network", "protocol")[number] for number in named), *titles, "stored"]
     lines = []
-    for network, protocol in dict.fromkeys((row["network"], row["protocol"]) for row in rows):
+    for network, protocol in judges:
         for images, name in kinds(rows).items():
             wanted = (images, network, protocol)
             own = {
@@ -65,7 +68,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             if own:
                 cells = [_percent(own[column]) if column in own else "" for column in columns]
                 sizes = sorted({row["bytes"] for row in own.values()})
-                lines.append([name, network, protocol, *cells, _size(*sizes)])
+                lines.append([name, *((network, protocol)[number] for number in named), *cells, _size(*sizes)])
     return header, lines
 
 
@@ -75,8 +78,14 @@ def summary_table(rows: Sequence[Row]) -> str:
     widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *lines]]
     text.insert(1, "  ".join("-" * width for width in widths))
-    first = f"Top-1 accuracy (%) on real test images, mean ± std over {rows[0]['num_seeds']} seeds:"
-    return "\n".join([first, "", *(line.rstrip() for line in text), "", *verdicts(rows)])
+    return "\n".join([f"{heading(rows)}:", "", *(line.rstrip() for line in text), "", *verdicts(rows)])
+
+
+def heading(rows: Sequence[Row]) -> str:
+    """What a table shows, with the judge where there is one."""
+    judges = {(row["network"], row["protocol"]) for row in rows}
+    judge = f" of {rows[0]['network']} under protocol {rows[0]['protocol']}" if len(judges) == 1 else ""
+    return f"Top-1 accuracy (%){judge} on real test images, mean ± std over {rows[0]['num_seeds']} seeds"
 
 
 def _difference(row: Row, other: Row) -> str:
@@ -179,8 +188,21 @@ def facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[
                 + (", which chose nothing" if content["judged_on"] == "test" else ": settings may be chosen by it"),
             ),
             ("Selection", "none: the last iterate of every training"),
-            ("Mode", "fixed: k images of each class drawn once"),
+            (
+                "Mode",
+                "fixed: k images of each class drawn once"
+                + ("; fresh: every image is seen once" if any(row["mode"] == "stream" for row in rows) else ""),
+            ),
             ("Seeds", f"{rows[0]['num_seeds']}; random real images are drawn anew for each"),
+            *(
+                (
+                    f"AVIF at IPC {row['ipc']}",
+                    f"quality {QUALITY}, one mosaic: {row['num_images'] // len(content['class_names'])} random real images of "
+                    f"each class in {row['bytes']:,} bytes",
+                )
+                for row in rows
+                if row["images"] == CODEC_REAL and row["network"] == rows[0]["network"]
+            ),
             *((f"Protocol {row['name']}", _words(row)) for row in content["protocols"]),
             ("Augmentation", content["augmentation"]),
         ],
