@@ -172,6 +172,17 @@ def about_likeness(content: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
+def _codec_facts(rows: Sequence[Row], num_classes: int) -> list[tuple[str, str]]:
+    """How many photographs stand in the codec's rows of the first network."""
+    held = {
+        f"quality {QUALITY}, one mosaic: {row['num_images'] // num_classes} random real images of each class in "
+        f"{row['bytes']:,} bytes": row["ipc"]
+        for row in reversed(rows)
+        if row["images"] == CODEC_REAL and row["network"] == rows[0]["network"]
+    }
+    return [(f"AVIF from IPC {ipc} on", text) for text, ipc in sorted(held.items(), key=lambda item: item[1])]
+
+
 def facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, str]]]:
     """What the numbers rest on: section -> (name, value)."""
     made, rows = content["condensed"], content["rows"]
@@ -194,15 +205,7 @@ def facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[
                 + ("; fresh: every image is seen once" if any(row["mode"] == "stream" for row in rows) else ""),
             ),
             ("Seeds", f"{rows[0]['num_seeds']}; random real images are drawn anew for each"),
-            *(
-                (
-                    f"AVIF at IPC {row['ipc']}",
-                    f"quality {QUALITY}, one mosaic: {row['num_images'] // len(content['class_names'])} random real images of "
-                    f"each class in {row['bytes']:,} bytes",
-                )
-                for row in rows
-                if row["images"] == CODEC_REAL and row["network"] == rows[0]["network"]
-            ),
+            *_codec_facts(rows, len(content["class_names"])),
             *((f"Protocol {row['name']}", _words(row)) for row in content["protocols"]),
             ("Augmentation", content["augmentation"]),
         ],
