@@ -108,10 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="of anybody's floats, per channel and comma-separated, as of images in [0, 1]",
     )  # fmt: skip
     evaluate.add_argument("--factor", type=int, default=1, help="anybody's images are cut into factor x factor (IDC)")
-    evaluate.add_argument(
-        "--modes", nargs="+", choices=("fixed", "stream"), default=["fixed"],
-        help="stream: a row besides, of classifiers that see every image once",
-    )  # fmt: skip
+    evaluate.add_argument("--stream", action="store_true", help="a row besides, of classifiers that see no image twice")
     evaluate.add_argument(
         "--quality", metavar="NETWORK", help="FID and its kin by `inception` or a timm model, NAME or NAME=WEIGHTS_FILE"
     )
@@ -196,7 +193,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         args.path, out, ipcs=args.ipc, protocol=args.protocol, networks=args.networks, num_seeds=args.seeds,
         data=args.data, baselines=args.baselines, augmentation=args.augmentation,
         normalised_by=args.normalised_by and tuple(args.normalised_by), factor=args.factor, quality=args.quality,
-        modes=args.modes,
+        stream=args.stream,
     )  # fmt: skip
     print(f"\nLook at   {out}/report.html")
 

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -44,11 +44,13 @@ class LabeledImages:
         images: channels are grey (1) or RGB (3); uint8, or floats in [-1, 1] of a set that is stored as floats.
         labels: class indices, positions in `class_names`.
         class_names: sorted.
+        class_of: the class that each of the source's own labels means, where it numbers classes in another order.
     """
 
     images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]
     labels: Int64[Tensor, " n"]
     class_names: tuple[str, ...]
+    class_of: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -99,7 +101,7 @@ class LabeledImages:
         return self._rows_by_class[label]
 
     def subset(self, index: Int64[Tensor, " k"]) -> "LabeledImages":
-        return LabeledImages(self.images[index], self.labels[index], self.class_names)
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
 
 # --- loading ---------------------------------------------------------------------------------------------------
@@ -197,7 +199,9 @@ def _torchvision_set(name: str) -> Callable[[], tuple[LabeledImages, LabeledImag
         names = tuple(train.classes[label] for label in order)
         rank = torch.tensor(order).argsort()
         return tuple(
-            LabeledImages(_channels_first(np.asarray(part.data)), rank[torch.as_tensor(part.targets)], names)
+            LabeledImages(
+                _channels_first(np.asarray(part.data)), rank[torch.as_tensor(part.targets)], names, tuple(rank.tolist())
+            )
             for part in (train, test)
         )
 
@@ -255,14 +259,15 @@ def _load_npz(path: Path) -> tuple[LabeledImages, LabeledImages | None]:
     order = sorted(range(len(names)), key=names.__getitem__)
     rank = torch.tensor(order).argsort()
     names = tuple(names[label] for label in order)
-    train = LabeledImages(x, rank[torch.from_numpy(y)], names)
+    class_of = tuple(rank.tolist())
+    train = LabeledImages(x, rank[torch.from_numpy(y)], names, class_of)
     _require_every_class(train, str(path))
     if "x_test" not in arrays or "y_test" not in arrays:
         return train, None
     x, y = part("test", len(names))
     if x.shape[1:] != train.images.shape[1:]:
         raise InputError(f"{path}: training images are {list(train.images.shape[1:])}, test images {list(x.shape[1:])}")
-    return train, LabeledImages(x, rank[torch.from_numpy(y)], names)
+    return train, LabeledImages(x, rank[torch.from_numpy(y)], names, class_of)
 
 
 def _require_every_class(data: LabeledImages, where: str) -> None:
@@ -421,4 +426,4 @@ def _resized(data: LabeledImages, image_size: int | None) -> LabeledImages:
         .to(torch.uint8)[..., top : top + image_size, left : left + image_size]
         for chunk in data.images.split(1000)
     ]
-    return LabeledImages(torch.cat(chunks), data.labels, data.class_names)
+    return replace(data, images=torch.cat(chunks))

@@ -8,16 +8,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gencond.data import LabeledImages, image_files, load_folder
 from gencond.errors import InputError
 from gencond.generator.packing import decode
+from gencond.generator.sampling import class_folders
 from gencond.ranges import to_signed
 
 TENSOR_FILES = (".pt", ".pth", ".safetensors", ".npz")
 IMAGE_NAMES = ("images", "image", "x_train", "x", "data", "imgs")
+NUMPY_NUMBERS = [
+    np._core.multiarray.scalar,
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # as numpy 1 wrote it
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64")),
+]
 LABEL_NAMES = ("labels", "label", "y_train", "y", "targets", "target")
 
 
@@ -28,12 +35,14 @@ class ForeignSet:
     Args:
         images: class-major, the first `ipc` of each class; bytes, or floats in [-1, 1] where the set stores floats,
             which may lie outside.
+        num_found: images of the set, of which classes larger than the smallest lose some.
         factor: each is cut into factor x factor before anybody is trained on it.
         image_bytes: of one stored image.
         stored: what is stored, for people.
     """
 
     images: LabeledImages
+    num_found: int
     ipc: int
     factor: int
     image_bytes: float
@@ -78,15 +87,17 @@ def read_foreign(
     Raises:
         InputError: nothing there, or what is there cannot be trained on; one line that says why.
     """
+    if not 1 <= factor <= real.image_size // 2:
+        raise InputError(f"--factor {factor} does not cut {real.image_size} px images: it has to be at least 1")
     if path.is_dir():
         images, labels, image_bytes, stored = _read_folder(path, real)
     elif path.suffix in TENSOR_FILES and path.is_file():
-        images, labels = _read_tensors(path)
+        images, labels, names = _read_tensors(path)
         _check_shape(path, images, labels, real)
+        labels = _as_classes(path, labels.long(), names, real)
         image_bytes, stored = float(images[0].numel() * images.element_size()), f"images as {str(images.dtype)[6:]}"
     else:
         raise InputError(f"{path} is no condensed set: expected a folder of images, {', '.join(TENSOR_FILES)}")
-    _check_labels(path, labels, real)
     if images.dtype != torch.uint8:
         images = _signed(path, images.float(), normalised_by)
     elif normalised_by is not None:
@@ -98,14 +109,27 @@ def read_foreign(
         )
     rows = [(labels == label).nonzero()[:ipc, 0] for label in range(real.num_classes)]
     order = torch.cat(rows)
-    return ForeignSet(
-        LabeledImages(images[order].contiguous(), labels[order], real.class_names), ipc, factor, image_bytes, stored
-    )
+    kept = LabeledImages(images[order].contiguous(), labels[order], real.class_names)
+    return ForeignSet(kept, len(labels), ipc, factor, image_bytes, stored)
+
+
+def side_of(path: Path) -> int | None:
+    """The side of a foreign set's images in pixels, so that real ones are brought to it; None where it has none."""
+    if path.is_dir():
+        from PIL import Image
+
+        first = next(iter(image_files(path)), None)
+        if first is None:
+            return None
+        with Image.open(first) as image:
+            return min(image.size)
+    images = _read_tensors(path)[0]
+    return images.shape[-1] if images.ndim == 4 else None
 
 
 def _read_folder(root: Path, real: LabeledImages) -> tuple[Tensor, Tensor, float, str]:
     found, _ = load_folder(root, real.image_size)
-    if found.class_names != real.class_names:
+    if found.class_names not in (real.class_names, tuple(class_folders(real.class_names))):
         odd = min(set(real.class_names) ^ set(found.class_names))
         raise InputError(
             f"{root} has {found.num_classes} class folders, the real images {real.num_classes} classes; {odd!r} is in "
@@ -113,22 +137,26 @@ def _read_folder(root: Path, real: LabeledImages) -> tuple[Tensor, Tensor, float
         )
     if found.channels != real.channels:
         raise InputError(f"{root} holds images of {found.channels} channels, the real ones have {real.channels}")
-    sizes = [path.stat().st_size for path in image_files(root)]
+    files = image_files(root)
+    sizes = [path.stat().st_size for path in files]
     return found.images, found.labels, sum(sizes) / len(sizes), "image files"
 
 
-def _read_tensors(path: Path) -> tuple[Tensor, Tensor]:
-    """(images, labels) of a file, as they are stored, channels first."""
+def _read_tensors(path: Path) -> tuple[Tensor, Tensor, list[str] | None]:
+    """(images, labels, class names where it has them) of a file, as they are stored, channels first."""
+    names = None
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 content: Any = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "names"}
+                names = [str(name) for name in arrays["names"]] if "names" in arrays.files else None
         elif path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             content = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(NUMPY_NUMBERS):  # the accuracies in the files of DC and DM
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file, or one with other objects, makes torch and numpy raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
@@ -147,17 +175,30 @@ def _read_tensors(path: Path) -> tuple[Tensor, Tensor]:
     pair = isinstance(content, list | tuple) and len(content) >= 2 and all(torch.is_tensor(t) for t in content[:2])
     if not pair:
         raise InputError(f"{path} does not hold a pair of tensors, images and labels")
-    images, labels = content[0], content[1]
+    images, labels = content[0].detach(), content[1]
     if images.ndim == 3:
         images = images[:, None]
     if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[-1] in (1, 3):
         images = images.permute(0, 3, 1, 2)
-    return images, labels
+    return images, labels, names
+
+
+def _as_classes(
+    path: Path, labels: Int64[Tensor, " n"], names: list[str] | None, real: LabeledImages
+) -> Int64[Tensor, " n"]:
+    """A file's labels as positions in `real.class_names`: by its names, else in the order of the real set's source."""
+    _check_labels(path, labels, real)
+    if names is None:
+        return labels if real.class_of is None else torch.tensor(real.class_of)[labels]
+    if sorted(names) != list(real.class_names):
+        odd = min(set(names) ^ set(real.class_names), default="a class twice")
+        raise InputError(f"{path} names other classes than the real images have: {odd!r}")
+    return torch.tensor([real.class_names.index(name) for name in names])[labels]
 
 
 def _check_shape(path: Path, images: Tensor, labels: Tensor, real: LabeledImages) -> None:
     expected = (real.channels, real.image_size, real.image_size)
-    if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+    if images.ndim != 4 or tuple(images.shape[1:]) != expected or len(images) == 0:
         raise InputError(f"{path} holds images of shape {list(images.shape)}, the real ones are {list(expected)} each")
     if not (images.is_floating_point() or images.dtype == torch.uint8):
         raise InputError(f"{path} holds images of type {images.dtype}: expected bytes (uint8) or floats")
@@ -174,7 +215,7 @@ def _check_labels(path: Path, labels: Tensor, real: LabeledImages) -> None:
         raise InputError(
             f"{path} has label {low if low < 0 else high}; the real classes are 0 .. {real.num_classes - 1}"
         )
-    counts = torch.bincount(labels.long(), minlength=real.num_classes)
+    counts = torch.bincount(labels, minlength=real.num_classes)
     if empty := (counts == 0).nonzero()[:, 0].tolist():
         raise InputError(f"{path} has no image of class {real.class_names[empty[0]]!r} ({len(empty)} classes lack any)")
 

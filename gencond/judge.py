@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +22,14 @@ from gencond.eval.baselines import BASELINES
 from gencond.eval.classifier import FreshImages
 from gencond.eval.drawing import write_nearest, write_pictures
 from gencond.eval.memorization import memorisation
-from gencond.eval.metrics import compare_sets
+from gencond.eval.metrics import compare_sets, embed
 from gencond.eval.protocols import Protocol, get_protocol
 from gencond.eval.report import write_reports
 from gencond.eval.scoring import GENCOND, Row, score_tables
 from gencond.eval.wording import summary_table
 from gencond.features import state_fingerprint
 from gencond.files import read_json, short_hash, write_json, write_text
-from gencond.foreign import ForeignSet, is_foreign, read_foreign
+from gencond.foreign import ForeignSet, is_foreign, read_foreign, side_of
 from gencond.generator.card import model_card
 from gencond.generator.face import Condensed
 from gencond.ranges import to_uint8
@@ -68,7 +69,7 @@ def sampled_images(condensed: Condensed, ipc: int) -> LabeledImages:
     return LabeledImages(to_uint8(images).cpu(), labels.cpu(), tuple(condensed.class_names))
 
 
-def fresh_images(condensed: Condensed, batch_size: int, num_images: int) -> FreshImages:
+def fresh_images(condensed: Condensed, batch_size: int, num_steps: int) -> FreshImages:
     """Of `condensed.stream`: every seed sees batches of its own."""
     stream = condensed.stream(max(1, batch_size // condensed.images_per_slot) * condensed.images_per_slot)
 
@@ -76,7 +77,7 @@ def fresh_images(condensed: Condensed, batch_size: int, num_images: int) -> Fres
         images, labels = stream.batch(seed * 2**24 + number)
         return images * 2 - 1, labels.to(images.device)
 
-    return FreshImages(batch, stream.batch_size, num_images)
+    return FreshImages(batch, stream.batch_size, num_steps)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class JudgedSet:
 
     Args:
         sample: ipc -> images of every class, class-major, fixed.
-        stream: (batch size, images in all) -> fresh images; None: there are none.
+        stream: (batch size, steps) -> fresh images; None: there are none.
         num_bytes: ipc -> what must be stored of it.
         largest_ipc: above it there is nothing; None: no limit.
         key: identifies it.
@@ -143,7 +144,7 @@ def judge(
     normalised_by: tuple[Sequence[float], Sequence[float]] | None = None,
     factor: int = 1,
     quality: str | None = None,
-    modes: Sequence[str] = ("fixed",),
+    stream: bool = False,
 ) -> None:
     """Scores a condensed set beside the baselines, prints the table, and writes report.json, report.md and report.html.
 
@@ -155,7 +156,7 @@ def judge(
         data: the real images, where they are not those the recipe names or have moved.
         baselines: names from `eval.baselines.BASELINES`; None takes all.
         normalised_by, factor: of anybody's images, see `foreign.read_foreign`.
-        modes: `fixed`, and `stream` besides: as many fresh images as the largest IPC is looked at in all.
+        stream: a row of mode `stream` too: fresh images, for as many steps as the largest IPC trains.
         quality: a network for FID and its kin, see `eval.metrics.embed`; None leaves them out.
     Raises:
         InputError: no artefact, real images of other classes or another size, an unknown protocol or network.
@@ -173,8 +174,10 @@ def judge(
     if condensed is None:
         found = read_foreign(Path(path), train, normalised_by, factor)
         subject = judged_foreign(found)
-        if len(rows := rows_seen(found.images, test)):
-            raise InputError(f"{path} holds {len(rows)} test images, number {int(rows[0])} of the test set first")
+        if rows := sorted(set(rows_seen(found.images, test).tolist()) - set(rows_seen(train, test).tolist())):
+            raise InputError(f"{path} holds {len(rows)} test images, number {rows[0]} of the test set first")
+        if dropped := found.num_found - len(found.images):
+            notes.append(f"{dropped} of its {found.num_found} images are left out: classes are cut to the smallest")
     else:
         _require_fit(condensed, train)
         subject = judged_artefact(condensed)
@@ -186,21 +189,26 @@ def judge(
         raise InputError("--ipc and --seeds must be at least 1")
     if largest and max(ipcs) > largest:
         raise InputError(f"{path} holds {largest} images of each class: lower --ipc {max(ipcs)}")
-    if subject.stream is None and "stream" in modes:
-        raise InputError(f"{path} makes no fresh images: leave --modes stream out")
+    if subject.stream is None and stream:
+        raise InputError(f"{path} makes no fresh images: leave --stream out")
+    if quality is not None:
+        embed(quality, test.images[:2], new_accelerator().device)  # what is missing is said before hours of training
+    samples = subject.sample(max(ipcs))
     old = read_json(out / "report.json") if (out / "report.json").is_file() else {}
     device = new_accelerator().device
     if condensed is not None:
         condensed.to(device)
     measured = {"train": train.fingerprint, "test": test.fingerprint, "condensed": subject.key}
-    known: list[Row] = old["rows"] if old.get("measured") == measured else []
+    augmentation = augmentation or recipe.data.augmentation
+    same = old.get("measured") == measured and old.get("augmentation") == augmentation
+    known: list[Row] = old["rows"] if same else []
     content: dict[str, Any] = {
         "title": f"{Path(recipe.data.source).stem}, condensed"
         + (f" by recipe {recipe.name}" if condensed else f": {Path(path).name}"),
         "rows": known,
         "notes": notes,
         "measured": measured,
-        "augmentation": augmentation or recipe.data.augmentation,
+        "augmentation": augmentation,
         "judged_on": recipe.data.judge_on,
         "num_test_images": len(test),
         "class_names": list(train.class_names),
@@ -220,7 +228,8 @@ def judge(
                 "normalised-by": normalised_by and [",".join(map(str, one)) for one in normalised_by],
                 "factor": None if factor == 1 else [factor],
                 "quality": quality and [quality],
-                "modes": None if tuple(modes) == ("fixed",) else modes,
+                "stream": [] if stream else None,
+                "out": [out],
             },
         ),
     }
@@ -248,13 +257,13 @@ def judge(
         ipcs=ipcs,
         networks=networks,
         protocol=chosen,
-        augmentation=augmentation or recipe.data.augmentation,
+        augmentation=augmentation,
         num_seeds=num_seeds,
         condensed_name=_row_name(path, recipe, condensed),
         condensed_key=subject.key,
         condensed_bytes=subject.num_bytes,
         baselines=BASELINES if baselines is None else baselines,
-        fresh=_stream_of(subject, chosen, max(ipcs) * train.num_classes) if "stream" in modes else None,
+        fresh=_stream_of(subject, chosen, len(samples)) if stream else None,
         device=device,
         known=known,
         on_row=keep,
@@ -265,7 +274,6 @@ def judge(
     content["notes"] += left_out
     keep(*rows)
     write_pictures(out, train, subject.sample(min(10, max(ipcs))))
-    samples = subject.sample(max(ipcs))
     content["memorisation"], nearest = memorisation(samples, train, test)
     write_nearest(out, samples, train, nearest)
     if quality is not None:
@@ -299,24 +307,23 @@ def _notes_on_overlap(train: LabeledImages, test: LabeledImages, source: str) ->
 
 
 def _stream_of(subject: JudgedSet, protocol: Protocol, num_fixed: int) -> FreshImages:
-    """As many fresh images as a classifier sees in all when it trains on `num_fixed` again and again."""
-    batch_size = min(protocol.batch_size, num_fixed)
-    return subject.stream(protocol.batch_size, protocol.num_steps(num_fixed) * batch_size)
+    """As many steps of fresh images as a classifier takes that trains on `num_fixed` again and again."""
+    return subject.stream(min(protocol.batch_size, num_fixed), protocol.num_steps(num_fixed))
 
 
 def _row_name(path: str, recipe: Recipe, condensed: Condensed | None) -> str:
     """Of the set's rows: gencond's own, another method's recipe, or the file."""
     if condensed is None:
-        return Path(path).name
+        return f"theirs: {Path(path).name}"
     return GENCOND if recipe.name.partition(":")[0] in OWN_RECIPES else recipe.name
 
 
 def _command(path: str, options: Mapping[str, Sequence | None]) -> str:
     """What reproduces a report; options without a value are left out."""
-    words = ["gencond evaluate", path]
+    words = ["gencond", "evaluate", path]
     for name, values in options.items():
         words += [] if values is None else [f"--{name}", *map(str, values)]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def _question(row: Row) -> tuple:
@@ -336,7 +343,7 @@ def _recipe_of(path: str, condensed: Condensed | None, data: str | None) -> Reci
     elif data is None:
         raise InputError(f"{path} is no run folder: name its real images with --data")
     elif condensed is None:
-        made = {}
+        made = {"data": {"image_size": side_of(Path(path))}}
     else:
         made = (condensed.config.provenance or {}).get("recipe") or {"data": {"image_size": condensed.image_size}}
     parts = {"name": path} | {part: made[part] for part in ("name", "data", "evaluate") if part in made}

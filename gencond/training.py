@@ -125,7 +125,9 @@ def train_networks(
     )
     with torch.no_grad():
         for number, network in enumerate(networks):
-            network.load_state_dict({name: stacked[number] for name, stacked in (weights | buffers).items()})
+            own = dict(network.named_parameters()) | dict(network.named_buffers())
+            for name, stacked in (weights | buffers).items():
+                own[name].copy_(stacked[number])
             network.eval()
 
 

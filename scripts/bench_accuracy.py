@@ -121,7 +121,7 @@ def plot(points: list[dict[str, Any]], title: str, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lines", nargs="+", metavar="LINE", help="RECIPE, or NAME=RECIPE,part.field=value,...")
+    parser.add_argument("lines", nargs="+", metavar="LINE", help="RECIPE, or 'NAME=RECIPE part.field=value ...'")
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--ipc", type=int, default=10)

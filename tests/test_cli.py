@@ -39,12 +39,13 @@ def test_condense_sample_evaluate_and_report_work_together(
 ) -> None:
     main(["sample", str(run), "--ipc", "6", "--out", str(tmp_path / "images")])
     assert len(list((tmp_path / "images").rglob("*.png"))) == 60
-    main(["evaluate", str(run), "--modes", "fixed", "stream"])
+    main(["evaluate", str(run), "--stream"])
     content = json.loads((run / "report.json").read_text())
     stream = [row for row in content["rows"] if row["mode"] == "stream"]
     assert [(row["images"], row["ipc"]) for row in stream] == [("gencond", None)]
     assert stream[0]["num_images"] == 10 * 20  # dm:10 looks ten times at two images of ten classes
     assert "200 images were seen, none of them twice" in (run / "report.md").read_text()
+    assert "| gencond | fresh |" in (run / "condensed" / "README.md").read_text()
     content["rows"] = [row for row in content["rows"] if row["mode"] == "fixed"]
     assert {(row["images"], row["ipc"]) for row in content["rows"]} == {
         (images, ipc) for images in ("gencond", *BASELINES[:-1]) for ipc in (1, 2)
@@ -139,10 +140,15 @@ def test_anybodys_images_are_judged_beside_the_baselines(tmp_path: Path, capsys:
     main([*arguments, "--normalised-by", "0.5", "0.5"])
     content = json.loads((out / "report.json").read_text())
     assert [(row["images"], row["ipc"], row["bytes"]) for row in content["rows"]] == [
-        ("theirs.pt", 2, 20 * 64 * 4), ("random_real", 2, 20 * 64),
+        ("theirs: theirs.pt", 2, 20 * 64 * 4), ("random_real", 2, 20 * 64),
     ]  # fmt: skip
     report = (out / "report.md").read_text()
-    assert "Images as float32" in report and "--normalised-by 0.5 0.5" in report and "--augmentation crop" in report
+    assert (
+        "Images as float32" in report
+        and "--normalised-by 0.5 0.5" in report
+        and f"--out {out}" in report
+        and "--augmentation crop" in report
+    )
     stolen = LabeledImages(test.images[:200], test.labels[:200], test.class_names)
     torch.save((stolen.images, stolen.labels), tmp_path / "theirs.pt")
     assert "theirs.pt holds 130 test images, number 0 of the test set first" in fails(capsys, *arguments)

@@ -1,6 +1,7 @@
 """Anybody's condensed set is read as it was stored, or refused in one line."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from gencond.data import LabeledImages
 from gencond.errors import InputError
-from gencond.foreign import is_foreign, read_foreign
+from gencond.foreign import is_foreign, read_foreign, side_of
 from gencond.generator.packing import decode
+from gencond.generator.sampling import export_images
 from gencond.ranges import to_signed, to_unit
 from gencond.selection import random_subset
 
@@ -32,7 +34,9 @@ def floats(data: LabeledImages) -> Tensor:
 WRITERS: dict[str, Callable[[LabeledImages, Path], None]] = {
     "pair.pt": lambda data, path: torch.save((floats(data), data.labels), path),
     "names.pt": lambda data, path: torch.save({"images": floats(data), "labels": data.labels}, path),
-    "dc.pt": lambda data, path: torch.save({"data": [[floats(data), data.labels]], "accs": {"ConvNet": [0.5]}}, path),
+    "dc.pt": lambda data, path: torch.save(
+        {"data": [[floats(data), data.labels]], "accs_all_exps": {"C": [np.float64(0.5)]}}, path
+    ),
     "t.safetensors": lambda data, path: save_file({"x_train": floats(data), "y_train": data.labels}, path),
     "t.npz": lambda data, path: np.savez(path, images=floats(data).permute(0, 2, 3, 1).numpy(), labels=data.labels),
 }
@@ -129,6 +133,7 @@ def _nan(images: Tensor) -> Tensor:
         (_labels(lambda y: y + 1), r"has label 10; the real classes are 0 \.\. 9"),
         (_labels(lambda y: y - 1), "has label -1"),
         (_labels(lambda y: y.clamp_max(8)), r"has no image of class '9' \(1 classes lack any\)"),
+        (lambda x, y: (x[:0], y[:0]), r"images of shape \[0, 1, 8, 8\]"),
         (_labels(lambda y: torch.eye(10)[y]), r"labels of shape \[20, 10\] .*soft labels are not"),
         (lambda x, y: (x.repeat(7, 1, 1, 1), y.repeat(7)), "14 images of each class, more than the 120 real ones"),
     ],
@@ -166,3 +171,38 @@ def test_files_that_hold_something_else_say_what_they_should_hold(
 def test_a_run_folder_is_no_foreign_set(tmp_path: Path) -> None:
     (tmp_path / "condensed").mkdir()
     assert not is_foreign(tmp_path) and not is_foreign(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("factor", [0, -1, 5])
+def test_a_factor_that_cuts_nothing_is_refused(
+    few_digits: LabeledImages, condensed: LabeledImages, tmp_path: Path, factor: int
+) -> None:
+    torch.save((condensed.images, condensed.labels), tmp_path / "set.pt")
+    with pytest.raises(InputError, match=f"--factor {factor} does not cut 8 px images"):
+        read_foreign(tmp_path / "set.pt", few_digits, factor=factor)
+
+
+def test_labels_follow_the_order_of_the_real_sets_source_or_the_names_of_the_file(
+    few_digits: LabeledImages, condensed: LabeledImages, tmp_path: Path
+) -> None:
+    """The source calls its classes 9, 8, .. 0, as FashionMNIST numbers its classes in an order that is not sorted."""
+    real = replace(few_digits, class_of=tuple(range(9, -1, -1)))
+    torch.save((condensed.images, (9 - condensed.labels).int()), tmp_path / "set.pt")
+    np.savez(tmp_path / "set.npz", images=condensed.images, labels=9 - condensed.labels, names=list("9876543210"))
+    order = condensed.labels.argsort(stable=True)
+    for name, asked in (("set.pt", real), ("set.npz", real), ("set.npz", few_digits)):
+        assert torch.equal(read_foreign(tmp_path / name, asked).sample(2).images, condensed.images[order])
+    np.savez(tmp_path / "other.npz", images=condensed.images, labels=condensed.labels, names=list("abcdefghij"))
+    with pytest.raises(InputError, match="names other classes than the real images have: '0'"):
+        read_foreign(tmp_path / "other.npz", few_digits)
+
+
+def test_our_own_folders_are_read_back_whatever_the_classes_are_called(
+    tmp_path: Path, few_digits: LabeledImages
+) -> None:
+    names = ("T-shirt/top", "Trouser", *(f"c{number}" for number in range(8)))
+    real = replace(few_digits, class_names=names)
+    one = random_subset(real, 1, seed=0)
+    export_images(one.images, one.labels, names, tmp_path / "set", "imagefolder")
+    assert side_of(tmp_path / "set") == 8
+    assert torch.equal(read_foreign(tmp_path / "set", real).sample(1).images, one.images)

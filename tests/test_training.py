@@ -134,3 +134,20 @@ def test_networks_side_by_side_end_as_each_does_alone(few_digits: LabeledImages,
             # sums in another order, twelve steps of float32
             torch.testing.assert_close(other.state_dict()[name], value, atol=2e-5, rtol=1e-3, msg=name)
     assert any((start[name] - value).abs().max() > 0.01 for name, value in alone[0].state_dict().items())
+
+
+def test_networks_with_buffers_that_are_not_saved_train_side_by_side(few_digits: LabeledImages) -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 10)
+            self.register_buffer("shift", torch.ones(64), persistent=False)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.linear(images.flatten(1) + self.shift)
+
+    networks = [Shifted(), Shifted()]
+    before = networks[1].linear.weight.detach().clone()
+    source = [Shuffled(few_digits.images, few_digits.labels, 30) for _ in networks]
+    train_networks(networks, source, seeds=(0, 1), num_steps=2, learning_rate=0.1, mean=(0.0,), std=(1.0,))
+    assert (networks[1].linear.weight - before).abs().max() > 1e-3

@@ -1,9 +1,9 @@
 """Train on some images, test on real ones: the number everything is for."""
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,13 +57,17 @@ class FreshImages:
 
     Args:
         batch: (seed, number) -> images in [-1, 1] and labels, `batch_size` of them.
-        batch_size: of each step.
-        num_images: that a classifier sees in all.
+        batch_size, num_steps: of a training.
     """
 
     batch: Callable[[int, int], tuple[Tensor, Tensor]]
     batch_size: int
-    num_images: int
+    num_steps: int
+
+    @property
+    def num_images(self) -> int:
+        """That a classifier sees in all."""
+        return self.batch_size * self.num_steps
 
     def source(self, seed: int) -> Source:
         numbers = itertools.count()
@@ -98,7 +102,7 @@ def train_and_test(
         build_network(network, test.channels, test.num_classes, test.image_size, seed).to(device) for seed in seeds
     ]
     if isinstance(train, FreshImages):
-        batch_size, num_steps = train.batch_size, math.ceil(train.num_images / train.batch_size)
+        batch_size, num_steps = train.batch_size, train.num_steps
         sources: list[Source] = [train.source(seed) for seed in seeds]
     else:
         batch_size, num_steps = min(protocol.batch_size, len(train[0])), protocol.num_steps(len(train[0]))
@@ -114,12 +118,11 @@ def train_and_test(
             "idc" if protocol.augmentation == "idc" else "one",
         ),
     }  # fmt: skip
-    pixels = batch_size * test.image_size**2
-    forward = None
-    if len(seeds) > 1 and (device.type != "cpu" or pixels <= PIXELS_SIDE_BY_SIDE):
+    way = fastest_way(device, batch_size * test.image_size**2, num_steps, len(seeds))
+    forward = compiled_forward() if way == "compiled" else None
+    if way == "side by side":
         train_networks(classifiers, sources, seeds=seeds, on_share=on_share, **options)
     else:
-        forward = compiled_forward() if pixels * num_steps * len(seeds) >= PIXELS_WORTH_COMPILING else None
         for number, (classifier, source, seed) in enumerate(zip(classifiers, sources, seeds, strict=True)):
             train_network(
                 classifier, source, seed=seed, forward=forward,
@@ -128,9 +131,22 @@ def train_and_test(
     return [top1_on_real(classifier, test, mean, std, forward) for classifier in classifiers]
 
 
-def compiled_forward() -> Callable[[nn.Module, Tensor], Tensor] | None:
-    """(network, images) -> logits for all networks of one architecture; None where nothing can compile."""
-    if not can_compile():
-        return None
+def fastest_way(
+    device: torch.device, batch_pixels: int, num_steps: int, num_seeds: int
+) -> Literal["side by side", "compiled", "plain"]:
+    """How the networks of several seeds are trained; the last two one after the other.
+
+    Args:
+        batch_pixels: of all images of a step of one network.
+        num_steps: of each network.
+    """
+    if num_seeds > 1 and (device.type != "cpu" or batch_pixels <= PIXELS_SIDE_BY_SIDE):
+        return "side by side"
+    worth = batch_pixels * num_steps * num_seeds >= PIXELS_WORTH_COMPILING
+    return "compiled" if worth and can_compile() else "plain"
+
+
+def compiled_forward() -> Callable[[nn.Module, Tensor], Tensor]:
+    """(network, images) -> logits for all networks of one architecture."""
     embed = Embedding(compile=True)
     return lambda network, images: network.classifier(embed(network, images))

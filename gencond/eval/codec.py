@@ -68,8 +68,10 @@ def codec_subsets(
     while True:  # what a later seed allows fits an earlier one, but for a few bytes of luck
         real = [random_subset(train, ipc, seed) for seed in seeds]
         files = [encode_mosaic(one.images, quality) for one in real]
-        if ipc == 1 or max(map(len, files)) <= num_bytes:
+        if max(map(len, files)) <= num_bytes:
             break
+        if ipc == 1:
+            return None
         ipc -= 1
     decoded = [
         LabeledImages(decode_mosaic(file, tuple(one.images.shape)), one.labels, train.class_names)

@@ -110,6 +110,7 @@ def plot_storage(rows: Sequence[Row], published: Mapping[str, Mapping[float, flo
         published: method -> megabits a class -> top-1 %, drawn faintly behind: other protocols.
     """
     shown = rows[0]["network"], rows[0]["protocol"]
+    fixed = [row for row in rows if row["mode"] == "fixed"]
 
     def draw(axes: Any) -> None:
         for number, (method, curve) in enumerate(published.items()):
@@ -121,7 +122,7 @@ def plot_storage(rows: Sequence[Row], published: Mapping[str, Mapping[float, flo
             )  # fmt: skip
         for images, name in kinds(rows).items():
             own = sorted(
-                (row for row in rows if (row["images"], row["network"], row["protocol"]) == (images, *shown)),
+                (row for row in fixed if (row["images"], row["network"], row["protocol"]) == (images, *shown)),
                 key=lambda row: (row["bits_per_class"], row["ipc"] or 0),
             )
             if own:

@@ -10,7 +10,7 @@ from gencond.data import LabeledImages
 from gencond.ranges import to_signed
 from gencond.selection import some_of_each_class
 
-AT_ONCE = 500
+AT_ONCE = 2000  # training images: memory follows the samples, not the real set
 HELD_OUT = 2000
 
 
@@ -29,13 +29,13 @@ class Nearest:
 
 def nearest_training_images(images: LabeledImages, train: LabeledImages) -> Nearest:
     """Among all classes, in pixel space."""
-    points = to_signed(train.images).flatten(1)
-    distances, rows = [], []
-    for some in to_signed(images.images).flatten(1).split(AT_ONCE):
-        nearest = torch.cdist(some, points).min(1)
-        distances.append(nearest.values)
-        rows.append(nearest.indices)
-    return Nearest(torch.cat(distances) / (2 * points.shape[1] ** 0.5), torch.cat(rows))
+    points = to_signed(images.images).flatten(1)
+    distance, row = torch.full((len(points),), torch.inf), torch.zeros(len(points), dtype=torch.int64)
+    for start in range(0, len(train), AT_ONCE):
+        nearest = torch.cdist(points, to_signed(train.images[start : start + AT_ONCE]).flatten(1)).min(1)
+        row = torch.where(nearest.values < distance, nearest.indices + start, row)
+        distance = torch.minimum(distance, nearest.values)
+    return Nearest(distance / (2 * points.shape[1] ** 0.5), row)
 
 
 def memorisation(

@@ -93,11 +93,11 @@ def compare_sets(
     Args:
         extractor: see `embed`.
         syn, real: samples and the real images that they are held against.
-        floor: other real images, as many as the samples: what the same numbers are for real images.
+        floor: other real images, about as many as the samples: what the same numbers are for real images.
     Returns:
-        `extractor`, `num_syn`, `num_real`, `condensed` and `held_out_real` (see `quality`), `diversity` (class name ->
-        spread in units of the real one, where there are two images), `collapsed` (names of classes that are nearly the
-        same image again and again).
+        `extractor`, `num_syn`, `num_real`, `num_floor`, `condensed` and `held_out_real` (see `quality`), `diversity`
+        (class name -> spread in units of the real one, where there are two images), `collapsed` (names of classes that
+        are nearly the same image again and again).
     """
     of_syn, of_real, of_floor = (embed(extractor, part.images, device) for part in (syn, real, floor))
     spread = spread_of_classes(of_syn, syn.labels, real.num_classes)
@@ -107,6 +107,7 @@ def compare_sets(
         "extractor": extractor.partition("=")[0],
         "num_syn": len(syn),
         "num_real": len(real),
+        "num_floor": len(floor),
         "condensed": quality(of_syn, of_real),
         "held_out_real": quality(of_floor, of_real),
         "diversity": shares,

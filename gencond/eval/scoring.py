@@ -11,12 +11,14 @@ from gencond.data import LabeledImages
 from gencond.errors import InputError
 from gencond.eval.baselines import BASELINES, CODEC_REAL, SAME_NUMBER, WHOLE_SET, RealImages
 from gencond.eval.classifier import FreshImages, train_and_test
+from gencond.eval.codec import QUALITY
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol
 from gencond.files import short_hash
 from gencond.progress import progress
 
 GENCOND = "gencond"
+EVALUATOR = 2  # counts up when the same question gets another answer, so that older rows are measured again
 Row = dict[str, Any]
 
 
@@ -74,8 +76,9 @@ def score_tables(
             notes.append(f"no {images} row at IPC {ipc}: class {name!r} has only {smallest} training images")
             continue
         key = short_hash(
-            images, ipc, network, protocol.describe(), augmentation, num_seeds, train.fingerprint, test.fingerprint,
-            condensed_bytes(ipc) if images == CODEC_REAL else None if images in BASELINES else condensed_key,
+            EVALUATOR, images, ipc, network, protocol.describe(), augmentation, num_seeds,
+            train.fingerprint, test.fingerprint,
+            (condensed_bytes(ipc), QUALITY) if images == CODEC_REAL else None if images in BASELINES else condensed_key,
             *((fresh.num_images, fresh.batch_size) if mode == "stream" else ()),
         )  # fmt: skip
         row = {

@@ -11,6 +11,7 @@ from gencond.eval.baselines import (
     K_CENTER_REAL,
     KMEANS_REAL,
     RANDOM_REAL,
+    SAME_NUMBER,
     WHOLE_SET,
 )
 from gencond.eval.codec import QUALITY
@@ -25,7 +26,7 @@ NAMES = {
     CODEC_REAL: "AVIF real, same bytes",
     WHOLE_SET: "whole training set",
 }
-RIVALS = (RANDOM_REAL, KMEANS_REAL, CODEC_REAL)
+RIVALS = (*SAME_NUMBER, CODEC_REAL)
 
 
 def kinds(rows: Sequence[Row]) -> dict[str, str]:
@@ -85,7 +86,8 @@ def heading(rows: Sequence[Row]) -> str:
     """What a table shows, with the judge where there is one."""
     judges = {(row["network"], row["protocol"]) for row in rows}
     judge = f" of {rows[0]['network']} under protocol {rows[0]['protocol']}" if len(judges) == 1 else ""
-    return f"Top-1 accuracy (%){judge} on real test images, mean ± std over {rows[0]['num_seeds']} seeds"
+    seeds = " or ".join(str(count) for count in sorted({row["num_seeds"] for row in rows}, reverse=True))
+    return f"Top-1 accuracy (%){judge} on real test images, mean ± std over {seeds} seeds"
 
 
 def _difference(row: Row, other: Row) -> str:
@@ -156,8 +158,8 @@ def about_likeness(content: Mapping[str, Any]) -> list[str]:
     if panel := content.get("quality"):
         low = min(panel["diversity"].items(), key=lambda item: item[1], default=None)
         sentences.append(
-            f"Features of {panel['extractor']}; {panel['num_syn']} samples and as many held-out real images, each "
-            f"against {panel['num_real']} real ones. Both FID and KID depend on the number of images."
+            f"Features of {panel['extractor']}; {panel['num_syn']} samples and {panel['num_floor']} held-out real "
+            f"images, each against {panel['num_real']} real ones. Both FID and KID depend on the number of images."
         )
         if low:
             sentences.append(f"Least diverse class: {low[0]}, {100 * low[1]:.0f} % of the spread of real images.")
@@ -196,7 +198,7 @@ def facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[
             (
                 "Judged on",
                 f"{content['num_test_images']} real images of the {content['judged_on']} set"
-                + (", which chose nothing" if content["judged_on"] == "test" else ": settings may be chosen by it"),
+                + (": settings may be chosen by it" if content["judged_on"] != "test" else ""),
             ),
             ("Selection", "none: the last iterate of every training"),
             (
@@ -220,7 +222,7 @@ def facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[
                 "Stored",
                 f"{made['bytes']:,} bytes, {8 * made['bytes'] / len(content['class_names']) / 1e6:.3f} Mbit per class",
             ),
-            ("Recipe", f"{made.get('recipe', {}).get('name', '?')}, in full in recipe.yaml"),
+            ("Recipe", made["recipe"]["name"] if "recipe" in made else "unknown, and so is what it was chosen by"),
         ],
         "Cost": [
             *((stage, f"{value:.1f} s") for stage, value in seconds.items()),

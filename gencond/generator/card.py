@@ -103,7 +103,8 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     lines = [
-        f"| {row['images']} | {row['ipc'] or 'all'} | {row['network']} | {row['protocol']} "
+        f"| {row['images']} | {'fresh' if row['mode'] == 'stream' else row['ipc'] or 'all'} "
+        f"| {row['network']} | {row['protocol']} "
         f"| {100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f} |"
         for row in rows
     ]

@@ -84,8 +84,9 @@ from gencond.selection import random_subset
 train, test = load_real("digits", test_fraction=0.3333)
 classifier.PIXELS_SIDE_BY_SIDE = 0
 found = []
-for pixels in (0, 10**12):
+for pixels, way in ((0, "compiled"), (10**12, "plain")):
     classifier.PIXELS_WORTH_COMPILING = pixels
+    assert classifier.fastest_way(torch.device("cpu"), 1, 1, 2) == way
     found.append(classifier.train_and_test(
         [random_subset(train, 10, seed) for seed in (0, 1)], test, network=sys.argv[1], protocol=get_protocol("quick"),
         augmentation="crop_scale_rotate", normalisation=train.mean_std, seeds=(0, 1), device=torch.device("cpu"),
