@@ -193,11 +193,11 @@ def judge(
         raise InputError(f"{path} makes no fresh images: leave --stream out")
     if quality is not None:
         embed(quality, test.images[:2], new_accelerator().device)  # what is missing is said before hours of training
-    samples = subject.sample(max(ipcs))
     old = read_json(out / "report.json") if (out / "report.json").is_file() else {}
     device = new_accelerator().device
     if condensed is not None:
         condensed.to(device)
+    samples = subject.sample(max(ipcs))
     measured = {"train": train.fingerprint, "test": test.fingerprint, "condensed": subject.key}
     augmentation = augmentation or recipe.data.augmentation
     same = old.get("measured") == measured and old.get("augmentation") == augmentation

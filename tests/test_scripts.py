@@ -68,3 +68,12 @@ def test_an_ablation_prints_a_line_for_each_variant(tmp_path: Path) -> None:
         str(tmp_path), "--seeds", "1", "--set", *TINY,
     ).splitlines()  # fmt: skip
     assert [line.split()[0] for line in lines] == ["base", "mean"] and all("IPC fresh" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_the_bench_of_seeds_prints_a_ratio_for_each_ipc() -> None:
+    lines = run(
+        "bench_seeds", "--network", "convnet2w8", "--side", "8", "--channels", "1", "--seeds", "2", "--steps", "1",
+    ).splitlines()  # fmt: skip
+    assert [line.split()[0] for line in lines] == ["IPC", "1", "10"] and all(line.endswith("x") for line in lines[1:])
+    assert "side by side" in lines[1]

@@ -17,11 +17,11 @@ from gencond.ranges import to_signed
 from gencond.training import Shuffled, Source, train_network, train_networks
 
 TESTED_AT_ONCE = 500
-# Measured with ConvNet-3 of 128 channels on two cores. A batch of more pixels keeps a CPU busy by itself, and stacked
-# convolutions are slower there; compiled code saves 40 % of a step and costs 20 s, so it pays from about as many pixels
-# that go through a row's networks in training.
-PIXELS_SIDE_BY_SIDE = 20_000
+# Measured with ConvNet-3 of 128 channels on two cores (scripts/bench_seeds.py). Compiled code saves 40 % of a step and
+# costs 20 s, so it pays from about as many pixels that go through a row's networks in training. Below that, a batch of
+# more pixels keeps a CPU busy by itself, and stacked convolutions are slower there.
 PIXELS_WORTH_COMPILING = 40_000_000
+PIXELS_SIDE_BY_SIDE = 20_000
 
 
 @torch.no_grad()
@@ -140,10 +140,10 @@ def fastest_way(
         batch_pixels: of all images of a step of one network.
         num_steps: of each network.
     """
-    if num_seeds > 1 and (device.type != "cpu" or batch_pixels <= PIXELS_SIDE_BY_SIDE):
-        return "side by side"
-    worth = batch_pixels * num_steps * num_seeds >= PIXELS_WORTH_COMPILING
-    return "compiled" if worth and can_compile() else "plain"
+    if device.type == "cpu" and batch_pixels * num_steps * num_seeds >= PIXELS_WORTH_COMPILING and can_compile():
+        return "compiled"
+    idle = device.type != "cpu" or batch_pixels <= PIXELS_SIDE_BY_SIDE
+    return "side by side" if idle and num_seeds > 1 else "plain"
 
 
 def compiled_forward() -> Callable[[nn.Module, Tensor], Tensor]:

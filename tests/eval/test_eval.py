@@ -8,7 +8,7 @@ import torch
 from gencond.data import LabeledImages
 from gencond.errors import InputError
 from gencond.eval.baselines import BASELINES
-from gencond.eval.classifier import top1_on_real, train_and_test
+from gencond.eval.classifier import fastest_way, top1_on_real, train_and_test
 from gencond.eval.codec import codec_subsets, encode_mosaic
 from gencond.eval.drawing import write_pictures
 from gencond.eval.networks import build_network
@@ -70,6 +70,17 @@ def test_a_judgement_depends_on_its_seed_alone(digits: tuple, monkeypatch) -> No
     assert judge(0, 1) == pytest.approx([*first, *judge(1)], abs=2 / len(test))
     monkeypatch.setattr("gencond.eval.classifier.PIXELS_SIDE_BY_SIDE", 0)
     assert judge(0, 1) == [*first, *judge(1)]
+
+
+def test_long_trainings_are_compiled_short_ones_of_small_batches_run_side_by_side(monkeypatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("gencond.eval.classifier.can_compile", lambda: True)
+    assert fastest_way(cpu, 10 * 32**2, 1000, 5) == "compiled"
+    assert fastest_way(cpu, 128 * 8**2, 300, 3) == "side by side"
+    assert fastest_way(cpu, 100 * 32**2, 10, 3) == fastest_way(cpu, 128 * 8**2, 300, 1) == "plain"
+    assert fastest_way(torch.device("cuda"), 256 * 32**2, 1000, 5) == "side by side"
+    monkeypatch.setattr("gencond.eval.classifier.can_compile", lambda: False)
+    assert fastest_way(cpu, 10 * 32**2, 1000, 5) == "side by side"
 
 
 @pytest.mark.slow
