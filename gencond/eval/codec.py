@@ -27,7 +27,8 @@ def encode_mosaic(images: UInt8[Tensor, "n c h w"], quality: int = QUALITY) -> b
     pixels = canvas.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
     pixels = pixels.reshape(rows * height, columns * width, channels).expand(-1, -1, 3)
     buffer = io.BytesIO()
-    Image.fromarray(pixels.contiguous().numpy()).save(buffer, "AVIF", quality=quality)
+    # One thread: how an image is cut for several decides its bytes, and machines differ in how many they have.
+    Image.fromarray(pixels.contiguous().numpy()).save(buffer, "AVIF", quality=quality, max_threads=1)
     return buffer.getvalue()
 
 
