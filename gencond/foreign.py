@@ -15,7 +15,7 @@ from gencond.data import LabeledImages, image_files, load_folder
 from gencond.errors import InputError
 from gencond.generator.packing import decode
 from gencond.generator.sampling import class_folders
-from gencond.ranges import to_signed
+from gencond.ranges import from_unit, to_signed
 
 TENSOR_FILES = (".pt", ".pth", ".safetensors", ".npz")
 IMAGE_NAMES = ("images", "image", "x_train", "x", "data", "imgs")
@@ -240,4 +240,4 @@ def _signed(
             f"{path} holds floats from {float(images.min()):.2f} to {float(images.max()):.2f}, not in [0, 1]: say what "
             "they were normalised with, --normalised-by MEAN STD (0.5 0.5 where they are in [-1, 1])"
         )
-    return images * 2 - 1
+    return from_unit(images)

@@ -22,7 +22,7 @@ from gencond.eval.baselines import BASELINES
 from gencond.eval.classifier import FreshImages
 from gencond.eval.drawing import write_nearest, write_pictures
 from gencond.eval.memorization import memorisation
-from gencond.eval.metrics import compare_sets, embed
+from gencond.eval.metrics import compare_sets, quality_network
 from gencond.eval.protocols import Protocol, get_protocol
 from gencond.eval.report import write_reports
 from gencond.eval.scoring import GENCOND, Row, score_tables
@@ -32,7 +32,7 @@ from gencond.files import read_json, short_hash, write_json, write_text
 from gencond.foreign import ForeignSet, is_foreign, read_foreign, side_of
 from gencond.generator.card import model_card
 from gencond.generator.face import Condensed
-from gencond.ranges import to_uint8
+from gencond.ranges import from_unit, to_uint8
 from gencond.selection import some_of_each_class
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def fresh_images(condensed: Condensed, batch_size: int, num_steps: int) -> Fresh
 
     def batch(seed: int, number: int) -> tuple[Tensor, Tensor]:
         images, labels = stream.batch(seed * 2**24 + number)
-        return images * 2 - 1, labels.to(images.device)
+        return from_unit(images), labels.to(images.device)
 
     return FreshImages(batch, stream.batch_size, num_steps)
 
@@ -157,7 +157,7 @@ def judge(
         baselines: names from `eval.baselines.BASELINES`; None takes all.
         normalised_by, factor: of anybody's images, see `foreign.read_foreign`.
         stream: a row of mode `stream` too: fresh images, for as many steps as the largest IPC trains.
-        quality: a network for FID and its kin, see `eval.metrics.embed`; None leaves them out.
+        quality: a network for FID and its kin, see `eval.metrics.quality_network`; None leaves them out.
     Raises:
         InputError: no artefact, real images of other classes or another size, an unknown protocol or network.
     """
@@ -170,11 +170,12 @@ def judge(
     judged = recipe.evaluate
     chosen = get_protocol(protocol or judged.protocol)
     train, test = load_data(recipe)
-    notes = _notes_on_overlap(train, test, recipe.data.source)
+    shared = rows_seen(train, test).tolist()
+    notes = _notes_on_overlap(shared, len(test), recipe.data.source)
     if condensed is None:
         found = read_foreign(Path(path), train, normalised_by, factor)
         subject = judged_foreign(found)
-        if rows := sorted(set(rows_seen(found.images, test).tolist()) - set(rows_seen(train, test).tolist())):
+        if rows := sorted(set(rows_seen(found.images, test).tolist()) - set(shared)):
             raise InputError(f"{path} holds {len(rows)} test images, number {rows[0]} of the test set first")
         if dropped := found.num_found - len(found.images):
             notes.append(f"{dropped} of its {found.num_found} images are left out: classes are cut to the smallest")
@@ -191,8 +192,8 @@ def judge(
         raise InputError(f"{path} holds {largest} images of each class: lower --ipc {max(ipcs)}")
     if subject.stream is None and stream:
         raise InputError(f"{path} makes no fresh images: leave --stream out")
-    if quality is not None:
-        embed(quality, test.images[:2], new_accelerator().device)  # what is missing is said before hours of training
+    # What is missing is said before hours of training.
+    extractor = None if quality is None else quality_network(quality, new_accelerator().device)
     old = read_json(out / "report.json") if (out / "report.json").is_file() else {}
     device = new_accelerator().device
     if condensed is not None:
@@ -273,16 +274,16 @@ def judge(
         logger.info("evaluation: %d of %d rows were measured before and are reused", reused, len(rows))
     content["notes"] += left_out
     keep(*rows)
-    write_pictures(out, train, subject.sample(min(10, max(ipcs))))
+    write_pictures(out, train, samples)
     content["memorisation"], nearest = memorisation(samples, train, test)
     write_nearest(out, samples, train, nearest)
-    if quality is not None:
+    if extractor is not None:
         content["quality"] = compare_sets(
             quality,
+            extractor,
             samples,
             some_of_each_class(train, -(-QUALITY_IMAGES // train.num_classes), seed=0),
             some_of_each_class(test, -(-len(samples) // test.num_classes), seed=0),
-            device,
         )
     elif "quality" in old and known:
         content["quality"] = old["quality"]
@@ -295,13 +296,12 @@ def judge(
         print(f"Note: {note}")
 
 
-def _notes_on_overlap(train: LabeledImages, test: LabeledImages, source: str) -> list[str]:
+def _notes_on_overlap(rows: Sequence[int], num_test: int, source: str) -> list[str]:
     """What to say of test images that are training images too. Raises InputError where they are many."""
-    rows = rows_seen(train, test)
     if len(rows) == 0:
         return []
-    said = f"{len(rows)} of {len(test)} test images of {source} are training images too, number {int(rows[0])} first"
-    if len(rows) > SHARED_IMAGES_BORNE * len(test):
+    said = f"{len(rows)} of {num_test} test images of {source} are training images too, number {rows[0]} first"
+    if len(rows) > SHARED_IMAGES_BORNE * num_test:
         raise InputError(f"{said}: remove them from the test set")
     return [said]
 

@@ -15,6 +15,11 @@ def to_unit(images: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n c h w"]:
     return (images + 1) / 2
 
 
+def from_unit(images: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n c h w"]:
+    """[0, 1] -> [-1, 1]."""
+    return images * 2 - 1
+
+
 def to_uint8(images: Float[Tensor, "*n c h w"]) -> UInt8[Tensor, "*n c h w"]:
     """[0, 1] -> uint8, rounded."""
     return (images * 255).round().clamp(0, 255).to(torch.uint8)

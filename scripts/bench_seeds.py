@@ -29,27 +29,35 @@ STRATEGY = "color_crop_cutout_flip_scale_rotate"
 REPETITIONS = 5
 
 
-def train(way: str, networks: Sequence[nn.Module], sources: Sequence[Source], num_steps: int, **options: Any) -> None:
+Forward = Callable[[nn.Module, Tensor], Tensor]
+
+
+def train(
+    way: str,
+    forward: Forward | None,
+    networks: Sequence[nn.Module],
+    sources: Sequence[Source],
+    num_steps: int,
+    **options: Any,
+) -> None:
     """`num_steps` of each network."""
     seeds = range(len(networks))
     if way == "side by side":
         train_networks(networks, sources, seeds=seeds, num_steps=num_steps, **options)
     else:
         for network, source, seed in zip(networks, sources, seeds, strict=True):
-            train_network(network, source, seed=seed, num_steps=num_steps, forward=FORWARDS[way], **options)
-
-
-FORWARDS: dict[str, Callable[[nn.Module, Tensor], Tensor] | None] = {"plain": None}
+            train_network(network, source, seed=seed, num_steps=num_steps, forward=forward, **options)
 
 
 def seconds(way: str, num_steps: int, timed_steps: int, *what: Any, **options: Any) -> float:
     """Of all networks and steps, with what happens at the first one alone."""
+    forward = compiled_forward() if way == "compiled" else None
     begun = time.perf_counter()
-    train(way, *what, 1, **options)
+    train(way, forward, *what, 1, **options)
     first, each = time.perf_counter() - begun, []
     for _ in range(REPETITIONS):
         begun = time.perf_counter()
-        train(way, *what, timed_steps, **options)
+        train(way, forward, *what, timed_steps, **options)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         each.append((time.perf_counter() - begun) / timed_steps)
@@ -80,7 +88,6 @@ def main() -> None:
         networks = [build_network(args.network, args.channels, 10, args.side, s).to(device) for s in range(args.seeds)]
         sources = [Shuffled(images.to(device), labels.to(device), batch_size) for _ in networks]
         way = fastest_way(device, batch_size * args.side**2, num_steps, args.seeds)
-        FORWARDS["compiled"] = compiled_forward()
         plain = seconds("plain", num_steps, args.steps, networks, sources, **options)
         ours = plain if way == "plain" else seconds(way, num_steps, args.steps, networks, sources, **options)
         print(f"{ipc:>16}{plain:>16.1f}{ours:>16.1f}{way:>16}{plain / ours:>15.2f}x", flush=True)

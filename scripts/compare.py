@@ -15,6 +15,7 @@ OUT/first_images.png shows one image of each class and recipe.
 import argparse
 import itertools
 import statistics
+from functools import partial
 from pathlib import Path
 
 import gencond
@@ -51,6 +52,19 @@ def run_of(row: str, recipe: Recipe, args: argparse.Namespace) -> tuple[Path, Pa
     weights = None if pretrained is None else [file_hash(file) for file in sorted(pretrained.glob("*.safetensors"))]
     name = row.replace(":", "-").replace("/", "-")
     return args.out / f"{name}-{recipe.seed}-{short_hash(values, weights)[:8]}", pretrained
+
+
+def drawn_images(real: RealImages, row: str, ipc: int, seed: int) -> LabeledImages:
+    """A baseline's training set."""
+    (images,), _ = real.draw(row, ipc, [seed])
+    return images
+
+
+def condensed_images(
+    recipe: Recipe, train: LabeledImages, folder: Path, pretrained: Path | None, ipc: int
+) -> LabeledImages:
+    """A recipe's training set, condensed first where it is not there yet."""
+    return sampled_images(condense(recipe, train, folder, pretrained), ipc)
 
 
 def common_data(args: argparse.Namespace) -> Recipe:
@@ -102,16 +116,18 @@ def main() -> None:
 
     cells: dict[tuple[str, int, str], list[float]] = {}
     for seed, row, ipc in itertools.product(range(args.seeds), args.rows, args.ipc):
+        images: LabeledImages | None = None  # made only where a score is missing
         if row in BASELINES:
-            ((images,), _), made = real.draw(row, ipc, [seed]), row
+            made, make = row, partial(drawn_images, real, row, ipc, seed)
         else:
             recipe = recipe_of(row, ipc, seed, args)
             folder, pretrained = run_of(row, recipe, args)
-            made, images = folder.name, sampled_images(condense(recipe, train, folder, pretrained), ipc)
+            made, make = folder.name, partial(condensed_images, recipe, train, folder, pretrained, ipc)
         for protocol in protocols:
             measured = (made, ipc, seed, protocol.name, args.network, train.fingerprint, test.fingerprint)
             file = args.out / "scores" / f"{short_hash(*measured, shared.data.augmentation)}.json"
             if not file.is_file():
+                images = images or make()
                 (top1,) = train_and_test(
                     [images],
                     test,

@@ -12,6 +12,7 @@ from gencond.data import LabeledImages
 from gencond.eval.codec import codec_subsets
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import get_protocol
+from gencond.features import Extractor
 from gencond.ranges import to_signed
 from gencond.selection import herding, k_center, kmeans_subset, random_subset, subset_of_each_class
 from gencond.training import Shuffled, train_network
@@ -51,23 +52,15 @@ class RealImages:
         """
         if name == CODEC_REAL:
             return codec_subsets(self.train, num_bytes, seeds)
-        anew = name in (RANDOM_REAL, KMEANS_REAL)
-        drawn = [self._draw(name, ipc, seed) for seed in seeds] if anew else [self._draw(name, ipc, 0)] * len(seeds)
+        if name in (RANDOM_REAL, KMEANS_REAL):
+            draw = {RANDOM_REAL: random_subset, KMEANS_REAL: kmeans_subset}[name]
+            drawn = [draw(self.train, ipc, seed) for seed in seeds]
+        elif name == WHOLE_SET:
+            drawn = [self.train] * len(seeds)
+        else:
+            choose = {HERDING_REAL: herding, K_CENTER_REAL: k_center}[name]
+            drawn = [subset_of_each_class(self.train, ipc, lambda rows: choose(self.features[rows], ipc))] * len(seeds)
         return drawn, drawn[0].images.numel()  # class by class as uint8, so that labels cost nothing
-
-    def _draw(self, name: str, ipc: int | None, seed: int) -> LabeledImages:
-        match name:
-            case "random_real":
-                return random_subset(self.train, ipc, seed)
-            case "kmeans_real":
-                return kmeans_subset(self.train, ipc, seed)
-            case "herding_real":
-                return subset_of_each_class(self.train, ipc, lambda rows: herding(self.features[rows], ipc))
-            case "k_center_real":
-                return subset_of_each_class(self.train, ipc, lambda rows: k_center(self.features[rows], ipc))
-            case "whole_set":
-                return self.train
-        raise ValueError(f"unknown baseline {name!r}")
 
     @cached_property
     def features(self) -> Float[Tensor, "n d"]:
@@ -87,10 +80,6 @@ class RealImages:
             seed=0,
             description="network for herding",
         )
-        shift, scale = (torch.tensor(value).view(1, -1, 1, 1) for value in (mean, std))
-        with torch.no_grad():
-            parts = [
-                network.features(((to_signed(images) - shift) / scale).to(self.device)).cpu()
-                for images in train.images.split(EMBEDDED_AT_ONCE)
-            ]
+        extractor = Extractor(network, mean, std).to(self.device)
+        parts = [extractor(to_signed(images).to(self.device)).cpu() for images in train.images.split(EMBEDDED_AT_ONCE)]
         return torch.cat(parts)

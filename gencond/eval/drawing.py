@@ -75,29 +75,35 @@ def _figure(draw: Any, width: float = 6.4) -> tuple[bytes, str]:
     return png.getvalue(), text[text.index("<svg") :]
 
 
+def _curves(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Kind of images -> its rows of the first network and protocol, without streams, by IPC."""
+    shown = rows[0]["network"], rows[0]["protocol"]
+    fixed = [row for row in rows if row["mode"] == "fixed" and (row["network"], row["protocol"]) == shown]
+    curves = {
+        images: sorted((row for row in fixed if row["images"] == images), key=lambda row: row["ipc"] or 0)
+        for images in kinds(rows)
+    }
+    return {images: own for images, own in curves.items() if own}
+
+
 def plot_accuracy(rows: Sequence[Row]) -> tuple[bytes, str]:
     """Top-1 over IPC with the standard deviation over seeds, for the first network and protocol."""
-    shown = rows[0]["network"], rows[0]["protocol"]
+    names = kinds(rows)
 
     def draw(axes: Any) -> None:
         ticks = sorted({row["ipc"] for row in rows if row["ipc"]})
-        fixed = [row for row in rows if row["mode"] == "fixed"]
-        for images, name in kinds(rows).items():
-            own = sorted(
-                (row for row in fixed if (row["images"], row["network"], row["protocol"]) == (images, *shown)),
-                key=lambda row: row["ipc"] or 0,
-            )
+        for images, own in _curves(rows).items():
             means, stds = ([100 * row[key] for row in own] for key in ("top1_mean", "top1_std"))
-            if images == WHOLE_SET and own:
-                axes.axhline(means[0], color=COLORS[images], linestyle="--", label=name)
-            elif own:
-                x = [row["ipc"] for row in own]
-                axes.errorbar(x, means, stds, color=COLORS.get(images, OURS_COLOR), marker="o", capsize=3, label=name)
+            color, name = COLORS.get(images, OURS_COLOR), names[images]
+            if images == WHOLE_SET:
+                axes.axhline(means[0], color=color, linestyle="--", label=name)
+            else:
+                axes.errorbar([row["ipc"] for row in own], means, stds, color=color, marker="o", capsize=3, label=name)
         axes.set_xscale("log")
         axes.set_xticks(ticks, [str(ipc) for ipc in ticks])
         axes.minorticks_off()
         axes.set_xlabel("images per class")
-        axes.set_ylabel(f"top-1 %, {shown[0]}")
+        axes.set_ylabel(f"top-1 %, {rows[0]['network']}")
         axes.legend(frameon=False)
 
     return _figure(draw)
@@ -109,8 +115,7 @@ def plot_storage(rows: Sequence[Row], published: Mapping[str, Mapping[float, flo
     Args:
         published: method -> megabits a class -> top-1 %, drawn faintly behind: other protocols.
     """
-    shown = rows[0]["network"], rows[0]["protocol"]
-    fixed = [row for row in rows if row["mode"] == "fixed"]
+    names = kinds(rows)
 
     def draw(axes: Any) -> None:
         for number, (method, curve) in enumerate(published.items()):
@@ -120,18 +125,14 @@ def plot_storage(rows: Sequence[Row], published: Mapping[str, Mapping[float, flo
                 method, (max(curve), curve[max(curve)]), color="#808080", alpha=0.7, fontsize=6, xytext=(3, -2),
                 textcoords="offset points",
             )  # fmt: skip
-        for images, name in kinds(rows).items():
-            own = sorted(
-                (row for row in fixed if (row["images"], row["network"], row["protocol"]) == (images, *shown)),
-                key=lambda row: (row["bits_per_class"], row["ipc"] or 0),
-            )
-            if own:
-                means, stds = ([100 * row[key] for row in own] for key in ("top1_mean", "top1_std"))
-                style = {"color": COLORS.get(images, OURS_COLOR), "marker": "o", "capsize": 3, "label": name}
-                axes.errorbar([row["bits_per_class"] / 1e6 for row in own], means, stds, **style)
+        for images, own in _curves(rows).items():
+            own = sorted(own, key=lambda row: row["bits_per_class"])
+            means, stds = ([100 * row[key] for row in own] for key in ("top1_mean", "top1_std"))
+            style = {"color": COLORS.get(images, OURS_COLOR), "marker": "o", "capsize": 3, "label": names[images]}
+            axes.errorbar([row["bits_per_class"] / 1e6 for row in own], means, stds, **style)
         axes.set_xscale("log")
         axes.set_xlabel("megabits a class that must be stored")
-        axes.set_ylabel(f"top-1 %, {shown[0]}")
+        axes.set_ylabel(f"top-1 %, {rows[0]['network']}")
         axes.legend(frameon=False, fontsize=8)
 
     return _figure(draw)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from gencond.data import LabeledImages
 from gencond.errors import InputError
@@ -86,12 +86,12 @@ def spread_of_classes(
 
 
 def compare_sets(
-    extractor: str, syn: LabeledImages, real: LabeledImages, floor: LabeledImages, device: torch.device
+    extractor: str, network: nn.Module, syn: LabeledImages, real: LabeledImages, floor: LabeledImages
 ) -> dict[str, Any]:
     """The quality panel of a report.
 
     Args:
-        extractor: see `embed`.
+        extractor, network: a name and what `quality_network` made of it.
         syn, real: samples and the real images that they are held against.
         floor: other real images, about as many as the samples: what the same numbers are for real images.
     Returns:
@@ -99,7 +99,7 @@ def compare_sets(
         (class name -> spread in units of the real one, where there are two images), `collapsed` (names of classes that
         are nearly the same image again and again).
     """
-    of_syn, of_real, of_floor = (embed(extractor, part.images, device) for part in (syn, real, floor))
+    of_syn, of_real, of_floor = (embed(network, part.images) for part in (syn, real, floor))
     spread = spread_of_classes(of_syn, syn.labels, real.num_classes)
     spread = spread / spread_of_classes(of_real, real.labels, real.num_classes)
     shares = {name: one for name, one in zip(real.class_names, spread.tolist(), strict=True) if not math.isnan(one)}
@@ -116,25 +116,27 @@ def compare_sets(
 
 
 @torch.no_grad()
-def embed(
-    extractor: str, images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"], device: torch.device
-) -> Float[Tensor, "n d"]:
-    """Features of images.
-
-    Args:
-        extractor: `inception` or a timm model, with weights from their home or, after `=`, from a file.
-    Raises:
-        InputError: no such network, or weights that cannot be had.
-    """
-    name, _, weights = extractor.partition("=")
-    network = _inception(weights) if name == "inception" else _timm(name, weights or "pretrained")
-    network = network.to(device)
+def embed(network: nn.Module, images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+    """Features of images by a `quality_network`, on the CPU."""
     chunks = as_bytes(images).split(EMBEDDED_AT_ONCE)
-    bar = progress(chunks, description=f"quality: {name}", unit="batch", disable=len(chunks) < 20)
+    device = next(network.parameters()).device
+    bar = progress(chunks, description="quality", unit="batch", disable=len(chunks) < 20)
     return torch.cat([network(some.expand(-1, 3, -1, -1).to(device)).float().cpu() for some in bar])
 
 
-def _inception(weights: str) -> torch.nn.Module:
+def quality_network(name: str, device: torch.device) -> nn.Module:
+    """Bytes of any size, in three channels -> features.
+
+    Args:
+        name: `inception` or a timm model, with weights from their home or, after `=`, from a file.
+    Raises:
+        InputError: no such network, or weights that cannot be had.
+    """
+    name, _, weights = name.partition("=")
+    return (_inception(weights) if name == "inception" else _timm(name, weights or "pretrained")).to(device)
+
+
+def _inception(weights: str) -> nn.Module:
     """The network of the FID, for bytes of any size."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -151,10 +153,10 @@ def _inception(weights: str) -> torch.nn.Module:
     return _First(network)
 
 
-class _First(torch.nn.Module):
+class _First(nn.Module):
     """The one feature of a network that returns a tuple of them."""
 
-    def __init__(self, network: torch.nn.Module) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
@@ -162,7 +164,7 @@ class _First(torch.nn.Module):
         return self.network(images.contiguous())[0]
 
 
-def _timm(name: str, weights: str) -> torch.nn.Module:
+def _timm(name: str, weights: str) -> nn.Module:
     if weights != "pretrained" and not Path(weights).is_file():
         raise InputError(f"--quality {name}={weights}: no such file")
     import timm
@@ -175,7 +177,7 @@ def _timm(name: str, weights: str) -> torch.nn.Module:
     return _Resized(network.eval(), given["input_size"][1], given["mean"], given["std"])
 
 
-class _Resized(torch.nn.Module):
+class _Resized(nn.Module):
     """Bytes of any size -> features of a timm network, as it was trained."""
 
     def __init__(self, network: TimmNetwork, size: int, mean: Sequence[float], std: Sequence[float]) -> None:

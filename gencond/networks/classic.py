@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gencond.networks.convnet import Norm, norm_layer
+from gencond.networks.convnet import Norm, norm_layer, padded_side
 
 
 class Classic(nn.Module):
@@ -19,11 +19,6 @@ class Classic(nn.Module):
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         return self.classifier(self.features(images))
-
-
-def padded_side(channels: int, image_size: int) -> int:
-    """28 px grey images are padded to 32 in the first convolution, as the literature does."""
-    return 32 if (channels, image_size) == (1, 28) else image_size
 
 
 def mlp(channels: int, num_classes: int, image_size: int) -> Classic:

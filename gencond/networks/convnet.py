@@ -35,6 +35,11 @@ def norm_layer(norm: Norm, channels: int, side: int) -> nn.Module:
             return nn.Identity()
 
 
+def padded_side(channels: int, image_size: int) -> int:
+    """28 px grey images are padded to 32 in the first convolution, as the literature does."""
+    return 32 if (channels, image_size) == (1, 28) else image_size
+
+
 class ConvNet(nn.Module):
     """Blocks of conv 3x3, norm, activation, pool.
 
@@ -61,14 +66,14 @@ class ConvNet(nn.Module):
         pooling: Pooling = "avg",
     ) -> None:
         super().__init__()
-        pads_to_32 = image_size == 28 and channels == 1
-        side = 32 if pads_to_32 else image_size
+        side = padded_side(channels, image_size)
+        extra = (side - image_size) // 2
         if pooling != "none" and side >> depth < 1:
             raise ValueError(f"{depth} blocks cannot halve {image_size} px images")
         self.activation, self.pooling = ACTIVATIONS[activation], pooling
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         for block in range(depth):
-            padding = 3 if pads_to_32 and block == 0 else 1
+            padding = 1 + (0 if block else extra)
             self.convs.append(nn.Conv2d(width if block else channels, width, 3, padding=padding))
             self.norms.append(norm_layer(norm, width, side))
             side = side if pooling == "none" else side // 2

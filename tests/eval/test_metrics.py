@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from torch import nn
 
 from gencond.data import LabeledImages
 from gencond.errors import InputError
 from gencond.eval.memorization import memorisation, nearest_training_images
-from gencond.eval.metrics import compare_sets, density_and_coverage, embed, quality, spread_of_classes
+from gencond.eval.metrics import compare_sets, density_and_coverage, embed, quality, quality_network, spread_of_classes
 from gencond.selection import random_subset
+
+CPU = torch.device("cpu")
 
 
 def points(count: int, shift: float = 0.0, seed: int = 0) -> torch.Tensor:
@@ -44,28 +47,29 @@ def test_the_spread_of_a_class_is_its_mean_squared_distance_and_unknown_of_one_i
 
 
 @pytest.fixture
-def weights(tmp_path: Path) -> str:
+def network(tmp_path: Path) -> nn.Module:
     torch.manual_seed(0)
-    network = timm.create_model("test_resnet", num_classes=1000)
-    torch.save(network.state_dict(), tmp_path / "w.pt")
-    return f"test_resnet={tmp_path / 'w.pt'}"
+    torch.save(timm.create_model("test_resnet", num_classes=1000).state_dict(), tmp_path / "w.pt")
+    return quality_network(f"test_resnet={tmp_path / 'w.pt'}", CPU)
 
 
 def test_the_panel_names_a_class_that_is_one_image_again_and_again(
-    few_digits: LabeledImages, digits: tuple, weights: str
+    few_digits: LabeledImages, digits: tuple, network: nn.Module
 ) -> None:
     syn = random_subset(digits[0], 6, seed=1)
     syn.images[syn.labels == 3] = syn.images[18].clone()
-    found = compare_sets(weights, syn, few_digits, random_subset(digits[1], 6, seed=0), torch.device("cpu"))
+    found = compare_sets("test_resnet=w.pt", network, syn, few_digits, random_subset(digits[1], 6, seed=0))
     assert found["collapsed"] == ["3"] and found["diversity"]["3"] == 0 and found["extractor"] == "test_resnet"
     assert 0.3 < found["diversity"]["4"] < 3 and (found["num_syn"], found["num_real"]) == (60, 120)
     assert set(found["condensed"]) == {"fid", "kid", "precision", "recall", "density", "coverage"}
     assert found["held_out_real"]["coverage"] > 0.3
 
 
-def test_floats_and_bytes_of_the_same_images_have_the_same_features(few_digits: LabeledImages, weights: str) -> None:
-    one = embed(weights, few_digits.images[:9], torch.device("cpu"))
-    other = embed(weights, few_digits.images[:9].float() / 127.5 - 1, torch.device("cpu"))
+def test_floats_and_bytes_of_the_same_images_have_the_same_features(
+    few_digits: LabeledImages, network: nn.Module
+) -> None:
+    one = embed(network, few_digits.images[:9])
+    other = embed(network, few_digits.images[:9].float() / 127.5 - 1)
     assert one.shape[0] == 9 and torch.equal(one, other)
 
 
@@ -77,9 +81,9 @@ def test_floats_and_bytes_of_the_same_images_have_the_same_features(few_digits: 
         ("inception=no.pth", "inception"),
     ],
 )
-def test_extractors_that_cannot_be_had_are_named(few_digits: LabeledImages, extractor: str, message: str) -> None:
+def test_networks_that_cannot_be_had_are_named(extractor: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        embed(extractor, few_digits.images, torch.device("cpu"))
+        quality_network(extractor, CPU)
 
 
 def test_copies_are_nearer_than_held_out_images_and_new_images_are_not(digits: tuple) -> None:
