@@ -8,6 +8,7 @@ so a state is weights, optimizer moments, a step number and whatever else depend
 trained along the way, the real images chosen last.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -275,8 +276,9 @@ def library_versions() -> dict[str, str]:
     }
 
 
+@functools.cache
 def current_commit() -> str | None:
-    """Of the working tree that gencond runs from; None for an installed package."""
+    """Of the working tree that gencond runs from, as it was when first asked; None for an installed package."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

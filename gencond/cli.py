@@ -9,7 +9,7 @@ from pathlib import Path
 import gencond
 from gencond.config import Recipe, available_recipes, load_recipe, to_yaml
 from gencond.errors import InputError
-from gencond.files import read_json
+from gencond.files import read_json, require_new
 
 logger = logging.getLogger("gencond")
 
@@ -91,6 +91,12 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--format", default="imagefolder", help="imagefolder (default), npz, webdataset or parquet")
     sample.add_argument("--seed", type=int, help="another seed for the images past the learned codes")
     sample.set_defaults(command=run_sample)
+
+    store = commands.add_parser("store", help="write an artefact in fewer bits")
+    store.add_argument("path", help="run folder, artefact folder or Hub id")
+    store.add_argument("--as", dest="storage", required=True, help="float32, float16 or int8")
+    store.add_argument("--out", type=Path, required=True, help="a new artefact folder, which is loaded like any other")
+    store.set_defaults(command=run_store)
 
     evaluate = commands.add_parser("evaluate", help="train on samples, test on real images, beside the baselines")
     evaluate.add_argument(
@@ -183,12 +189,29 @@ def run_sample(args: argparse.Namespace) -> None:
     print(f"{count} images of {condensed.num_classes} classes in {args.out}")
 
 
+def run_store(args: argparse.Namespace) -> None:
+    from gencond.checkpoint import write_artefact
+    from gencond.generator.card import model_card
+
+    condensed = gencond.load(args.path)
+    require_new(args.out)
+    stored = condensed.stored_as(args.storage)
+    write_artefact(args.out, stored, model_card(stored))
+    print(
+        f"{args.out}: {stored.num_bytes:,} bytes instead of {condensed.num_bytes:,}.   "
+        f"gencond evaluate {args.out} --out {args.out}_judged"
+    )
+
+
 def run_evaluate(args: argparse.Namespace) -> None:
     from gencond.judge import judge
 
     out = args.out or Path(args.path)
     if args.out is None and not (out / "recipe.yaml").is_file():
-        raise InputError(f"{args.path} is no run folder: name the real images with --data and a folder with --out")
+        raise InputError(
+            f"{args.path} is no run folder: name a folder for the report with --out, and with --data the real images "
+            "where the set does not know them"
+        )
     judge(
         args.path, out, ipcs=args.ipc, protocol=args.protocol, networks=args.networks, num_seeds=args.seeds,
         data=args.data, baselines=args.baselines, augmentation=args.augmentation,

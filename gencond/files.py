@@ -34,6 +34,12 @@ def require_writable(folder: Path) -> None:
         raise InputError(f"{folder} cannot be written to ({error.strerror}): choose another place") from None
 
 
+def require_new(path: Path) -> None:
+    """Raises InputError where a file or a folder with something in it stands already."""
+    if path.exists() and (path.is_file() or any(path.iterdir())):
+        raise InputError(f"{path} exists and is not empty: choose another place or remove it")
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yields a temporary sibling to write (a file or a folder); renames it to `path` if nothing was raised.

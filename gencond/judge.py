@@ -108,6 +108,7 @@ def judged_artefact(condensed: Condensed) -> JudgedSet:
         "num_slots": condensed.num_slots,
         "images_per_slot": condensed.images_per_slot,
         "bytes": condensed.num_bytes,
+        "storage": condensed.config.storage,
     }
     return JudgedSet(
         partial(sampled_images, condensed),
@@ -338,14 +339,15 @@ def _recipe_of(path: str, condensed: Condensed | None, data: str | None) -> Reci
 
     The other parts are left alone, so that what an older version made can still be judged.
     """
+    of_artefact = condensed and (condensed.config.provenance or {}).get("recipe")
     if (recipe_file := Path(path) / "recipe.yaml").is_file():
         made = read_recipe_file(recipe_file)
+    elif of_artefact:
+        made = of_artefact
     elif data is None:
-        raise InputError(f"{path} is no run folder: name its real images with --data")
-    elif condensed is None:
-        made = {"data": {"image_size": side_of(Path(path))}}
+        raise InputError(f"{path} does not say what it was made from: name its real images with --data")
     else:
-        made = (condensed.config.provenance or {}).get("recipe") or {"data": {"image_size": condensed.image_size}}
+        made = {"data": {"image_size": condensed.image_size if condensed else side_of(Path(path))}}
     parts = {"name": path} | {part: made[part] for part in ("name", "data", "evaluate") if part in made}
     return parse_recipe(parts, path, source=data_source(data))
 

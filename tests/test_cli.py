@@ -57,6 +57,20 @@ def test_condense_sample_evaluate_and_report_work_together(
     assert "<svg" in (run / "report.html").read_text()
 
 
+def test_a_stored_artefact_is_judged_as_it_is_stored(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    small, judged = tmp_path / "small", tmp_path / "judged"
+    main(["store", str(run), "--as", "int8", "--out", str(small)])
+    stored, original = gencond.load(small), gencond.load(run)
+    assert f"{stored.num_bytes:,} bytes instead of {original.num_bytes:,}" in capsys.readouterr().out
+    assert "in int8" in (small / "README.md").read_text()
+    main(["evaluate", str(small), "--out", str(judged), "--ipc", "2", "--baselines", "codec_real"])
+    rows = {row["images"]: row for row in json.loads((judged / "report.json").read_text())["rows"]}
+    assert rows["gencond"]["bytes"] == stored.num_bytes >= rows["codec_real"]["bytes"]
+    assert "exists and is not empty" in fails(capsys, "store", str(run), "--as", "int8", "--out", str(small))
+    assert "unknown storage 'int4'" in fails(capsys, "store", str(run), "--as", "int4", "--out", str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_second_evaluation_reuses_its_rows_and_says_so(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     few = ["--seeds", "3", "--baselines", "random_real", "kmeans_real", "whole_set"]
     main(["evaluate", str(run), "--ipc", "1", *few])

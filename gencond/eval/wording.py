@@ -220,7 +220,8 @@ def facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[
             ),
             (
                 "Stored",
-                f"{made['bytes']:,} bytes, {8 * made['bytes'] / len(content['class_names']) / 1e6:.3f} Mbit per class",
+                f"{made['bytes']:,} bytes, {8 * made['bytes'] / len(content['class_names']) / 1e6:.3f} Mbit per class"
+                + (f", in {made['storage']}" if "storage" in made else ""),
             ),
             ("Recipe", made["recipe"]["name"] if "recipe" in made else "unknown, and so is what it was chosen by"),
         ],

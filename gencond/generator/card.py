@@ -29,7 +29,7 @@ def model_card(condensed: "Condensed", rows: Sequence[Mapping[str, Any]] = ()) -
         + ("; samples beyond them come from a seeded stream" if condensed.largest_ipc is None else "")
         + (f", each cut into {condensed.images_per_slot} images" if condensed.images_per_slot > 1 else ""),
         "Size": f"{condensed.num_bytes:,} bytes ({8 * condensed.num_bytes / condensed.num_classes / 1e6:.3f} "
-        "Mbit per class)",
+        f"Mbit per class) in {condensed.config.storage}",
         "Condensed from": f"{data.get('num_images', '?')} training images of {source} "
         f"(fingerprint `{data.get('fingerprint', '?')}`)",
         "Recipe": f"`{recipe.get('name', '?')}`, seed {recipe.get('seed', '?')}; all of it is in `config.json`",

@@ -14,12 +14,11 @@ from gencond.errors import InputError
 from gencond.files import read_json
 from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.codes import Codes
-from gencond.generator.face import Condensed
+from gencond.generator.face import WEIGHTS_NAME, Condensed
 from gencond.generator.loading import read_model
 from gencond.generator.pixels import CondensedPixels
 
 ARTEFACT_FOLDER = "condensed"
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 
 class CondensedDataset(Condensed):
@@ -32,6 +31,7 @@ class CondensedDataset(Condensed):
         seed: of the stream that every further code is drawn from.
         factor: every image that the generator makes is cut into factor x factor (`packing.decode`).
         provenance: what was condensed by what: recipe, data fingerprint, commit, versions.
+        storage: how its weights are saved; see `stored_as`, which rounds them.
     """
 
     stored = "learned codes"
@@ -45,6 +45,7 @@ class CondensedDataset(Condensed):
         seed: int = 0,
         factor: int = 1,
         provenance: Mapping[str, Any] | None = None,
+        storage: str = "float32",
     ) -> None:
         super().__init__()
         self.generator = BigGANGenerator(**generator_config)

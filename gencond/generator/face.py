@@ -4,11 +4,13 @@ import functools
 import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
+from huggingface_hub import hf_hub_download
 from jaxtyping import Float, Int64
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gencond.errors import InputError
@@ -21,7 +23,10 @@ from gencond.generator.sampling import (
     export_images,
     sample_class_major,
 )
+from gencond.generator.storage import from_stored, num_stored_bytes, to_stored
 from gencond.ranges import to_uint8
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 
 class Condensed(ModelMixin, ConfigMixin):
@@ -59,12 +64,58 @@ class Condensed(ModelMixin, ConfigMixin):
 
     @property
     def num_bytes(self) -> int:
-        """What must be stored to sample from it, of all weights and statistics."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.state_dict().values())
+        """What must be stored to sample from it, of all weights and statistics, as they are stored."""
+        return num_stored_bytes(self.state_dict(), self.config.storage)
 
     def bytes_of(self, ipc: int) -> int:
         """What must be stored for `ipc` images of each class: of a generator all of it, of pixels their own."""
         return self.num_bytes
+
+    def stored_as(self, storage: str) -> "Condensed":
+        """A copy whose weights are those that come back when it is saved in fewer bits; it samples from these.
+
+        Args:
+            storage: `float32`, `float16` or `int8`, see `storage.to_stored`.
+        Raises:
+            InputError: another storage, or values that it cannot hold.
+        """
+        own = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        copy = type(self)(**own | {"storage": storage})
+        copy.load_state_dict(from_stored(to_stored(self.state_dict(), storage)))
+        return copy.to(self.device).eval()
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """diffusers' own, but for an artefact that is stored in fewer bits, which is one file."""
+        if self.config.storage == "float32":
+            super().save_pretrained(save_directory, **options)
+            return
+        self.save_config(save_directory)
+        save_file(
+            to_stored(self.state_dict(), self.config.storage),
+            Path(save_directory) / WEIGHTS_NAME,
+            metadata={"format": "pt"},
+        )
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, output_loading_info: bool = False, **options: Any) -> Any:
+        """diffusers' own, but for an artefact that is stored in fewer bits."""
+        config = cls.load_config(source)
+        if config.get("storage", "float32") == "float32":
+            return super().from_pretrained(source, output_loading_info=output_loading_info, **options)
+        condensed = cls.from_config(config)
+        local = Path(source) / WEIGHTS_NAME
+        state = from_stored(load_file(local if local.is_file() else hf_hub_download(str(source), WEIGHTS_NAME)))
+        own = condensed.state_dict()
+        info = {
+            "missing_keys": sorted(own.keys() - state.keys()),
+            "unexpected_keys": sorted(state.keys() - own.keys()),
+            "mismatched_keys": sorted(
+                name for name in own.keys() & state.keys() if own[name].shape != state[name].shape
+            ),
+        }
+        if not any(info.values()):
+            condensed.load_state_dict(state)
+        return (condensed.eval(), info) if output_loading_info else condensed.eval()
 
     @torch.no_grad()
     def sample(

@@ -24,6 +24,7 @@ class CondensedPixels(Condensed):
         factor: every image is cut into factor x factor (`packing.decode`).
         offset, scale: per channel.
         provenance: what was condensed by what: recipe, data fingerprint, commit, versions.
+        storage: how its weights are saved; see `stored_as`, which rounds them.
     """
 
     stored = "learned images"
@@ -39,6 +40,7 @@ class CondensedPixels(Condensed):
         offset: Sequence[float] = (0.0,),
         scale: Sequence[float] = (1.0,),
         provenance: Mapping[str, Any] | None = None,
+        storage: str = "float32",
     ) -> None:
         super().__init__()
         self.pixels = nn.Parameter(torch.zeros(len(class_names) * num_slots, channels, image_size, image_size))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gencond.distributed import rank_and_world
 from gencond.errors import InputError
-from gencond.files import written_whole
+from gencond.files import require_new, written_whole
 from gencond.pictures import png_bytes
 from gencond.progress import progress
 from gencond.ranges import to_unit
@@ -195,8 +195,7 @@ def check_export(out: Path, format: str) -> Path:
     if format not in WRITERS:
         raise InputError(f"unknown format {format!r}; known: {', '.join(WRITERS)}")
     out = Path(f"{out}.npz") if format == "npz" and out.suffix != ".npz" else out
-    if out.exists() and (out.is_file() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not empty: choose another place or remove it")
+    require_new(out)
     return out
 
 

@@ -1,0 +1,90 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import gencond
+from gencond.errors import InputError
+from gencond.generator.condensed import CondensedDataset
+from gencond.generator.face import WEIGHTS_NAME, Condensed
+from gencond.generator.pixels import CondensedPixels
+from gencond.generator.storage import from_stored, num_stored_bytes, to_stored
+
+NAMES = ("ant", "bee", "cat")
+GENERATOR = {
+    "sample_size": 8, "out_channels": 1, "num_class_embeds": 3, "latent_dim": 8, "class_embed_dim": 6,
+    "block_out_channels": [8],
+}  # fmt: skip
+
+
+def generator() -> CondensedDataset:
+    torch.manual_seed(1)
+    return CondensedDataset(NAMES, GENERATOR, 3, seed=5).eval()
+
+
+def bank() -> CondensedPixels:
+    pixels = CondensedPixels(NAMES, 2, 8, 1)
+    pixels.fill_(torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    return pixels
+
+
+def tensors() -> dict[str, Tensor]:
+    """Of every kind: a matrix with a row of zeros and rows of very different sizes, a vector, a counter."""
+    rng = torch.Generator().manual_seed(0)
+    matrix = torch.randn(5, 3, 2, 2, generator=rng) * torch.tensor([1e-6, 1.0, 0.0, 1e4, 0.1]).view(5, 1, 1, 1)
+    return {"matrix": matrix, "vector": torch.randn(7, generator=rng), "counter": torch.tensor(12)}
+
+
+def test_int8_is_off_by_half_a_step_of_its_row_and_no_more() -> None:
+    state, back = tensors(), from_stored(to_stored(tensors(), "int8"))
+    largest = state["matrix"].flatten(1).abs().amax(1).view(5, 1, 1, 1)
+    # half a step is 1/254 of the largest; a scale in bfloat16 is off by 2^-9 of itself, which clips the largest by that
+    assert bool(((back["matrix"] - state["matrix"]).abs() <= largest * (1 / 254 + 2**-9)).all())
+    assert bool((back["matrix"][2] == 0).all()) and back["counter"] == 12
+    assert torch.equal(back["vector"], state["vector"].half().float())
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16", "int8"])
+def test_what_was_read_is_stored_as_the_same_bytes_again(storage: str) -> None:
+    once = to_stored(tensors(), storage)
+    again = to_stored(from_stored(once), storage)
+    assert once.keys() == again.keys() and all(torch.equal(once[name], again[name]) for name in once)
+    assert num_stored_bytes(tensors(), storage) == sum(one.numel() * one.element_size() for one in once.values())
+
+
+@pytest.mark.parametrize("make", [generator, bank])
+@pytest.mark.parametrize("storage", ["float16", "int8"])
+def test_an_artefact_in_fewer_bits_samples_the_same_bits_before_and_after_it_is_saved(
+    tmp_path: Path, make: Callable[[], Condensed], storage: str
+) -> None:
+    original = make()
+    stored = original.stored_as(storage)
+    stored.save_pretrained(tmp_path / "small")
+    loaded = gencond.load(tmp_path / "small")
+    assert type(loaded) is type(original) and loaded.config.storage == storage
+    assert torch.equal(loaded.sample(2)[0], stored.sample(2)[0])
+    assert (loaded.sample(2)[0] - original.sample(2)[0]).abs().max() < 0.02
+    assert not torch.equal(loaded.sample(2)[0], original.sample(2)[0])
+    on_disk = load_file(tmp_path / "small" / WEIGHTS_NAME)
+    assert loaded.num_bytes == sum(one.numel() * one.element_size() for one in on_disk.values())
+    assert loaded.num_bytes < original.num_bytes * (0.51 if storage == "float16" else 0.45)
+    assert original.stored_as("float32").num_bytes == original.num_bytes  # and the original is left as it was
+
+
+def test_a_small_artefact_of_another_layout_is_refused(tmp_path: Path) -> None:
+    generator().stored_as("int8").save_pretrained(tmp_path / "small")
+    weights = load_file(tmp_path / "small" / WEIGHTS_NAME)
+    lost = {name: tensor for name, tensor in weights.items() if not name.startswith("codes.")}
+    save_file(lost, tmp_path / "small" / WEIGHTS_NAME)
+    with pytest.raises(InputError, match="missing keys, codes.learned first"):
+        gencond.load(tmp_path / "small")
+
+
+def test_unknown_storages_and_values_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(InputError, match="unknown storage 'int4'; known: float32, float16, int8"):
+        generator().stored_as("int4")
+    with pytest.raises(InputError, match="big holds values that float16 cannot"):
+        to_stored({"big": torch.tensor([1e6])}, "int8")
