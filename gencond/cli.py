@@ -116,8 +116,14 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--factor", type=int, default=1, help="anybody's images are cut into factor x factor (IDC)")
     evaluate.add_argument("--stream", action="store_true", help="a row besides, of classifiers that see no image twice")
     evaluate.add_argument(
-        "--quality", metavar="NETWORK", help="FID and its kin by `inception` or a timm model, NAME or NAME=WEIGHTS_FILE"
+        "--quality",
+        metavar="NETWORK",
+        help="FID and its kin by `inception`, a timm model or a judge: NAME or NAME=FILE",
     )
+    evaluate.add_argument(
+        "--teacher", metavar="NETWORK",
+        help="of protocol soft: a judge, trained here on real images, or NAME=FILE, or a timm model of these classes",
+    )  # fmt: skip
     evaluate.add_argument("--out", type=Path, help="for the report; default: the run folder")
     evaluate.set_defaults(command=run_evaluate)
 
@@ -216,7 +222,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         args.path, out, ipcs=args.ipc, protocol=args.protocol, networks=args.networks, num_seeds=args.seeds,
         data=args.data, baselines=args.baselines, augmentation=args.augmentation,
         normalised_by=args.normalised_by and tuple(args.normalised_by), factor=args.factor, quality=args.quality,
-        stream=args.stream,
+        stream=args.stream, teacher=args.teacher,
     )  # fmt: skip
     print(f"\nLook at   {out}/report.html")
 

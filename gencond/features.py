@@ -81,10 +81,10 @@ class Embedding:
 
 
 def resized(images: Float[Tensor, "n c h w"], size: int | None) -> Float[Tensor, "n c h2 w2"]:
-    """Images of side `size`, bilinear; None leaves them."""
-    if size is None:
+    """Images of side `size`, bilinear, smoothed where they shrink; None leaves them."""
+    if size in (None, images.shape[-1]):
         return images
-    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 class Extractor(nn.Module):

@@ -21,8 +21,9 @@ from gencond.errors import InputError
 from gencond.eval.baselines import BASELINES
 from gencond.eval.classifier import FreshImages
 from gencond.eval.drawing import write_nearest, write_pictures
+from gencond.eval.given import get_teacher, quality_network
 from gencond.eval.memorization import memorisation
-from gencond.eval.metrics import compare_sets, quality_network
+from gencond.eval.metrics import compare_sets
 from gencond.eval.protocols import Protocol, get_protocol
 from gencond.eval.report import write_reports
 from gencond.eval.scoring import GENCOND, Row, score_tables
@@ -146,6 +147,7 @@ def judge(
     factor: int = 1,
     quality: str | None = None,
     stream: bool = False,
+    teacher: str | None = None,
 ) -> None:
     """Scores a condensed set beside the baselines, prints the table, and writes report.json, report.md and report.html.
 
@@ -158,7 +160,8 @@ def judge(
         baselines: names from `eval.baselines.BASELINES`; None takes all.
         normalised_by, factor: of anybody's images, see `foreign.read_foreign`.
         stream: a row of mode `stream` too: fresh images, for as many steps as the largest IPC trains.
-        quality: a network for FID and its kin, see `eval.metrics.quality_network`; None leaves them out.
+        quality: a network for FID and its kin, see `eval.given.quality_network`; None leaves them out.
+        teacher: of a protocol that learns a teacher's answers, see `eval.given.get_teacher`.
     Raises:
         InputError: no artefact, real images of other classes or another size, an unknown protocol or network.
     """
@@ -169,8 +172,15 @@ def judge(
         raise InputError(f"{path} is an artefact, which knows how it is read: leave --normalised-by and --factor out")
     recipe = _recipe_of(path, condensed, data)
     judged = recipe.evaluate
-    chosen = get_protocol(protocol or judged.protocol)
+    get_protocol(protocol or judged.protocol)  # a wrong name is said before the data is read
     train, test = load_data(recipe)
+    chosen = get_protocol(protocol or judged.protocol, train.num_classes, train.image_size)
+    if (chosen.temperature is None) != (teacher is None):
+        raise InputError(
+            f"protocol {chosen.name} learns from labels: leave --teacher out"
+            if teacher
+            else f"protocol {chosen.name} learns a teacher's answers: name one with --teacher"
+        )
     shared = rows_seen(train, test).tolist()
     notes = _notes_on_overlap(shared, len(test), recipe.data.source)
     if condensed is None:
@@ -193,15 +203,16 @@ def judge(
         raise InputError(f"{path} holds {largest} images of each class: lower --ipc {max(ipcs)}")
     if subject.stream is None and stream:
         raise InputError(f"{path} makes no fresh images: leave --stream out")
-    # What is missing is said before hours of training.
-    extractor = None if quality is None else quality_network(quality, new_accelerator().device)
-    old = read_json(out / "report.json") if (out / "report.json").is_file() else {}
     device = new_accelerator().device
+    # What is missing is said before hours of training.
+    extractor = None if quality is None else quality_network(quality, train, device)
+    augmentation = augmentation or recipe.data.augmentation
+    taught_by = None if teacher is None else get_teacher(teacher, train, test, augmentation, device)
+    old = read_json(out / "report.json") if (out / "report.json").is_file() else {}
     if condensed is not None:
         condensed.to(device)
     samples = subject.sample(max(ipcs))
     measured = {"train": train.fingerprint, "test": test.fingerprint, "condensed": subject.key}
-    augmentation = augmentation or recipe.data.augmentation
     same = old.get("measured") == measured and old.get("augmentation") == augmentation
     known: list[Row] = old["rows"] if same else []
     content: dict[str, Any] = {
@@ -215,6 +226,7 @@ def judge(
         "num_test_images": len(test),
         "class_names": list(train.class_names),
         "condensed": subject.about,
+        "teacher": taught_by.describe() if taught_by else old.get("teacher") if same else None,
         "versions": library_versions(),
         "commit": current_commit(),
         "command": _command(
@@ -230,6 +242,7 @@ def judge(
                 "normalised-by": normalised_by and [",".join(map(str, one)) for one in normalised_by],
                 "factor": None if factor == 1 else [factor],
                 "quality": quality and [quality],
+                "teacher": teacher and [teacher],
                 "stream": [] if stream else None,
                 "out": [out],
             },
@@ -248,7 +261,7 @@ def judge(
         asked = [_question(row) for row in rows]
         content["rows"] = sorted([*rows, *(r for r in content["rows"] if _question(r) not in asked)], key=_question)
         used = dict.fromkeys(row["protocol"] for row in content["rows"])
-        content["protocols"] = [get_protocol(name).describe() for name in used]
+        content["protocols"] = [get_protocol(name, train.num_classes, train.image_size).describe() for name in used]
         content["evaluation_seconds"] = round(seconds + time.monotonic() - started, 1)
         write_json(out / "report.json", content)
 
@@ -266,6 +279,7 @@ def judge(
         condensed_bytes=subject.num_bytes,
         baselines=BASELINES if baselines is None else baselines,
         fresh=_stream_of(subject, chosen, len(samples)) if stream else None,
+        teacher=taught_by,
         device=device,
         known=known,
         on_row=keep,
@@ -280,7 +294,7 @@ def judge(
     write_nearest(out, samples, train, nearest)
     if extractor is not None:
         content["quality"] = compare_sets(
-            quality,
+            quality.partition("=")[0],
             extractor,
             samples,
             some_of_each_class(train, -(-QUALITY_IMAGES // train.num_classes), seed=0),
@@ -309,7 +323,7 @@ def _notes_on_overlap(rows: Sequence[int], num_test: int, source: str) -> list[s
 
 def _stream_of(subject: JudgedSet, protocol: Protocol, num_fixed: int) -> FreshImages:
     """As many steps of fresh images as a classifier takes that trains on `num_fixed` again and again."""
-    return subject.stream(min(protocol.batch_size, num_fixed), protocol.num_steps(num_fixed))
+    return subject.stream(protocol.batch_of(num_fixed), protocol.num_steps(num_fixed))
 
 
 def _row_name(path: str, recipe: Recipe, condensed: Condensed | None) -> str:

@@ -92,6 +92,7 @@ def train_networks(
     num_steps: int,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
+    new_optimizer: Callable[[Sequence[Tensor]], torch.optim.Optimizer] | None = None,
     on_share: Callable[[float], None] = lambda share: None,
     **training: object,
 ) -> None:
@@ -103,6 +104,7 @@ def train_networks(
     Args:
         sources: of each network, with batches of the same size.
         seeds: of each network.
+        new_optimizer: of all their weights, instead of SGD; its arithmetic has to be element by element.
         on_share: called with the share of the training that is done, in [0, 1].
     """
     weights, buffers = stack_module_state(list(networks))
@@ -114,7 +116,9 @@ def train_networks(
     together = torch.vmap(logits_of, randomness="different")
     run_training(
         lambda batches: together(weights, buffers, batches),
-        new_sgd(list(weights.values()), learning_rate, momentum, weight_decay),
+        (new_optimizer or partial(new_sgd, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay))(
+            list(weights.values())
+        ),
         sources,
         num_steps=num_steps,
         seeds=seeds,
@@ -146,6 +150,7 @@ def run_training(
     restart_at: float | None = None,
     augmentation: Augmentation | None = None,
     cutmix: float = 0.0,
+    teacher: "Teacher | None" = None,
     on_step: Callable[[int], None] | None = None,
     description: str = "",
 ) -> None:
@@ -158,6 +163,7 @@ def run_training(
         restart_at: share of the steps after which the momentum starts from zero; None never.
         augmentation: drawn anew for every image of every batch, in [-1, 1].
         cutmix: probability that a batch is mixed by CutMix (1905.04899, beta 1: a box of uniform area).
+        teacher: whose answers to each batch are learned instead of the labels.
         mean, std: what images in [-1, 1] are normalised with.
         on_step: called with the number of steps done.
         description: of the progress bar; none shows no bar.
@@ -175,20 +181,49 @@ def run_training(
         if augmentation is not None:
             count = batch_labels.shape[1]
             batch = augmentation(batch, AugmentParams.cat([augmentation.draw(count, rng) for rng in rngs]))
-        batch = ((batch - shift) / scale).unflatten(0, batch_labels.shape)
+        batch = batch.unflatten(0, batch_labels.shape)
         mixes = [draw_cutmix(cutmix, batch[0], rng) for rng in rngs]
         if any(mixes):
             batch = torch.stack([mix(own) if mix else own for mix, own in zip(mixes, batch, strict=True)])
-        logits = logits_of(batch)
-        losses = [
-            mix.cross_entropy(own, of, batch.shape[-1] * batch.shape[-2]) if mix else F.cross_entropy(own, of)
-            for mix, own, of in zip(mixes, logits, batch_labels, strict=True)
-        ]
+        logits = logits_of((batch - shift) / scale)
+        if teacher is not None:
+            losses = [teacher.divergence(own, answers) for own, answers in zip(logits, teacher.of(batch), strict=True)]
+        else:
+            losses = [
+                mix.cross_entropy(own, of, batch.shape[-1] * batch.shape[-2]) if mix else F.cross_entropy(own, of)
+                for mix, own, of in zip(mixes, logits, batch_labels, strict=True)
+            ]
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()
         optimizer.step()
         if on_step is not None:
             on_step(step + 1)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained network whose softened answers are learned.
+
+    Args:
+        logits: images in [-1, 1] [n, c, h, w] -> [n, classes].
+        temperature: that both answers are divided by.
+    """
+
+    logits: Callable[[Tensor], Tensor]
+    temperature: float
+
+    @torch.no_grad()
+    def of(self, images: Float[Tensor, "r b c h w"]) -> Float[Tensor, "r b classes"]:
+        """Its answers to the batches of several networks."""
+        return self.logits(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+
+    def divergence(self, logits: Float[Tensor, "n classes"], answers: Float[Tensor, "n classes"]) -> Float[Tensor, ""]:
+        """Kullback-Leibler divergence of a network's softened answers from the teacher's, mean over images.
+
+        Source: Hinton et al., Distilling the Knowledge in a Neural Network (1503.02531), without their factor T^2.
+        """
+        own, told = (F.log_softmax(one / self.temperature, dim=1) for one in (logits, answers))
+        return F.kl_div(own, told, reduction="batchmean", log_target=True)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,25 @@ def test_condense_sample_evaluate_and_report_work_together(
     assert "<svg" in (run / "report.html").read_text()
 
 
+def test_a_teacher_is_trained_once_and_its_answers_teach_every_row(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = ["--protocol", "soft:5", "--ipc", "2", "--baselines", "random_real", "--out", str(tmp_path)]
+    main(["evaluate", str(run), *asked, "--teacher", "convnet2w8"])
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["teacher"]["name"] == "convnet2w8" and content["teacher"]["top1"] > 0.8
+    assert (
+        "--teacher convnet2w8" in content["command"] and [row["protocol"] for row in content["rows"]] == ["soft:5"] * 2
+    )
+    assert "are not counted in what is stored" in (tmp_path / "report.md").read_text()
+    with caplog.at_level("INFO", logger="gencond"):
+        main(["evaluate", str(run), *asked, "--teacher", "convnet2w8"])
+    assert "teacher: taken from" in caplog.text and "2 of 2 rows were measured before" in caplog.text
+    assert "name one with --teacher" in fails(capsys, "evaluate", str(run), *asked)
+    assert "leave --teacher out" in fails(capsys, "evaluate", str(run), "--teacher", "convnet2w8")
+    assert "no such file" in fails(capsys, "evaluate", str(run), *asked, "--teacher", "convnet2w8=nowhere.pt")
+
+
 def test_a_stored_artefact_is_judged_as_it_is_stored(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     small, judged = tmp_path / "small", tmp_path / "judged"
     main(["store", str(run), "--as", "int8", "--out", str(small)])

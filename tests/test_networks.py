@@ -1,13 +1,16 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from gencond.errors import InputError
 from gencond.features import Extractor, state_fingerprint
 from gencond.networks.classic import alexnet, lenet, mlp, vgg11
 from gencond.networks.convnet import ConvNet, automatic_depth
-from gencond.networks.resnet import ResNet18, ResNetAP10
+from gencond.networks.resnet import CifarResNet, ResNet18, ResNetAP10
+from gencond.networks.weights import load_weights
 
 
 def count(network: nn.Module) -> int:
@@ -141,3 +144,38 @@ def test_classic_networks_refuse_images_that_they_halve_to_nothing(build: Callab
 def test_images_without_strides_are_halved_by_averages_alone_in_the_ap_network() -> None:
     assert {m.stride for m in ResNetAP10(3, 10, 32).modules() if isinstance(m, nn.Conv2d)} == {(1, 1)}
     assert [m.stride for m in ResNet18(3, 10, 32).modules() if isinstance(m, nn.Conv2d)].count((2, 2)) == 6
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(20, 269_722), (56, 853_018)])
+def test_the_residual_networks_of_cifar_have_their_parameters_and_names(depth: int, parameters: int) -> None:
+    network = CifarResNet(3, 10, 32, depth)
+    assert count(network) == parameters and network.features(torch.zeros(2, 3, 32, 32)).shape == (2, 64)
+    names = {"conv1.weight", "bn1.running_var", f"layer3.{(depth - 2) // 6 - 1}.bn2.bias", "linear.weight"}
+    assert names <= network.state_dict().keys()
+    with pytest.raises(ValueError, match="6n \\+ 2 layers, not 18"):
+        CifarResNet(3, 10, 32, 18)
+
+
+def test_a_skip_that_halves_takes_every_other_pixel_and_adds_zeros() -> None:
+    block = CifarResNet(1, 2, 8).layer2[0].eval()
+    nn.init.zeros_(block.bn2.weight)  # nothing but the skip
+    x = torch.rand(1, 16, 8, 8)
+    y = block(x)
+    assert torch.equal(y[:, 8:24], x[:, :, ::2, ::2]) and y[:, :8].abs().max() == y[:, 24:].abs().max() == 0
+
+
+def test_weights_of_a_file_are_taken_whole_or_refused(tmp_path: Path) -> None:
+    network, other = ConvNet(1, 3, 8, width=4, depth=2), ConvNet(1, 3, 8, width=4, depth=2)
+    state, file = network.state_dict(), tmp_path / "w.pt"
+    torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, file)
+    load_weights(other, file)
+    assert state_fingerprint(other) == state_fingerprint(network)
+    for content, message in (
+        ({k: v for k, v in state.items() if k != "classifier.bias"}, "classifier.bias is missing"),
+        (state | {"more": torch.zeros(1)}, "more is left over"),
+        (state | {"classifier.bias": torch.zeros(4)}, "does not fit this network: .*classifier.bias"),
+        ({"code": print}, "cannot be read as weights"),
+    ):
+        torch.save(content, file)
+        with pytest.raises(InputError, match=message):
+            load_weights(other, file)

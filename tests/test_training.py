@@ -7,7 +7,7 @@ from gencond.augment import Augmentation
 from gencond.data import LabeledImages
 from gencond.networks.convnet import ConvNet
 from gencond.ranges import to_signed
-from gencond.training import Shuffled, draw_cutmix, train_network, train_networks
+from gencond.training import Shuffled, Teacher, draw_cutmix, train_network, train_networks
 
 
 def test_one_epoch_matches_a_plain_sgd_loop(few_digits: LabeledImages) -> None:
@@ -109,14 +109,16 @@ def test_cutmix_counts_both_labels_by_the_area_that_shows() -> None:
     assert 70 < sum(draw is not None for draw in draws) < 130  # four standard deviations of 7
 
 
+@pytest.mark.parametrize("taught", [False, True])
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_networks_side_by_side_end_as_each_does_alone(few_digits: LabeledImages, norm: str) -> None:
+def test_networks_side_by_side_end_as_each_does_alone(few_digits: LabeledImages, norm: str, taught: bool) -> None:
     """Each with images of its own, under everything a protocol may ask for."""
     mean, std = few_digits.mean_std
     sets = [few_digits.subset(torch.arange(start, 120, 2)) for start in (0, 1, 0)]
     options = {
         "num_steps": 12, "learning_rate": 0.02, "schedule": lambda done: 1 - done, "restart_at": 0.5,
         "augmentation": Augmentation("crop_scale_rotate", 8, mean, std), "cutmix": 0.5, "mean": mean, "std": std,
+        "teacher": Teacher(lambda images: images.flatten(1)[:, ::6][:, :10], 2.0) if taught else None,
     }  # fmt: skip
 
     def fresh(seed: int) -> ConvNet:
@@ -125,13 +127,20 @@ def test_networks_side_by_side_end_as_each_does_alone(few_digits: LabeledImages,
 
     alone, together = ([fresh(seed) for seed in range(3)] for _ in range(2))
     for seed, network in enumerate(alone):
-        train_network(network, Shuffled(sets[seed].images, sets[seed].labels, 25), seed=seed, **options)
-    train_networks(together, [Shuffled(s.images, s.labels, 25) for s in sets], seeds=range(3), **options)
+        own = torch.optim.AdamW(network.parameters()) if taught else None
+        train_network(network, Shuffled(sets[seed].images, sets[seed].labels, 25), seed=seed, optimizer=own, **options)
+    train_networks(
+        together, [Shuffled(s.images, s.labels, 25) for s in sets], seeds=range(3),
+        new_optimizer=torch.optim.AdamW if taught else None, **options,
+    )  # fmt: skip
     start = fresh(0).state_dict()
     for one, other in zip(alone, together, strict=True):
         assert not other.training
-        for name, value in one.state_dict().items():
-            # sums in another order, twelve steps of float32
+        images = to_signed(few_digits.images)
+        # sums in another order, twelve steps of float32
+        torch.testing.assert_close(other(images), one(images), atol=2e-3, rtol=1e-3)
+        for name, value in one.state_dict().items() if not taught else ():
+            # Adam makes whole steps of what rounding leaves of a gradient that is 0, as a norm's bias before it has
             torch.testing.assert_close(other.state_dict()[name], value, atol=2e-5, rtol=1e-3, msg=name)
     assert any((start[name] - value).abs().max() > 0.01 for name, value in alone[0].state_dict().items())
 
@@ -151,3 +160,34 @@ def test_networks_with_buffers_that_are_not_saved_train_side_by_side(few_digits:
     source = [Shuffled(few_digits.images, few_digits.labels, 30) for _ in networks]
     train_networks(networks, source, seeds=(0, 1), num_steps=2, learning_rate=0.1, mean=(0.0,), std=(1.0,))
     assert (networks[1].linear.weight - before).abs().max() > 1e-3
+
+
+def test_a_network_learns_what_a_teacher_says_of_the_images_as_it_sees_them(few_digits: LabeledImages) -> None:
+    """The teacher sees mixed and augmented images in [-1, 1]; its answers count and the labels do not."""
+    mean, std = few_digits.mean_std
+    asked: list[torch.Tensor] = []
+
+    def bright(images: torch.Tensor) -> torch.Tensor:
+        """Two classes: how bright the upper and the lower half are."""
+        asked.append(images)
+        return 20 * torch.stack([half.mean((1, 2, 3)) for half in images.chunk(2, dim=2)], 1)
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    wrong = torch.zeros(120, dtype=torch.int64)
+    train_network(
+        network, Shuffled(few_digits.images, wrong, 40), num_steps=300, learning_rate=0.05, mean=mean, std=std, seed=0,
+        cutmix=1.0, teacher=Teacher(bright, 4.0), optimizer=torch.optim.AdamW(network.parameters(), 0.05),
+    )  # fmt: skip
+    assert all(len(images) == 40 and images.min() == -1 and images.max() <= 1 for images in asked)
+    images = to_signed(few_digits.images)
+    with torch.no_grad():
+        told, learned = bright(images), network((images - mean[0]) / std[0])
+    assert (told.argmax(1) == learned.argmax(1)).float().mean() > 0.95
+    assert 0.1 < told.argmax(1).float().mean() < 0.9
+
+
+def test_the_divergence_from_a_teacher_is_that_of_the_definition() -> None:
+    logits, answers = torch.randn(2, 5, 3).unbind()
+    p, q = (one.div(7).softmax(1) for one in (answers, logits))
+    expected = (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(Teacher(lambda images: images, 7.0).divergence(logits, answers), expected)

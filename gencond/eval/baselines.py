@@ -1,28 +1,28 @@
 """What a condensed set has to beat: real images at the same number per class or in the same bytes, and all of them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gencond.augment import Augmentation
 from gencond.data import LabeledImages
+from gencond.eval.classifier import trained_on_all
 from gencond.eval.codec import codec_subsets
-from gencond.eval.networks import build_network
 from gencond.eval.protocols import get_protocol
 from gencond.features import Extractor
 from gencond.ranges import to_signed
 from gencond.selection import herding, k_center, kmeans_subset, random_subset, subset_of_each_class
-from gencond.training import Shuffled, train_network
 
 RANDOM_REAL, KMEANS_REAL, WHOLE_SET = "random_real", "kmeans_real", "whole_set"
 HERDING_REAL, K_CENTER_REAL, CODEC_REAL = "herding_real", "k_center_real", "codec_real"
 SAME_NUMBER = (RANDOM_REAL, KMEANS_REAL, HERDING_REAL, K_CENTER_REAL)
 BASELINES = (*SAME_NUMBER, CODEC_REAL, WHOLE_SET)
 EMBEDDED_AT_ONCE = 500
-TRAINING_STEPS = 200  # of the network that herding and k-center choose with
+# Of the network that herding and k-center choose with.
+CHOOSING = replace(get_protocol("quick"), name="choosing", min_steps=200, max_steps=200)
 
 
 class RealImages:
@@ -66,20 +66,7 @@ class RealImages:
     def features(self) -> Float[Tensor, "n d"]:
         """Of all images, by a network that was trained on them for 200 steps."""
         train, (mean, std) = self.train, self.train.mean_std
-        network = build_network(self.network, train.channels, train.num_classes, train.image_size, seed=0)
-        protocol = get_protocol("quick")
-        train_network(
-            network.to(self.device),
-            Shuffled(train.images.to(self.device), train.labels.to(self.device), protocol.batch_size),
-            num_steps=TRAINING_STEPS,
-            learning_rate=protocol.learning_rate,
-            schedule=protocol.rate_at,
-            augmentation=Augmentation(self.augmentation, train.image_size, mean, std),
-            mean=mean,
-            std=std,
-            seed=0,
-            description="network for herding",
-        )
+        network = trained_on_all(self.network, train, CHOOSING, self.augmentation, self.device, "network for herding")
         extractor = Extractor(network, mean, std).to(self.device)
         parts = [extractor(to_signed(images).to(self.device)).cpu() for images in train.images.split(EMBEDDED_AT_ONCE)]
         return torch.cat(parts)

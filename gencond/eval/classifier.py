@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol
 from gencond.features import Embedding, can_compile
 from gencond.ranges import to_signed
-from gencond.training import Shuffled, Source, train_network, train_networks
+from gencond.training import Shuffled, Source, Teacher, new_sgd, train_network, train_networks
 
 TESTED_AT_ONCE = 500
 # Measured with ConvNet-3 of 128 channels on two cores (scripts/bench_seeds.py). Compiled code saves 40 % of a step and
@@ -84,6 +85,7 @@ def train_and_test(
     normalisation: tuple[tuple[float, ...], tuple[float, ...]],
     seeds: Sequence[int],
     device: torch.device,
+    teacher: Callable[[Tensor], Tensor] | None = None,
     on_share: Callable[[float], None] = lambda share: None,
 ) -> list[float]:
     """Top-1 on `test`, in [0, 1], of the last iterates of classifiers, each trained on images of its own alone.
@@ -96,6 +98,7 @@ def train_and_test(
         augmentation: strategy of operations that leave the class as it is.
         normalisation: mean and std of the real training set in [-1, 1], the same for every row of a table.
         seeds: of the initial weights, the order and the augmentation.
+        teacher: images in [-1, 1] -> logits, for a protocol with a temperature.
         on_share: called with the share of the training that is done, in [0, 1].
     """
     classifiers = [
@@ -105,14 +108,14 @@ def train_and_test(
         batch_size, num_steps = train.batch_size, train.num_steps
         sources: list[Source] = [train.source(seed) for seed in seeds]
     else:
-        batch_size, num_steps = min(protocol.batch_size, len(train[0])), protocol.num_steps(len(train[0]))
+        batch_size, num_steps = protocol.batch_of(len(train[0])), protocol.num_steps(len(train[0]))
         moved = {id(one): (one.images.to(device), one.labels.to(device)) for one in train}  # seeds may share them
         sources = [Shuffled(*moved[id(one)], batch_size) for one in train]
     mean, std = normalisation
     options = {
-        "num_steps": num_steps, "learning_rate": protocol.learning_rate, "momentum": protocol.momentum,
-        "weight_decay": protocol.weight_decay, "schedule": protocol.rate_at, "restart_at": protocol.restart_at,
-        "cutmix": protocol.cutmix, "mean": mean, "std": std,
+        "num_steps": num_steps, "learning_rate": protocol.learning_rate, "schedule": protocol.rate_at,
+        "restart_at": protocol.restart_at, "cutmix": protocol.cutmix, "mean": mean, "std": std,
+        "teacher": None if protocol.temperature is None else Teacher(teacher, protocol.temperature),
         "augmentation": Augmentation(
             protocol.strategy(augmentation), test.image_size, mean, std,
             "idc" if protocol.augmentation == "idc" else "one",
@@ -121,14 +124,52 @@ def train_and_test(
     way = fastest_way(device, batch_size * test.image_size**2, num_steps, len(seeds))
     forward = compiled_forward() if way == "compiled" else None
     if way == "side by side":
-        train_networks(classifiers, sources, seeds=seeds, on_share=on_share, **options)
+        train_networks(
+            classifiers, sources, seeds=seeds, new_optimizer=partial(new_optimizer, protocol), on_share=on_share,
+            **options,
+        )  # fmt: skip
     else:
         for number, (classifier, source, seed) in enumerate(zip(classifiers, sources, seeds, strict=True)):
             train_network(
                 classifier, source, seed=seed, forward=forward,
+                optimizer=new_optimizer(protocol, list(classifier.parameters())),
                 on_step=lambda step, number=number: on_share((number + step / num_steps) / len(seeds)), **options,
             )  # fmt: skip
     return [top1_on_real(classifier, test, mean, std, forward) for classifier in classifiers]
+
+
+def new_optimizer(protocol: Protocol, weights: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """As a protocol says."""
+    if protocol.optimizer == "adamw":
+        return torch.optim.AdamW(weights, protocol.learning_rate, weight_decay=protocol.weight_decay)
+    return new_sgd(weights, protocol.learning_rate, protocol.momentum, protocol.weight_decay)
+
+
+def trained_on_all(
+    network: str,
+    train: LabeledImages,
+    protocol: Protocol,
+    augmentation: str,
+    device: torch.device,
+    description: str,
+) -> nn.Module:
+    """A judge that was trained on all of `train`, labels and not a teacher's answers, with a progress bar."""
+    mean, std = train.mean_std
+    classifier = build_network(network, train.channels, train.num_classes, train.image_size, seed=0).to(device)
+    train_network(
+        classifier,
+        Shuffled(train.images.to(device), train.labels.to(device), protocol.batch_of(len(train))),
+        optimizer=new_optimizer(protocol, list(classifier.parameters())),
+        num_steps=protocol.num_steps(len(train)),
+        learning_rate=protocol.learning_rate,
+        schedule=protocol.rate_at,
+        augmentation=Augmentation(augmentation, train.image_size, mean, std),
+        mean=mean,
+        std=std,
+        seed=0,
+        description=description,
+    )
+    return classifier
 
 
 def fastest_way(

@@ -4,20 +4,17 @@ They say how images look, not what they teach: a set may score badly here and tr
 """
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from gencond.data import LabeledImages
 from gencond.errors import InputError
-from gencond.networks.from_timm import TimmNetwork
+from gencond.features import Extractor
 from gencond.progress import progress
-from gencond.ranges import as_bytes, to_signed, to_unit
+from gencond.ranges import as_bytes, to_signed
 
 EMBEDDED_AT_ONCE = 64
 NEIGHBOURS = 5
@@ -86,12 +83,12 @@ def spread_of_classes(
 
 
 def compare_sets(
-    extractor: str, network: nn.Module, syn: LabeledImages, real: LabeledImages, floor: LabeledImages
+    extractor: str, network: Extractor, syn: LabeledImages, real: LabeledImages, floor: LabeledImages
 ) -> dict[str, Any]:
     """The quality panel of a report.
 
     Args:
-        extractor, network: a name and what `quality_network` made of it.
+        extractor, network: a name and what `given.quality_network` made of it.
         syn, real: samples and the real images that they are held against.
         floor: other real images, about as many as the samples: what the same numbers are for real images.
     Returns:
@@ -104,7 +101,7 @@ def compare_sets(
     spread = spread / spread_of_classes(of_real, real.labels, real.num_classes)
     shares = {name: one for name, one in zip(real.class_names, spread.tolist(), strict=True) if not math.isnan(one)}
     return {
-        "extractor": extractor.partition("=")[0],
+        "extractor": extractor,
         "num_syn": len(syn),
         "num_real": len(real),
         "num_floor": len(floor),
@@ -116,77 +113,8 @@ def compare_sets(
 
 
 @torch.no_grad()
-def embed(network: nn.Module, images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-    """Features of images by a `quality_network`, on the CPU."""
+def embed(network: Extractor, images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+    """Features of images, floats in [-1, 1] as rounded to bytes, on the CPU."""
     chunks = as_bytes(images).split(EMBEDDED_AT_ONCE)
-    device = next(network.parameters()).device
     bar = progress(chunks, description="quality", unit="batch", disable=len(chunks) < 20)
-    return torch.cat([network(some.expand(-1, 3, -1, -1).to(device)).float().cpu() for some in bar])
-
-
-def quality_network(name: str, device: torch.device) -> nn.Module:
-    """Bytes of any size, in three channels -> features.
-
-    Args:
-        name: `inception` or a timm model, with weights from their home or, after `=`, from a file.
-    Raises:
-        InputError: no such network, or weights that cannot be had.
-    """
-    name, _, weights = name.partition("=")
-    return (_inception(weights) if name == "inception" else _timm(name, weights or "pretrained")).to(device)
-
-
-def _inception(weights: str) -> nn.Module:
-    """The network of the FID, for bytes of any size."""
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError:
-        raise InputError("--quality needs torch-fidelity: pip install 'gencond[quality]'") from None
-    try:
-        network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights or None)
-    except Exception as error:  # no network, a wrong file
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"the weights of inception cannot be had ({first[:100]}): give a file, --quality inception=PATH, or a timm "
-            "model"
-        ) from None
-    return _First(network)
-
-
-class _First(nn.Module):
-    """The one feature of a network that returns a tuple of them."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images.contiguous())[0]
-
-
-def _timm(name: str, weights: str) -> nn.Module:
-    if weights != "pretrained" and not Path(weights).is_file():
-        raise InputError(f"--quality {name}={weights}: no such file")
-    import timm
-
-    if not timm.is_model(name):
-        raise InputError(f"--quality {name}: timm has no such model; known besides is inception")
-    given = timm.get_pretrained_cfg(name) or timm.create_model(name).pretrained_cfg
-    given = given if isinstance(given, dict) else given.to_dict()
-    network = TimmNetwork(name, 3, 1000, given["input_size"][1], weights)
-    return _Resized(network.eval(), given["input_size"][1], given["mean"], given["std"])
-
-
-class _Resized(nn.Module):
-    """Bytes of any size -> features of a timm network, as it was trained."""
-
-    def __init__(self, network: TimmNetwork, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.network, self.size = network, size
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        side = (self.size, self.size)
-        large = F.interpolate(to_unit(to_signed(images)), side, mode="bicubic", antialias=True).clamp(0, 1)
-        return self.network.features((large - self.mean) / self.std)
+    return torch.cat([network(to_signed(some).to(network.mean.device)).float().cpu() for some in bar])

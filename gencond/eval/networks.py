@@ -12,8 +12,9 @@ from gencond.errors import InputError
 from gencond.networks.classic import alexnet, lenet, mlp, vgg11
 from gencond.networks.convnet import ACTIVATIONS, ConvNet, Norm, Pooling
 from gencond.networks.from_timm import TimmNetwork
-from gencond.networks.resnet import ResNet18, ResNetAP10
+from gencond.networks.resnet import CifarResNet, ResNet18, ResNetAP10
 
+CONVNET = r"convnet(\d+)(?:w(\d+))?"
 # How the options of a ConvNet are written in a name; `none` would not say of what.
 OPTIONS: dict[str, tuple[str, str]] = {
     **{name: ("norm", name) for name in get_args(Norm) if name != "none"},
@@ -24,6 +25,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
 }
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp, "lenet": lenet, "alexnet": alexnet, "vgg11": vgg11, "resnet18": ResNet18, "resnet_ap10": ResNetAP10,
+    "resnet20": CifarResNet, "resnet56": partial(CifarResNet, depth=56),
 }  # fmt: skip
 WITH_NORM = ("alexnet", "vgg11", "resnet18", "resnet_ap10")  # besides ConvNets
 KNOWN = (
@@ -37,8 +39,8 @@ def build_network(name: str, channels: int, num_classes: int, image_size: int, s
 
     Args:
         name: `convnet3` (three blocks of 128 channels), `convnet2w64` (two of 64), `convnet3-batch-max` (with batch
-            norm and max pooling), the literature's `mlp`, `lenet`, `alexnet`, `vgg11`, `resnet18` and `resnet_ap10`
-            (`vgg11-batch` with batch norm), or any timm model.
+            norm and max pooling), the literature's `mlp`, `lenet`, `alexnet`, `vgg11`, `resnet18`, `resnet_ap10`
+            (`vgg11-batch` with batch norm), `resnet20` and `resnet56` of CIFAR, or any timm model.
     Raises:
         InputError: an unknown name, or a network that does not fit the images.
     """
@@ -52,11 +54,17 @@ def build_network(name: str, channels: int, num_classes: int, image_size: int, s
             raise InputError(f"network {name}: {error}") from None
 
 
+def is_own(name: str) -> bool:
+    """Whether a name is of a network of this house, rather than timm's."""
+    base = name.partition("-")[0]
+    return base in BUILDERS or re.fullmatch(CONVNET, base) is not None
+
+
 def _builder(name: str) -> Callable[[int, int, int], nn.Module]:
     """What builds the network of a name. Raises InputError for an unknown one."""
     base, *words = name.split("-")
-    convnet = re.fullmatch(r"convnet(\d+)(?:w(\d+))?", base)
-    if convnet is None and base not in BUILDERS:
+    convnet = re.fullmatch(CONVNET, base)
+    if not is_own(name):
         return partial(_timm, name)
     options: dict[str, Any] = {}
     for word in words:

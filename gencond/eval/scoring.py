@@ -12,6 +12,7 @@ from gencond.errors import InputError
 from gencond.eval.baselines import BASELINES, CODEC_REAL, SAME_NUMBER, WHOLE_SET, RealImages
 from gencond.eval.classifier import FreshImages, train_and_test
 from gencond.eval.codec import QUALITY
+from gencond.eval.given import GivenTeacher
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol
 from gencond.files import short_hash
@@ -37,6 +38,7 @@ def score_tables(
     condensed_bytes: Callable[[int], int],
     baselines: Sequence[str] = BASELINES,
     fresh: FreshImages | None = None,
+    teacher: GivenTeacher | None = None,
     device: torch.device,
     known: Sequence[Row] = (),
     on_row: Callable[[Row], None] = lambda row: None,
@@ -50,6 +52,7 @@ def score_tables(
         condensed_bytes: ipc -> what of it must be stored; the codec's images get as much.
         baselines: names from `BASELINES`.
         fresh: of the condensed set, for a row of mode `stream`.
+        teacher: of all rows alike, for a protocol with a temperature.
         known: rows of an earlier evaluation; one that asked the same of the same is taken instead of trained again.
         on_row: called with each row once it is measured, so that a killed evaluation loses one row at most.
     Returns:
@@ -80,6 +83,7 @@ def score_tables(
             train.fingerprint, test.fingerprint,
             (condensed_bytes(ipc), QUALITY) if images == CODEC_REAL else None if images in BASELINES else condensed_key,
             *((fresh.num_images, fresh.batch_size) if mode == "stream" else ()),
+            *([teacher.key] if teacher else []),
         )  # fmt: skip
         row = {
             "images": images, "mode": mode, "ipc": ipc, "network": network, "protocol": protocol.name,
@@ -93,7 +97,7 @@ def score_tables(
 
     def cost(num_images: int) -> int:
         """Images that go through the classifiers of a row."""
-        return num_seeds * protocol.num_steps(num_images) * min(protocol.batch_size, num_images)
+        return num_seeds * protocol.num_steps(num_images) * protocol.batch_of(num_images)
 
     costs = [
         num_seeds * fresh.num_images
@@ -139,6 +143,7 @@ def score_tables(
             normalisation=train.mean_std,
             seeds=range(num_seeds),
             device=device,
+            teacher=teacher and teacher.logits,
             on_share=lambda share, begun=begun, actual=actual: bar.update(int(begun + share * actual) - bar.n),
         )
         row["top1"] = scores

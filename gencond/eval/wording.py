@@ -185,6 +185,18 @@ def _codec_facts(rows: Sequence[Row], num_classes: int) -> list[tuple[str, str]]
     return [(f"AVIF from IPC {ipc} on", text) for text, ipc in sorted(held.items(), key=lambda item: item[1])]
 
 
+def _teacher_facts(teacher: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Of a protocol that learns a teacher's answers."""
+    if teacher is None:
+        return []
+    trained = f", trained {teacher['trained']}" if teacher["trained"] else ", given"
+    said = (
+        f"{teacher['name']}{trained}: {100 * teacher['top1']:.1f} % of the test images; it answers every batch anew, "
+        f"for every row alike, and its {teacher['bytes']:,} bytes are not counted in what is stored"
+    )
+    return [("Teacher", said)]
+
+
 def facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, str]]]:
     """What the numbers rest on: section -> (name, value)."""
     made, rows = content["condensed"], content["rows"]
@@ -209,6 +221,7 @@ def facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[
             ("Seeds", f"{rows[0]['num_seeds']}; random real images are drawn anew for each"),
             *_codec_facts(rows, len(content["class_names"])),
             *((f"Protocol {row['name']}", _words(row)) for row in content["protocols"]),
+            *_teacher_facts(content.get("teacher")),
             ("Augmentation", content["augmentation"]),
         ],
         "What was condensed": [

@@ -1,14 +1,13 @@
 """Any timm model as a network of the house."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gencond.errors import InputError
+from gencond.networks.weights import first_line, load_weights
 
 
 class TimmNetwork(nn.Module):
@@ -16,14 +15,21 @@ class TimmNetwork(nn.Module):
 
     Args:
         name: as timm knows it.
-        weights: None draws them; `pretrained` takes timm's own from the Hub, all but the head; a path reads a file
-            (safetensors or a plain state dict), all but the head.
+        weights: None draws them; `pretrained` takes timm's own from the Hub; a path reads a file (safetensors or a
+            plain state dict).
+        with_head: whether the head's weights are taken too; otherwise they are drawn, for other classes.
     Raises:
         InputError: an unknown name, images that the model cannot take, weights that are not its own.
     """
 
     def __init__(
-        self, name: str, channels: int, num_classes: int, image_size: int, weights: str | Path | None = None
+        self,
+        name: str,
+        channels: int,
+        num_classes: int,
+        image_size: int,
+        weights: str | Path | None = None,
+        with_head: bool = False,
     ) -> None:
         super().__init__()
         import timm
@@ -34,16 +40,19 @@ class TimmNetwork(nn.Module):
         try:
             self.model = timm.create_model(name, pretrained=from_hub, num_classes=num_classes, in_chans=channels)
         except Exception as error:  # a Hub that cannot be reached, a model without weights
-            raise InputError(f"network {name}: {_first_line(error)}") from None
+            raise InputError(f"network {name}: {first_line(error)}") from None
+        known = self.model.pretrained_cfg.get("num_classes")
+        if from_hub and with_head and known != num_classes:  # timm then draws the head
+            raise InputError(f"network {name}: its head knows {known} classes, the data has {num_classes}")
         if weights is not None and not from_hub:
-            _load_body(self.model, Path(weights))
+            load_weights(self.model, Path(weights), None if with_head else self.model.get_classifier())
         training = self.model.training
         try:
             with torch.no_grad():
                 features = self.eval().features(torch.zeros(2, channels, image_size, image_size))
                 self.classifier(features)
         except Exception as error:  # whatever a model says of images that it cannot take
-            raise InputError(f"network {name} cannot take {image_size} px images: {_first_line(error)}") from None
+            raise InputError(f"network {name} cannot take {image_size} px images: {first_line(error)}") from None
         self.train(training)
         self.feature_dim = features.shape[1]
 
@@ -56,34 +65,3 @@ class TimmNetwork(nn.Module):
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         return self.model(images)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _load_body(model: nn.Module, path: Path) -> None:
-    """Weights from a file, except those of the head, which belongs to other classes. Raises InputError."""
-    try:
-        if path.suffix == ".safetensors":
-            state: Mapping[str, Tensor] = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        state = dict(state.get("state_dict", state))
-    except Exception as error:  # whatever a damaged file makes torch raise
-        raise InputError(f"{path} cannot be read as weights of a network: {_first_line(error)}") from None
-    own = model.state_dict()
-    head = model.get_classifier()
-    kept = {name for name, module in model.named_modules() if module is head}
-    of_head = {name for name in own if any(name.startswith(f"{prefix}.") for prefix in kept)}
-    body = {name: tensor for name, tensor in state.items() if name not in of_head}
-    missing, left_over = own.keys() - of_head - body.keys(), body.keys() - own.keys()
-    if missing or left_over:
-        raise InputError(
-            f"{path} does not hold the weights of this network: "
-            + (f"{min(missing)} is missing" if missing else f"{min(left_over)} is left over")
-        )
-    try:
-        model.load_state_dict(body, strict=False)
-    except RuntimeError as error:  # tensors of another shape
-        raise InputError(f"{path} does not fit this network: {_first_line(error)}") from None

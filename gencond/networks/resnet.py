@@ -1,4 +1,4 @@
-"""Residual networks of the literature: ResNetAP-10 for ImageNet subsets, ResNet-18 for small images."""
+"""Residual networks of the literature: ResNetAP-10 for ImageNet subsets, ResNet-18 and ResNet-20 for small images."""
 
 from collections.abc import Sequence
 
@@ -130,3 +130,65 @@ class ResNetAP10(ResNet):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class CifarBlock(nn.Module):
+    """conv norm ReLU conv norm, plus a skip without weights: every other pixel, and new channels of zeros."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.new_channels = stride, out_channels - in_channels
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
+        h = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        half = self.new_channels // 2
+        skip = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.new_channels - half))
+        return F.relu(h + skip)
+
+
+class CifarResNet(nn.Module):
+    """The residual network of CIFAR: 16, 32 and 64 channels, batch norm, skips without weights.
+
+    Its weights have the names of the files that are around (`conv1`, `layer1.0.bn1`, `linear`). With three channels and
+    ten classes ResNet-20 has 269,722 parameters and ResNet-56 853,018.
+
+    Args:
+        image_size: any.
+        depth: 6n + 2 layers with weights.
+    Raises:
+        ValueError: another depth.
+    Source: He et al., Deep Residual Learning (1512.03385), section 4.2, shortcuts of option A.
+    """
+
+    def __init__(self, channels: int, num_classes: int, image_size: int, depth: int = 20) -> None:
+        super().__init__()
+        count, rest = divmod(depth - 2, 6)
+        if rest or count < 1:
+            raise ValueError(f"a residual network of CIFAR has 6n + 2 layers, not {depth}")
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        inputs, stages = 16, []
+        for stage, outputs in enumerate((16, 32, 64)):
+            strides = [2 if stage else 1, *[1] * (count - 1)]
+            stages.append(
+                [CifarBlock(inputs if n == 0 else outputs, outputs, stride) for n, stride in enumerate(strides)]
+            )
+            inputs = outputs
+        self.layer1, self.layer2, self.layer3 = (nn.Sequential(*blocks) for blocks in stages)
+        self.linear = nn.Linear(inputs, num_classes)
+        self.feature_dim = inputs
+
+    @property
+    def classifier(self) -> nn.Module:
+        return self.linear
+
+    def features(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        x = F.relu(self.bn1(self.conv1(images)))
+        return self.layer3(self.layer2(self.layer1(x))).mean((2, 3))
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+        return self.linear(self.features(images))

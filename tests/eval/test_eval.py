@@ -161,6 +161,22 @@ def test_published_protocols_train_for_their_epochs_and_augment_as_stated() -> N
     assert Protocol("bare", 1, 1, 0.1, augmentation="none").strategy("color") == "none"
 
 
+def test_idc_trains_longer_on_few_large_images_and_otherwise_on_many_classes() -> None:
+    few, many = get_protocol("idc", 10, 224), get_protocol("idc", 100, 224)
+    assert [few.num_steps(10 * ipc) for ipc in (1, 10, 20, 100, 300)] == [3000, 2 * 2000, 4 * 1500, 16 * 1000, 47 * 500]
+    assert few.num_steps(10 * 1000) == 157 * 300 and few.cutmix == 1.0 and few.learning_rate == 0.01
+    assert [many.num_steps(100 * ipc) for ipc in (1, 10, 50)] == [2000, 8 * 1300, 40 * 1000]
+    assert (many.batch_size, many.learning_rate, many.weight_decay) == (128, 0.1, 1e-4)
+    assert get_protocol("idc", 10, 32).num_steps(10) == 1000 and get_protocol("idc:7", 10, 224).num_steps(10) == 7
+
+
+def test_soft_takes_small_batches_of_small_sets_and_half_a_cosine() -> None:
+    soft = get_protocol("soft")
+    assert [soft.batch_of(images) for images in (10, 100, 500, 5)] == [10, 50, 100, 5]
+    assert [soft.num_steps(images) for images in (10, 100, 500)] == [300, 600, 1500]
+    assert soft.rate_at(0.0) == 1 and soft.rate_at(1.0) == pytest.approx(0.5)
+
+
 def test_networks_are_built_by_name_and_seed() -> None:
     network = build_network("convnet2w16", 1, 10, 8, seed=0)
     assert isinstance(network, ConvNet) and network.convs[0].out_channels == 16 and len(network.convs) == 2

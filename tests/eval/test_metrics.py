@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from torch import nn
 
 from gencond.data import LabeledImages
 from gencond.errors import InputError
+from gencond.eval.given import GivenNetwork, quality_network
 from gencond.eval.memorization import memorisation, nearest_training_images
-from gencond.eval.metrics import compare_sets, density_and_coverage, embed, quality, quality_network, spread_of_classes
+from gencond.eval.metrics import compare_sets, density_and_coverage, embed, quality, spread_of_classes
 from gencond.selection import random_subset
 
 CPU = torch.device("cpu")
@@ -47,18 +47,18 @@ def test_the_spread_of_a_class_is_its_mean_squared_distance_and_unknown_of_one_i
 
 
 @pytest.fixture
-def network(tmp_path: Path) -> nn.Module:
+def network(tmp_path: Path, few_digits: LabeledImages) -> GivenNetwork:
     torch.manual_seed(0)
     torch.save(timm.create_model("test_resnet", num_classes=1000).state_dict(), tmp_path / "w.pt")
-    return quality_network(f"test_resnet={tmp_path / 'w.pt'}", CPU)
+    return quality_network(f"test_resnet={tmp_path / 'w.pt'}", few_digits, CPU)
 
 
 def test_the_panel_names_a_class_that_is_one_image_again_and_again(
-    few_digits: LabeledImages, digits: tuple, network: nn.Module
+    few_digits: LabeledImages, digits: tuple, network: GivenNetwork
 ) -> None:
     syn = random_subset(digits[0], 6, seed=1)
     syn.images[syn.labels == 3] = syn.images[18].clone()
-    found = compare_sets("test_resnet=w.pt", network, syn, few_digits, random_subset(digits[1], 6, seed=0))
+    found = compare_sets("test_resnet", network, syn, few_digits, random_subset(digits[1], 6, seed=0))
     assert found["collapsed"] == ["3"] and found["diversity"]["3"] == 0 and found["extractor"] == "test_resnet"
     assert 0.3 < found["diversity"]["4"] < 3 and (found["num_syn"], found["num_real"]) == (60, 120)
     assert set(found["condensed"]) == {"fid", "kid", "precision", "recall", "density", "coverage"}
@@ -66,7 +66,7 @@ def test_the_panel_names_a_class_that_is_one_image_again_and_again(
 
 
 def test_floats_and_bytes_of_the_same_images_have_the_same_features(
-    few_digits: LabeledImages, network: nn.Module
+    few_digits: LabeledImages, network: GivenNetwork
 ) -> None:
     one = embed(network, few_digits.images[:9])
     other = embed(network, few_digits.images[:9].float() / 127.5 - 1)
@@ -77,13 +77,15 @@ def test_floats_and_bytes_of_the_same_images_have_the_same_features(
     ("extractor", "message"),
     [
         ("resnet_of_mine", "timm has no such model"),
-        ("resnet18=nowhere.pt", "no such file"),
+        ("resnet10t=nowhere.pt", "no such file"),
+        ("convnet2=nowhere.pt", "no such file"),
+        ("convnet3", "give the file of its weights, convnet3=FILE"),
         ("inception=no.pth", "inception"),
     ],
 )
-def test_networks_that_cannot_be_had_are_named(extractor: str, message: str) -> None:
+def test_networks_that_cannot_be_had_are_named(extractor: str, message: str, few_digits: LabeledImages) -> None:
     with pytest.raises(InputError, match=message):
-        quality_network(extractor, CPU)
+        quality_network(extractor, few_digits, CPU)
 
 
 def test_copies_are_nearer_than_held_out_images_and_new_images_are_not(digits: tuple) -> None:
