@@ -27,7 +27,7 @@ import torch
 import gencond
 from gencond.config import Recipe, first_difference, load_recipe, to_dict, to_yaml
 from gencond.data import LabeledImages
-from gencond.distributed import rank_and_world
+from gencond.distributed import memory_used, rank_and_world
 from gencond.errors import InputError
 from gencond.files import read_json, require_writable, write_json, write_text, written_whole
 from gencond.generator.condensed import ARTEFACT_FOLDER
@@ -234,7 +234,8 @@ def run_stage(
                 )
             if main:
                 now = time.monotonic()
-                run.log(stage=stage, step=done, **means, seconds=round(now - last_time, 3))
+                cost = {"seconds": round(now - last_time, 3), "memory": memory_used(accelerator.device)}
+                run.log(stage=stage, step=done, **means, **cost)
                 last_time = now
                 bar.set_postfix({name: f"{value:.3g}" for name, value in list(means.items())[:3]}, refresh=False)
         if saves:

@@ -26,7 +26,7 @@ from gencond.augment import Augmentation
 from gencond.checkpoint import RunFolder, prepare_run, provenance, run_stage, step_rng, write_artefact
 from gencond.config import Recipe
 from gencond.data import LabeledImages
-from gencond.distributed import gather_rows, new_accelerator, own_share
+from gencond.distributed import gather_rows, memory_used, new_accelerator, own_share
 from gencond.errors import InputError
 from gencond.files import cache_dir, require_writable
 from gencond.generator.card import model_card
@@ -190,7 +190,11 @@ def start(recipe: Recipe, data: LabeledImages, run: RunFolder, pretrained: Path 
         extractors, pool_key = new_extractors(recipe, data, accelerator.device)
         real = new_real_side(recipe, data, extractors, pool_key, accelerator.device)
     if accelerator.is_main_process:
-        run.log(stage="extractors and statistics", seconds=round(time.monotonic() - started, 1))
+        run.log(
+            stage="extractors and statistics",
+            seconds=round(time.monotonic() - started, 1),
+            memory=memory_used(accelerator.device),
+        )
     representatives = choose_representatives(recipe, data, extractors).to(accelerator.device)
     if generator is None:
         condensed: Condensed = new_pixels(recipe, data, representatives, provenance(recipe, data))

@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
@@ -20,6 +21,15 @@ def new_accelerator() -> "Accelerator":
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
+
+
+def memory_used(device: torch.device) -> int:
+    """Bytes: the most that tensors took on a GPU since this was last asked; of a CPU what the process holds now."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    return psutil.Process().memory_info().rss
 
 
 def rank_and_world() -> tuple[int, int]:

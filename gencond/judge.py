@@ -16,7 +16,7 @@ import gencond
 from gencond.checkpoint import RunFolder, current_commit, library_versions
 from gencond.config import Recipe, parse_recipe, read_recipe_file
 from gencond.data import NAMED_SETS, LabeledImages, load_real, rows_seen, split_off
-from gencond.distributed import new_accelerator
+from gencond.distributed import memory_used, new_accelerator
 from gencond.errors import InputError
 from gencond.eval.baselines import BASELINES
 from gencond.eval.classifier import FreshImages
@@ -254,7 +254,8 @@ def judge(
             f"the real images (fingerprint {train.fingerprint}) are not those this set was condensed from "
             f"({of_data}): test images may have been trained on"
         )
-    started, seconds = time.monotonic(), old.get("evaluation_seconds", 0.0) if known else 0.0
+    started, before = time.monotonic(), (old.get("cost") if known else None) or {"seconds": 0.0, "memory": 0}
+    most = before["memory"]
 
     def keep(*rows: Row) -> None:
         """Writes the report so far; a row takes the place of one that asked the same."""
@@ -262,7 +263,9 @@ def judge(
         content["rows"] = sorted([*rows, *(r for r in content["rows"] if _question(r) not in asked)], key=_question)
         used = dict.fromkeys(row["protocol"] for row in content["rows"])
         content["protocols"] = [get_protocol(name, train.num_classes, train.image_size).describe() for name in used]
-        content["evaluation_seconds"] = round(seconds + time.monotonic() - started, 1)
+        nonlocal most
+        most = max(most, memory_used(device))
+        content["cost"] = {"seconds": round(before["seconds"] + time.monotonic() - started, 1), "memory": most}
         write_json(out / "report.json", content)
 
     rows, left_out = score_tables(

@@ -116,8 +116,9 @@ def test_networks_side_by_side_end_as_each_does_alone(few_digits: LabeledImages,
     mean, std = few_digits.mean_std
     sets = [few_digits.subset(torch.arange(start, 120, 2)) for start in (0, 1, 0)]
     options = {
-        "num_steps": 12, "learning_rate": 0.002 if taught else 0.02, "schedule": lambda done: 1 - done, "restart_at": 0.5,
-        "augmentation": Augmentation("crop_scale_rotate", 8, mean, std), "cutmix": 0.5, "mean": mean, "std": std,
+        "num_steps": 12, "learning_rate": 0.002 if taught else 0.02, "schedule": lambda done: 1 - done,
+        "restart_at": 0.5, "augmentation": Augmentation("crop_scale_rotate", 8, mean, std), "cutmix": 0.5,
+        "mean": mean, "std": std,
         "teacher": Teacher(lambda images: images.flatten(1)[:, ::6][:, :10], 2.0) if taught else None,
     }  # fmt: skip
 

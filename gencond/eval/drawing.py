@@ -22,6 +22,7 @@ COLORS = {
     CODEC_REAL: "#30a0a8", WHOLE_SET: "#888888",
 }  # fmt: skip
 PAIRED_ROWS = 2
+NOT_LOSSES = ("stage", "step", "seconds", "memory")  # in an entry of the log
 REAL_PICTURE, SYN_PICTURE, PAIRS_PICTURE, NEAREST_PICTURE = "real.png", "gencond.png", "grid.png", "nearest.png"
 CLOSEST_PAIRS = 10
 
@@ -143,7 +144,7 @@ def plot_losses(log: Sequence[Mapping[str, Any]]) -> tuple[bytes, str] | None:
     entries = [entry for entry in log if entry.get("stage") == "condense" and "loss" in entry]
     if not entries:
         return None
-    names = dict.fromkeys(key for entry in entries for key in entry if key not in ("stage", "step", "seconds"))
+    names = dict.fromkeys(key for entry in entries for key in entry if key not in NOT_LOSSES)
 
     def draw(axes: Any) -> None:
         for name in names:

@@ -185,6 +185,20 @@ def _codec_facts(rows: Sequence[Row], num_classes: int) -> list[tuple[str, str]]
     return [(f"AVIF from IPC {ipc} on", text) for text, ipc in sorted(held.items(), key=lambda item: item[1])]
 
 
+def _costs(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Of each stage of a log: its time, and the most memory that was seen."""
+    seconds: dict[str, float] = {}
+    memory: dict[str, int] = {}
+    for entry in log:
+        if "seconds" in entry:
+            seconds[entry["stage"]] = seconds.get(entry["stage"], 0.0) + entry["seconds"]
+            memory[entry["stage"]] = max(memory.get(entry["stage"], 0), entry.get("memory", 0))
+    return [
+        (stage, f"{value:.1f} s" + (f", {memory[stage] / 1e9:.2f} GB of memory" if memory[stage] else ""))
+        for stage, value in seconds.items()
+    ]
+
+
 def _teacher_facts(teacher: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """Of a protocol that learns a teacher's answers."""
     if teacher is None:
@@ -201,10 +215,6 @@ def facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[
     """What the numbers rest on: section -> (name, value)."""
     made, rows = content["condensed"], content["rows"]
     data = made.get("data", {})
-    seconds: dict[str, float] = {}
-    for entry in log:
-        if "seconds" in entry:
-            seconds[entry["stage"]] = seconds.get(entry["stage"], 0.0) + entry["seconds"]
     return {
         "How it was judged": [
             (
@@ -239,8 +249,8 @@ def facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[
             ("Recipe", made["recipe"]["name"] if "recipe" in made else "unknown, and so is what it was chosen by"),
         ],
         "Cost": [
-            *((stage, f"{value:.1f} s") for stage, value in seconds.items()),
-            ("evaluation", f"{content['evaluation_seconds']:.1f} s, all rows"),
+            *_costs([*log, {"stage": "evaluation, all rows", **content.get("cost", {})}]),
+            ("what must be stored", f"{made['bytes']:,} bytes"),
         ],
         "To reproduce": [
             ("Command", content["command"]),

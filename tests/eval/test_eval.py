@@ -326,28 +326,31 @@ def test_the_table_and_the_verdicts_say_wins_and_losses_alike() -> None:
     assert "(1.00 MB) is larger than the whole training set (1.2 kB)" in verdicts(larger)[-1]
 
 
-def test_reports_are_self_contained_and_escape_names(digits: tuple, tmp_path: Path) -> None:
-    train, _ = digits
+def fake_report(out: Path, train: LabeledImages) -> tuple[dict, list[dict]]:
+    """(content, log) of a report that is written to `out`."""
     content = {
         "title": "a <b> & c", "rows": fake_rows(), "notes": ["a note"], "protocols": [SHORT.describe()],
         "augmentation": "crop",
         "judged_on": "test", "num_test_images": 599, "class_names": list(train.class_names),
         "condensed": {"num_slots": 5, "bytes": 1234, "data": {"num_images": 7}}, "versions": {"torch": "2"},
-        "evaluation_seconds": 45.6, "commit": None, "command": "gencond evaluate x",
+        "cost": {"seconds": 45.6, "memory": 1_230_000_000}, "commit": None, "command": "gencond evaluate x",
     }  # fmt: skip
-    log = [{"stage": "condense", "step": s, "loss": 1 / s, "mean": 1 / s, "seconds": 0.5} for s in range(10, 400, 10)]
-    write_pictures(tmp_path, train, few(train, 4))
-    write_reports(tmp_path, content, log)
+    log = [
+        {"stage": "condense", "step": s, "loss": 1 / s, "mean": 1 / s, "seconds": 0.5, "memory": 10**6 * s}
+        for s in range(10, 400, 10)
+    ]
+    write_pictures(out, train, few(train, 4))
+    write_reports(out, content, log)
+    return content, log
+
+
+def test_reports_are_self_contained_and_escape_names(digits: tuple, tmp_path: Path) -> None:
+    content, log = fake_report(tmp_path, digits[0])
     html, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     assert "a &lt;b&gt; &amp; c" in html and html.count("data:image/png;base64") == 3 and html.count("<svg") == 3
     assert 'src="http' not in html and 'href="http' not in html.replace('xlink:href="http', "")
-    assert (
-        "80.0 ± 1.0" in html
-        and "19.5 s" in html
-        and ">seconds<" not in html
-        and "45.6 s" in html
-        and "a note" in markdown
-    )
+    assert "80.0 ± 1.0" in html and ">seconds<" not in html and ">memory<" not in html and "a note" in markdown
+    assert "19.5 s, 0.39 GB of memory" in html and "45.6 s, 1.23 GB of memory" in html
     assert "published, other protocols" not in html
     for picture in ("grid", "real", "gencond", "accuracy", "storage", "losses"):
         assert f"samples/{picture}.png" in markdown and (tmp_path / "samples" / f"{picture}.png").stat().st_size > 200
