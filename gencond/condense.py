@@ -1,16 +1,16 @@
-"""Condensing: `condense_step` reads like the method, `condense` is the accelerate loop around it."""
+"""Condensing: the accelerate loop around `CondenseStep`, and what comes before it."""
 
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from gencond.assembly import (
     Extractors,
@@ -22,121 +22,24 @@ from gencond.assembly import (
     new_pixels,
     new_real_side,
 )
-from gencond.augment import Augmentation
 from gencond.checkpoint import RunFolder, prepare_run, provenance, run_stage, step_rng, write_artefact
 from gencond.config import Recipe
 from gencond.data import LabeledImages
-from gencond.distributed import gather_rows, memory_used, new_accelerator, own_share
+from gencond.distributed import memory_used, new_accelerator, own_share
 from gencond.errors import InputError
 from gencond.files import cache_dir, require_writable
 from gencond.generator.card import model_card
 from gencond.generator.condensed import CondensedDataset, load
 from gencond.generator.face import Condensed
-from gencond.generator.packing import decode
 from gencond.generator.pixels import CondensedPixels
-from gencond.losses.anchor import pixel_anchor_loss, representative_loss
-from gencond.losses.center import center_loss
-from gencond.losses.classification import classification_loss
-from gencond.losses.diversity import diversity_loss
-from gencond.losses.gradient import Metric
-from gencond.losses.total import total_loss
+from gencond.losses.anchor import representative_loss
 from gencond.pictures import PICTURED_CLASSES, PICTURED_IMAGES, grid, screen_scale, write_png
 from gencond.pretrain import averaged, pretrained_generator
 from gencond.ranges import to_uint8
-from gencond.targets import Draw, RealSide, gradient_loss
+from gencond.step import CondenseStep
+from gencond.targets import Draw, RealSide
 
 logger = logging.getLogger(__name__)
-
-
-def condense_step(
-    synthesize: nn.Module,
-    draw: Draw,
-    real: RealSide,
-    augmentation: Augmentation,
-    representatives: Representatives,
-    weights: Mapping[str, float],
-    *,
-    factor: int = 1,
-    images_per_step: int | None = None,
-    scale: Literal["relative", "sum"] = "relative",
-    gradient_metric: Metric = "mse",
-    center_margin: float = 1.0,
-    rank: int = 0,
-    num_processes: int = 1,
-) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """The objective of one step: (weighted total, unweighted parts), both with gradient.
-
-    Each process synthesizes and embeds its own share of the step's classes; only class centers are gathered. Averaged
-    over processes, parts and gradients are those of one process with all the classes. A term of weight 0 is not
-    computed, nor classification by an extractor that was never trained.
-
-    Args:
-        synthesize: (labels, slots) -> images in [-1, 1]: a `Condensed`, possibly wrapped for data parallelism.
-        factor: every image is cut into factor x factor before it is looked at.
-        images_per_step: at most, of a class; more are drawn from at random.
-        scale: of the matching terms: `relative` is a mean over classes, in gaps between real classes; `sum` adds up.
-    """
-    device, rng, extractor = draw.extractor.mean.device, draw.rng, draw.extractor
-    classes = draw.classes.to(device)
-    share = own_share(len(classes), rank, num_processes)
-    own = classes[share]
-    labels = own.repeat_interleave(draw.length)
-    slots = torch.arange(draw.first_slot, draw.first_slot + draw.length, device=device).repeat(len(own))
-    anchors = draw.anchors[own_share(len(draw.anchors), rank, num_processes)].to(device)
-
-    images_all = synthesize(
-        torch.cat([labels, representatives.labels[anchors]]), torch.cat([slots, representatives.slots[anchors]])
-    )
-    images, images_anchored = images_all.split([len(labels), len(anchors)])
-    images = decode(images, factor).unflatten(0, (len(own), -1))  # [classes, m, c, h, w]
-    if images_per_step is not None and images.shape[1] > images_per_step:
-        order = torch.rand(len(classes), images.shape[1], generator=rng).argsort(1)
-        kept = order[share, :images_per_step].to(device)
-        images = images[torch.arange(len(own), device=device)[:, None], kept]
-    num_images = images.shape[1]
-
-    drawn_for_each = 1 if real.siamese else num_images
-    params = augmentation.draw(len(classes) * drawn_for_each, rng)
-    params = params.rows(slice(share.start * drawn_for_each, share.stop * drawn_for_each))
-    targets = real.targets(draw, share, augmentation, params)
-    if real.siamese:
-        params = params.rows(torch.arange(len(own)).repeat_interleave(num_images))
-    augmented = augmentation(images.flatten(0, 1), params)
-
-    on = {name for name, weight in weights.items() if weight}
-    if not extractor.knows_classes:
-        on -= {"classification"}
-    parts: dict[str, Tensor] = {}
-    if on & {"mean", "mmd", "diversity", "center", "classification"}:
-        features = extractor(augmented)
-        features_syn = features.unflatten(0, (len(own), num_images))
-    if ("mean" in on and scale == "relative") or "center" in on:
-        centers_real = gather_rows(targets.centers, len(classes))
-    if "mean" in on:
-        unit = real.gap(extractor, centers_real) if scale == "relative" else 1.0
-        parts["mean"] = targets.mean_loss(features_syn) / (len(own) * unit)
-    if "mmd" in on:
-        parts["mmd"] = targets.mmd_loss(features_syn) / len(own)
-    if "gradient" in on:
-        images_syn = augmented.unflatten(0, (len(own), num_images))
-        parts["gradient"] = gradient_loss(extractor, targets.augmented, images_syn, own, gradient_metric) / len(own)
-    if scale == "sum":
-        parts = {name: part * len(classes) for name, part in parts.items()}
-    if "diversity" in on:
-        parts["diversity"] = diversity_loss(features_syn, targets.spread)
-    if "classification" in on:
-        parts["classification"] = classification_loss(extractor.logits(features), own.repeat_interleave(num_images))
-    if "pixel" in on:
-        parts["pixel"] = pixel_anchor_loss(targets.pooled, targets.contrast, images)
-    # Means over own classes, weighted so that the mean over processes is the mean over all classes.
-    parts = {name: part * (len(own) * num_processes / len(classes)) for name, part in parts.items()}
-    if "representative" in on and len(draw.anchors):
-        anchored = representatives.images[anchors]
-        parts["representative"] = representative_loss(anchored, images_anchored, len(draw.anchors)) * num_processes
-    if "center" in on:
-        centers_syn = gather_rows(features_syn.mean(1), len(classes))
-        parts["center"] = center_loss(centers_real, centers_syn, center_margin)
-    return total_loss(parts, weights), parts
 
 
 def condense(recipe: Recipe, data: LabeledImages, out: Path, pretrained: Path | None = None) -> Condensed:
@@ -317,7 +220,7 @@ class Matching:
         part, objective = self.recipe.condense, self.recipe.objective
         if self.clamp_every and step % self.clamp_every == 0:
             self.condensed.clamp_()
-        loss, parts = condense_step(
+        condense_step = CondenseStep(
             self.synthesize,
             self.draw(step),
             self.real,
@@ -326,6 +229,7 @@ class Matching:
             self.weights,
             factor=self.recipe.synthesizer.factor,
             images_per_step=part.images_per_step,
+            images_at_once=part.images_at_once,
             scale=objective.scale,
             gradient_metric=objective.gradient_metric,
             center_margin=objective.center_margin,
@@ -333,18 +237,26 @@ class Matching:
             num_processes=self.accelerator.num_processes,
         )
         self.optimizer.zero_grad()
-        # Nothing to learn where classification is all there is and the extractor knows no classes, or where diversity
-        # is and each class has one image.
-        if parts and loss.requires_grad:
-            self.accelerator.backward(loss)
-            if part.max_grad_norm is not None:
-                self.accelerator.clip_grad_norm_(self.synthesize.parameters(), part.max_grad_norm)
+        seen: dict[str, Tensor] = {}
+        for chunk in condense_step.chunks:
+            # Gradients are averaged over processes once, with the last chunk.
+            waits = chunk is not condense_step.chunks[-1]
+            with self.accelerator.no_sync(self.synthesize) if waits else nullcontext():
+                loss, parts = condense_step.objective(chunk)
+                # Nothing to learn where classification is all there is and the extractor knows no classes, or where
+                # diversity is and each class has one image.
+                if parts and loss.requires_grad:
+                    self.accelerator.backward(loss)
+            for name, value in ({"loss": loss} | parts if parts else {}).items():
+                seen[name] = seen[name] + value.detach() if name in seen else value.detach()
+        if part.max_grad_norm is not None and seen:
+            self.accelerator.clip_grad_norm_(self.synthesize.parameters(), part.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()
         self.extractors.after(step)
         if self.average is not None:
             self.average.update_parameters(self.condensed)
-        return {"loss": loss, **parts} if parts else {}
+        return seen
 
     def result(self) -> Any:
         """The artefact so far: the average of the iterates, or the last one."""

@@ -223,6 +223,7 @@ class Condense:
     stream_probability: share of steps that match fresh slots past the learned ones instead, stream_length of a class.
     classes_per_step: at most; the cost of a step follows it, not the number of classes.
     images_per_step: at most, of a class and after `factor`; more are drawn from at random. null takes all.
+    images_at_once: bounds the memory of a step, which then does not grow with classes_per_step; null takes all at once.
     augmentation, augmentation_mode: of matching; null takes `data.augmentation`. `one` operation an image, `idc`'s
         stronger mix, or `all`. A batch of real images shares its class's draw with the synthetic ones.
     representative_batch_size: (class, slot) pairs a step that are held to their real image, never slot 0.
@@ -236,6 +237,7 @@ class Condense:
     stream_length: Count = 10
     classes_per_step: Count = 10
     images_per_step: Count | None = None
+    images_at_once: Count | None = None
     augmentation: str | None = None
     augmentation_mode: Literal["one", "idc", "all"] = "one"
     representative_batch_size: Count = 64

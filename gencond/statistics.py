@@ -154,8 +154,9 @@ def real_statistics(
     seen = (count * num_passes).double()
     mean /= seen[:, None]
     spread = (square / seen - mean.square().sum(-1)).clamp_min(1e-12)
-    row, column = torch.triu_indices(num_classes, num_classes, offset=1, device=device)
-    gap = (mean[:, row] - mean[:, column]).square().sum(-1).mean(1).clamp_min(1e-12)
+    # The mean over pairs of classes from sums over classes: C sum |m|^2 - |sum m|^2 is the sum over pairs.
+    pairs = num_classes * mean.square().sum((1, 2)) - mean.sum(1).square().sum(1)
+    gap = (pairs / (num_classes * (num_classes - 1) / 2)).clamp_min(1e-12)
     return RealStatistics(
         mean=mean.float().cpu(),
         spread=spread.float().cpu(),

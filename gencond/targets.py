@@ -5,7 +5,8 @@ written once; what only batches can answer (gradients) is asked of them alone. T
 hold a mean of three Gaussians around the median distance of the whole set, M3D sums five around each batch's own.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -161,10 +162,10 @@ class StatisticsSide:
     def __init__(self, statistics: RealStatistics, pool: Sequence[Extractor]) -> None:
         self.statistics, self.pool = statistics, list(pool)
 
-    def targets(self, draw: Draw, share: slice, augmentation: Augmentation, params: AugmentParams) -> CachedTargets:
-        """Of the own share of a step's classes; the statistics hold the augmentation already."""
-        own = draw.classes[share].to(self.statistics.mean.device)
-        return CachedTargets.of(self.statistics, self._number(draw.extractor), own)
+    def at(self, draw: Draw, augmentation: Augmentation) -> Callable[[slice, AugmentParams], CachedTargets]:
+        """(some of a step's classes, their augmentation) -> targets; the statistics hold the augmentation already."""
+        net, device = self._number(draw.extractor), self.statistics.mean.device
+        return lambda some, params: CachedTargets.of(self.statistics, net, draw.classes[some].to(device))
 
     def gap(self, extractor: Extractor, centers: Float[Tensor, "classes d"]) -> Float[Tensor, ""]:
         """Mean squared distance between the centers of two classes, of all classes."""
@@ -194,21 +195,21 @@ class BatchSide:
         """Which real images stand for each class of a step."""
         return class_batches(self.data, draw.classes, self.batch_size, draw.rng)
 
-    def targets(self, draw: Draw, share: slice, augmentation: Augmentation, params: AugmentParams) -> BatchTargets:
-        """Of the own share of a step's classes.
+    def at(self, draw: Draw, augmentation: Augmentation) -> Callable[[slice, AugmentParams], BatchTargets]:
+        """(some of a step's classes, a row of augmentation for each) -> targets; which images is drawn here, once."""
+        rows = self.rows(draw)
 
-        Args:
-            params: one row for each own class.
-        """
-        images = self.data.images[self.rows(draw)[share]].to(self.device)
-        shared = params.rows(torch.arange(len(images)).repeat_interleave(images.shape[1]))
-        augmented = augmentation(to_signed(images.flatten(0, 1)), shared).view(images.shape)
-        return BatchTargets(images, augmented, draw.extractor, self.kernel)
+        def targets(some: slice, params: AugmentParams) -> BatchTargets:
+            images = self.data.images[rows[some]].to(self.device)
+            shared = params.rows(torch.arange(len(images)).repeat_interleave(images.shape[1]))
+            augmented = augmentation(to_signed(images.flatten(0, 1)), shared).view(images.shape)
+            return BatchTargets(images, augmented, draw.extractor, self.kernel)
+
+        return targets
 
     def gap(self, extractor: Extractor, centers: Float[Tensor, "classes d"]) -> Float[Tensor, ""]:
         """Mean squared distance between the centers of two classes, of the step's classes."""
-        row, column = torch.triu_indices(len(centers), len(centers), offset=1, device=centers.device)
-        return (centers[row] - centers[column]).square().sum(1).sum().div(max(1, len(row))).clamp_min(1e-12)
+        return F.pdist(centers).square().sum().div(max(1, math.comb(len(centers), 2))).clamp_min(1e-12)
 
 
 class RepresentativeSide(BatchSide):

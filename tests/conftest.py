@@ -7,6 +7,7 @@ import torch
 from gencond.config import Recipe, load_recipe
 from gencond.data import LabeledImages, load_real
 from gencond.selection import random_subset
+from gencond.step import CondenseStep
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -49,3 +50,9 @@ def few_digits(digits: tuple[LabeledImages, LabeledImages]) -> LabeledImages:
 def tiny_recipe(*overrides: str) -> Recipe:
     """The demo at a size that runs in a second: every stage, a few steps each."""
     return load_recipe("demo", [*TINY, *overrides])
+
+
+def whole(step: CondenseStep) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """(total, parts) of all chunks of a step, with gradient."""
+    totals, parts = zip(*map(step.objective, step.chunks), strict=True)
+    return sum(totals), {name: sum(one[name] for one in parts) for name in parts[0]}

@@ -22,9 +22,8 @@ ALLOWED = {
     "eval": {"data", "selection", "augment", "networks", "features", "training"},
     "checkpoint": {"config", "data", "generator"},
     "pretrain": {"config", "data", "augment", "losses", "generator", "checkpoint"},
-    "condense": {
-        "config", "data", "augment", "features", "targets", "losses", "generator", "checkpoint", "pretrain", "assembly",
-    },
+    "step": {"assembly", "augment", "targets", "losses", "generator"},
+    "condense": {"config", "data", "targets", "losses", "generator", "checkpoint", "pretrain", "assembly", "step"},
 }  # fmt: skip
 GLUE = {"cli", "judge", "__init__"}
 

@@ -12,7 +12,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import TINY, tiny_recipe
+from conftest import TINY, tiny_recipe, whole
 from safetensors.torch import save_file
 from sklearn.cluster import KMeans
 from torch import Tensor
@@ -28,7 +28,7 @@ from gencond.assembly import (
 )
 from gencond.augment import Augmentation
 from gencond.checkpoint import RunFolder
-from gencond.condense import Matching, condense, condense_step
+from gencond.condense import Matching, condense
 from gencond.config import RECIPES, Recipe, available_recipes, load_recipe
 from gencond.data import LabeledImages
 from gencond.errors import InputError
@@ -38,6 +38,7 @@ from gencond.generator.pixels import CondensedPixels
 from gencond.networks.convnet import ConvNet
 from gencond.ranges import to_signed
 from gencond.selection import class_batches
+from gencond.step import CondenseStep
 from gencond.targets import BatchSide, Draw, RepresentativeSide
 
 TERMS = ("mean", "mmd", "gradient", "diversity", "center", "classification", "representative", "pixel")
@@ -244,9 +245,8 @@ def paper_step(data: LabeledImages, weights: dict[str, float], factor: int) -> t
     augmentation = Augmentation("color_crop_cutout_flip_scale_rotate", 8, *three.mean_std)
     draw = a_draw(0, torch.arange(3), extractor)
     side = BatchSide(three, 5, torch.device("cpu"))
-    loss, _ = condense_step(
-        pixels, draw, side, augmentation, choose_nothing(), weights, factor=factor, scale="sum"
-    )  # fmt: skip
+    step = CondenseStep(pixels, draw, side, augmentation, choose_nothing(), weights, factor=factor, scale="sum")
+    loss, _ = whole(step)
     (gradient,) = torch.autograd.grad(loss, pixels.pixels)
     rng = torch.Generator().manual_seed(3)
     params = augmentation.draw(3, rng)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import tiny_recipe
+from conftest import tiny_recipe, whole
 
 import gencond
 from gencond.assembly import Representatives, choose_representatives, new_extractors, new_real_side
 from gencond.augment import Augmentation
 from gencond.checkpoint import RunFolder
-from gencond.condense import condense, condense_step
+from gencond.condense import condense
 from gencond.config import Recipe, to_yaml
 from gencond.data import LabeledImages
 from gencond.errors import InputError
@@ -26,6 +26,7 @@ from gencond.losses.center import center_loss
 from gencond.losses.diversity import diversity_loss
 from gencond.losses.kernels import fourier_embedding
 from gencond.pretrain import new_generator
+from gencond.step import CondenseStep
 from gencond.targets import Draw
 
 WEIGHTS = {
@@ -64,7 +65,7 @@ def a_step(data: LabeledImages, condensed: torch.nn.Module, weights: dict, lengt
         anchors=torch.tensor([3, 7, 11]), rng=torch.Generator().manual_seed(7),
     )  # fmt: skip
     augmentation = Augmentation(recipe.data.augmentation, 8, *data.mean_std)
-    return condense_step(condensed, draw, real, augmentation, tied_images(data), weights, **share)
+    return whole(CondenseStep(condensed, draw, real, augmentation, tied_images(data), weights, **share))
 
 
 def test_a_step_is_the_sum_of_its_terms_written_out(few_digits: LabeledImages) -> None:
@@ -93,6 +94,35 @@ def test_a_step_is_the_sum_of_its_terms_written_out(few_digits: LabeledImages) -
     error = (condensed(tied.labels[rows], tied.slots[rows]) - tied.images[rows]).square().mean()
     torch.testing.assert_close(parts["representative"], error)
     torch.testing.assert_close(total, sum(WEIGHTS[name] * part for name, part in parts.items()))
+
+
+@pytest.mark.parametrize("images_at_once", [9, 6, 3, 2])
+def test_a_step_in_chunks_of_classes_has_the_loss_and_gradient_of_one_without(
+    few_digits: LabeledImages, images_at_once: int
+) -> None:
+    """Three of the four classes at once, two, one, and less than the three images of one."""
+    once, chunked = untrained(few_digits), untrained(few_digits)
+    total, parts = a_step(few_digits, once, WEIGHTS)
+    total.backward()
+    several, of_chunks = a_step(few_digits, chunked, WEIGHTS, images_at_once=images_at_once)
+    several.backward()
+    assert parts.keys() == of_chunks.keys()
+    for name, part in parts.items():
+        torch.testing.assert_close(of_chunks[name], part, atol=1e-6, rtol=1e-5, msg=name)  # sums in another order
+    for (name, one), other in zip(once.named_parameters(), chunked.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_a_chunk_is_synthesized_with_its_own_classes_only(few_digits: LabeledImages) -> None:
+    """And a class with more images than fit is made a part at a time, each part once more for its gradient."""
+    condensed, made = untrained(few_digits), []
+    condensed.register_forward_pre_hook(lambda module, inputs: made.append(len(inputs[0])))
+    weights = WEIGHTS | {"representative": 0.0, "center": 0.0}
+    a_step(few_digits, condensed, weights, images_at_once=6)[0].backward()
+    assert made == [6 + 2, 6 + 1]  # two classes, and of three anchored images two and one
+    made.clear()
+    a_step(few_digits, condensed, weights, images_at_once=2)[0].backward()
+    assert max(made) == 2 and sum(made) == 2 * (12 + 3)
 
 
 def test_terms_of_weight_zero_are_not_computed(few_digits: LabeledImages) -> None:
