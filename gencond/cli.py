@@ -88,7 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("path", help="run folder, artefact folder or Hub id")
     sample.add_argument("--ipc", type=int, required=True, help="images per class, at least 1")
     sample.add_argument("--out", type=Path, required=True)
-    sample.add_argument("--format", default="imagefolder", help="imagefolder (default), npz, webdataset or parquet")
+    sample.add_argument(
+        "--format", default="imagefolder", help="imagefolder (default), npz, webdataset, parquet, ddranking"
+    )
     sample.add_argument("--seed", type=int, help="another seed for the images past the learned codes")
     sample.set_defaults(command=run_sample)
 

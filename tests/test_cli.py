@@ -313,7 +313,7 @@ def test_no_space_left_is_one_line(tmp_path: Path, monkeypatch, capsys: pytest.C
     def full(*arguments) -> None:
         raise OSError(28, "No space left on device", "runs/x")
 
-    monkeypatch.setattr("gencond.generator.sampling.png_bytes", full)
+    monkeypatch.setattr("gencond.generator.exporting.png_bytes", full)
     line = fails(capsys, "sample", str(run), "--ipc", "1", "--out", str(tmp_path / "out"))
     assert line == "gencond: No space left on device: runs/x" and not any(tmp_path.iterdir())
 
