@@ -48,17 +48,22 @@ def made_python(name: str, requirements: Sequence[str], last_minor: int) -> str:
     log.unlink(missing_ok=True)
     with written_whole(home) as temporary:
         new_python = str(temporary.joinpath(*BIN))
-        run_logged([sys.executable, "-m", "venv", str(temporary)], log)
-        run_logged([new_python, "-m", "pip", "install", *requirements], log)
+        run_logged("venv", [sys.executable, "-m", "venv", str(temporary)], log)
+        run_logged("pip", [new_python, "-m", "pip", "--disable-pip-version-check", "install", *requirements], log)
     return str(python)
 
 
 def run_logged(
-    command: Sequence[str], log: Path, folder: Path | None = None, on_line: Callable[[str], None] = lambda line: None
+    what: str,
+    command: Sequence[str],
+    log: Path,
+    folder: Path | None = None,
+    on_line: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Runs a command to its end, what it prints added to `log`.
 
     Args:
+        what: it is, for people.
         folder: where it runs.
         on_line: is shown each line as it comes.
     Raises:
@@ -84,4 +89,4 @@ def run_logged(
             raise
     if process.returncode:
         why = f"killed by signal {-process.returncode}" if process.returncode < 0 else last or "without a word"
-        raise InputError(f"{Path(command[0]).name} {command[1]} failed ({why}); all that it printed is in {log}")
+        raise InputError(f"{what} failed ({why}); all that it printed is in {log}")

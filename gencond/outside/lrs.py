@@ -177,7 +177,11 @@ def score_by_ddranking(
             description=f"DD-Ranking, IPC {ipc}", total=settings.num_trainings * tested, unit="epoch"
         ) as bar:  # fmt: skip
             run_logged(
-                [python, "run.py"], log, folder, lambda line: bar.update(TEST_EVERY * line.startswith("Test Acc@1"))
+                f"DD-Ranking, by {python},",
+                [python, "run.py"],
+                log,
+                folder,
+                lambda line: bar.update(TEST_EVERY * line.startswith("Test Acc@1")),
             )
         result = read_json(folder / "result.json")
     hlr, ior = ([value / 100 for value in result[name]] for name in ("hlr", "ior"))

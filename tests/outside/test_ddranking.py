@@ -277,7 +277,7 @@ def test_another_version_is_refused(tmp_path: Path, stand_in: str) -> None:
 def test_an_environment_is_made_once_and_whole(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = []
 
-    def run(command: list[str], log: Path) -> None:
+    def run(what: str, command: list[str], log: Path) -> None:
         commands.append(command)
         if command[1:3] == ["-m", "venv"]:
             place = Path(command[3]).joinpath(*environment.BIN)
@@ -292,7 +292,7 @@ def test_an_environment_is_made_once_and_whole(own_cache: Path, monkeypatch: pyt
     assert not (own_cache / "environments" / "judge").exists()
     python = made_python("judge", ["judge==1"], sys.version_info.minor)
     assert made_python("judge", ["judge==1"], sys.version_info.minor) == python and Path(python).is_file()
-    assert len(commands) == 4 and commands[3][1:] == ["-m", "pip", "install", "judge==1"]
+    assert len(commands) == 4 and commands[3][-2:] == ["install", "judge==1"]
     with pytest.raises(InputError, match="name it with --judge-python"):
         made_python("other", ["judge==1"], sys.version_info.minor - 1)
 
