@@ -33,7 +33,7 @@ def made_python(name: str, requirements: Sequence[str], last_minor: int) -> str:
     Raises:
         InputError: this Python is newer, or something could not be installed; one line with pip's last words.
     """
-    home = cache_dir() / "environments" / name
+    home = cache_dir().absolute() / "environments" / name
     python = home.joinpath(*BIN)
     if python.exists():
         return str(python)

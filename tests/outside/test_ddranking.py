@@ -220,6 +220,22 @@ def test_a_set_is_judged_from_the_command_to_the_report(
     assert len(content["rows"]) == 2 and [entry["num_eval"] for entry in content["outside"]] == [2, 1]
 
 
+def test_random_images_are_as_many_as_those_stored_and_the_report_says_so(
+    tmp_path: Path, data: Path, stand_in: str, capsys: pytest.CaptureFixture
+) -> None:
+    """Where each stored image is cut into four, the condensed set has four times as many."""
+    main([
+        "evaluate", str(tmp_path / "theirs.pt"), "--data", str(data), "--out", str(tmp_path / "judged"), "--seeds", "1",
+        "--factor", "2", "--judge", "ddranking:10", "--judge-python", stand_in, "--judge-lr", "0.02",
+    ])  # fmt: skip
+    with np.load(tmp_path / "seen.npz") as seen:
+        assert seen["images"].shape == (10 * 2 * 4, 3, 32, 32) and seen["ipc"] == 2
+        assert seen["labels"].tolist() == [label for label in range(10) for _ in range(8)]
+    printed = capsys.readouterr().out
+    assert "Each stored image is cut into 4; random real images are as many as those stored" in printed
+    assert "--judge-lr 0.02" in printed and "--factor 2" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
