@@ -202,9 +202,9 @@ def run_pretrain(args: argparse.Namespace) -> None:
 
 def run_sample(args: argparse.Namespace) -> None:
     condensed = gencond.load(args.path)
-    condensed.export(args.out, args.ipc, args.format, args.seed)
+    out = condensed.export(args.out, args.ipc, args.format, args.seed)
     count = args.ipc * condensed.num_classes * condensed.images_per_slot
-    print(f"{count} images of {condensed.num_classes} classes in {args.out}")
+    print(f"{count} images of {condensed.num_classes} classes in {out}")
 
 
 def run_store(args: argparse.Namespace) -> None:

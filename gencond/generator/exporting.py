@@ -52,8 +52,8 @@ def export_images(
     class_names: Sequence[str],
     out: Path,
     format: str,
-) -> None:
-    """Writes class-major samples in a format that others read, whole or not at all.
+) -> Path:
+    """Writes class-major samples in a format that others read, whole or not at all; where they are.
 
     Args:
         out: a folder; for npz and ddranking a file, which gets its suffix where that is missing.
@@ -68,6 +68,7 @@ def export_images(
     arrays = images.permute(0, 2, 3, 1).cpu().numpy()
     with written_whole(out) as temporary:
         WRITERS[format](arrays, labels.tolist(), class_names, temporary)
+    return out
 
 
 def _write_imagefolder(images: np.ndarray, labels: list[int], class_names: Sequence[str], out: Path) -> None:

@@ -173,8 +173,8 @@ class Condensed(ModelMixin, ConfigMixin):
             self._synthesizer(seed), self.num_classes, self.num_slots, batch_size, seed, self.images_per_slot
         )
 
-    def export(self, out: str | Path, ipc: int, format: str = "imagefolder", seed: int | None = None) -> None:
-        """Writes `ipc` images of each class to `out`; see `exporting.export_images` for the formats.
+    def export(self, out: str | Path, ipc: int, format: str = "imagefolder", seed: int | None = None) -> Path:
+        """Writes `ipc` images of each class to `out`; where they are. `exporting.export_images` has the formats.
 
         Raises:
             InputError: `ipc` below 1, an unknown format or one that such images do not fit, or `out` exists and is not
@@ -182,7 +182,7 @@ class Condensed(ModelMixin, ConfigMixin):
         """
         check_export(Path(out), format, self.num_classes, self.channels, self.image_size)
         images, labels = self.sample(ipc, seed=seed)
-        export_images(to_uint8(images), labels, self.class_names, Path(out), format)
+        return export_images(to_uint8(images), labels, self.class_names, Path(out), format)
 
     def _class_index(self, one: SupportsIndex | str) -> int:
         if isinstance(one, str) and one in self.config.class_names:
