@@ -203,7 +203,7 @@ def about_outside(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     first = entries[0]
     return [
         f"By {first['judge']}, run as its {first['dataset']} on {first['num_images']['train']:,} training and "
-        f"{first['num_images']['test']:,} test images; everything times 100, mean ± std over {runs} evaluations.",
+        f"{first['num_images']['test']:,} test images; everything times 100, mean ± std over the evaluations ({runs}).",
         "HLR: how far the whole set is ahead of the condensed one. IOR: how far the condensed set is ahead of random "
         "real images. LRS: (e^a - 1/e) / (e - 1/e), a = (IOR - HLR) / 2, of fractions; 26.9 where both are 0.",
         "Every accuracy is the best of every tenth epoch on the test set, and learning rates are searched on the test "
