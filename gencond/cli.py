@@ -5,11 +5,15 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gencond
 from gencond.config import Recipe, available_recipes, load_recipe, to_yaml
 from gencond.errors import InputError
 from gencond.files import read_json, require_new
+
+if TYPE_CHECKING:
+    from gencond.outside.lrs import Settings
 
 logger = logging.getLogger("gencond")
 
@@ -88,7 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("path", help="run folder, artefact folder or Hub id")
     sample.add_argument("--ipc", type=int, required=True, help="images per class, at least 1")
     sample.add_argument("--out", type=Path, required=True)
-    sample.add_argument("--format", default="imagefolder", help="imagefolder (default), npz, webdataset or parquet")
+    sample.add_argument(
+        "--format", default="imagefolder", help="imagefolder (default), npz, webdataset, parquet, ddranking"
+    )
     sample.add_argument("--seed", type=int, help="another seed for the images past the learned codes")
     sample.set_defaults(command=run_sample)
 
@@ -124,6 +130,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--teacher", metavar="NETWORK",
         help="of protocol soft: a judge, trained here on real images, or NAME=FILE, or a timm model of these classes",
     )  # fmt: skip
+    evaluate.add_argument(
+        "--judge", metavar="ddranking[:EPOCHS]",
+        help="have DD-Ranking judge instead, in an environment of its own; --networks is its name, --seeds its runs",
+    )  # fmt: skip
+    evaluate.add_argument("--judge-python", metavar="PYTHON", help="that has it; default: one is made in the cache")
+    evaluate.add_argument("--judge-lr", type=float, metavar="RATE", help="for the condensed set; default: searched")
     evaluate.add_argument("--out", type=Path, help="for the report; default: the run folder")
     evaluate.set_defaults(command=run_evaluate)
 
@@ -190,9 +202,9 @@ def run_pretrain(args: argparse.Namespace) -> None:
 
 def run_sample(args: argparse.Namespace) -> None:
     condensed = gencond.load(args.path)
-    condensed.export(args.out, args.ipc, args.format, args.seed)
+    out = condensed.export(args.out, args.ipc, args.format, args.seed)
     count = args.ipc * condensed.num_classes * condensed.images_per_slot
-    print(f"{count} images of {condensed.num_classes} classes in {args.out}")
+    print(f"{count} images of {condensed.num_classes} classes in {out}")
 
 
 def run_store(args: argparse.Namespace) -> None:
@@ -210,7 +222,7 @@ def run_store(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    from gencond.judge import judge
+    from gencond.judge import judge, judge_outside
 
     out = args.out or Path(args.path)
     if args.out is None and not (out / "recipe.yaml").is_file():
@@ -218,11 +230,21 @@ def run_evaluate(args: argparse.Namespace) -> None:
             f"{args.path} is no run folder: name a folder for the report with --out, and with --data the real images "
             "where the set does not know them"
         )
+    normalised_by = args.normalised_by and tuple(args.normalised_by)
+    if args.judge is not None:
+        judge_outside(
+            args.path, out, _outside_settings(args), args.judge_python, ipcs=args.ipc, data=args.data,
+            normalised_by=normalised_by, factor=args.factor,
+        )  # fmt: skip
+        print(f"\nLook at   {out}/report.html")
+        return
+    if args.judge_python is not None or args.judge_lr is not None:
+        raise InputError("--judge-python and --judge-lr are of an outside judge: name it with --judge ddranking")
     judge(
         args.path, out, ipcs=args.ipc, protocol=args.protocol, networks=args.networks, num_seeds=args.seeds,
         data=args.data, baselines=args.baselines, augmentation=args.augmentation,
-        normalised_by=args.normalised_by and tuple(args.normalised_by), factor=args.factor, quality=args.quality,
-        stream=args.stream, teacher=args.teacher,
+        normalised_by=normalised_by, factor=args.factor, quality=args.quality, stream=args.stream,
+        teacher=args.teacher,
     )  # fmt: skip
     print(f"\nLook at   {out}/report.html")
 
@@ -232,7 +254,7 @@ def run_report(args: argparse.Namespace) -> None:
     from gencond.eval.report import write_reports
 
     content = read_json(args.path / "report.json")
-    if not content.get("rows"):
+    if not content.get("rows") and not content.get("outside"):
         raise InputError(f"{args.path}/report.json has no rows: run `gencond evaluate {args.path}`")
     write_reports(args.path, content, RunFolder(args.path).read_log())
     print(f"{args.path}/report.md and report.html are written")
@@ -245,6 +267,29 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     from gencond.judge import data_source
 
     return load_recipe(args.recipe, args.overrides, data_source(args.data))
+
+
+def _outside_settings(args: argparse.Namespace) -> "Settings":
+    """How the outside judge trains. Raises InputError where options are of our own evaluator alone."""
+    from gencond.outside.lrs import Settings
+
+    name, colon, epochs = args.judge.partition(":")
+    if name != "ddranking":
+        raise InputError(f"unknown judge {name!r}; known: ddranking")
+    if colon and not epochs.isdecimal():
+        raise InputError(f"judge {args.judge!r}: after the colon stands the number of epochs")
+    for option in ("protocol", "baselines", "augmentation", "quality", "teacher", "stream"):
+        if getattr(args, option) not in (None, False):
+            raise InputError(f"--{option} is of gencond's own evaluation: leave it out with --judge")
+    if args.networks is not None and len(args.networks) != 1:
+        raise InputError("an outside judge takes one network: run it once for each")
+    given = {
+        "epochs": int(epochs) if colon else None,
+        "network": args.networks and args.networks[0],
+        "num_eval": args.seeds,
+        "learning_rate": args.judge_lr,
+    }
+    return Settings(**{field: value for field, value in given.items() if value is not None})
 
 
 def _require_generator(recipe: Recipe, what: str) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from gencond.data import LabeledImages, image_files, load_folder
 from gencond.errors import InputError
+from gencond.generator.exporting import class_folders
 from gencond.generator.packing import decode
-from gencond.generator.sampling import class_folders
 from gencond.ranges import from_unit, to_signed
 
 TENSOR_FILES = (".pt", ".pth", ".safetensors", ".npz")

@@ -27,12 +27,13 @@ from gencond.eval.metrics import compare_sets
 from gencond.eval.protocols import Protocol, get_protocol
 from gencond.eval.report import write_reports
 from gencond.eval.scoring import GENCOND, Row, score_tables
-from gencond.eval.wording import summary_table
+from gencond.eval.wording import outside_summary, summary_table
 from gencond.features import state_fingerprint
 from gencond.files import read_json, short_hash, write_json, write_text
 from gencond.foreign import ForeignSet, is_foreign, read_foreign, side_of
 from gencond.generator.card import model_card
 from gencond.generator.face import Condensed
+from gencond.outside.lrs import VERSION, Settings, ddranking_python, require_known, score_by_ddranking
 from gencond.ranges import from_unit, to_uint8
 from gencond.selection import some_of_each_class
 
@@ -133,6 +134,94 @@ def judged_foreign(found: ForeignSet) -> JudgedSet:
     return JudgedSet(found.sample, None, found.num_bytes, found.ipc, key, about)
 
 
+@dataclass(frozen=True)
+class Case:
+    """A condensed set and the real images that it is judged with.
+
+    Args:
+        condensed: the artefact; None: anybody's images.
+        notes: for the report.
+    """
+
+    path: str
+    recipe: Recipe
+    condensed: Condensed | None
+    train: LabeledImages
+    test: LabeledImages
+    subject: JudgedSet
+    notes: tuple[str, ...]
+
+    @property
+    def measured(self) -> dict[str, str]:
+        """What a result is of."""
+        return {"train": self.train.fingerprint, "test": self.test.fingerprint, "condensed": self.subject.key}
+
+    def choose_ipcs(self, ipcs: Sequence[int] | None) -> Sequence[int]:
+        """Those asked for, else the recipe's, else what there is. Raises InputError for more than the set holds."""
+        largest = self.subject.largest_ipc
+        ipcs = ipcs or self.recipe.evaluate.ipc or ((largest,) if largest else (1, 10, 50))
+        if min(ipcs) < 1:
+            raise InputError("--ipc and --seeds must be at least 1")
+        if largest and max(ipcs) > largest:
+            raise InputError(f"{self.path} holds {largest} images of each class: lower --ipc {max(ipcs)}")
+        return ipcs
+
+    def content(self, command: str) -> dict[str, Any]:
+        """Of report.json, before anything is measured."""
+        of_data = self.subject.about.get("data", {}).get("fingerprint")
+        notes = list(self.notes)
+        if of_data not in (None, self.train.fingerprint):
+            notes.append(
+                f"the real images (fingerprint {self.train.fingerprint}) are not those this set was condensed from "
+                f"({of_data}): test images may have been trained on"
+            )
+        return {
+            "title": f"{Path(self.recipe.data.source).stem}, condensed"
+            + (f" by recipe {self.recipe.name}" if self.condensed else f": {Path(self.path).name}"),
+            "rows": [],
+            "outside": [],
+            "notes": notes,
+            "measured": self.measured,
+            "judged_on": self.recipe.data.judge_on,
+            "num_test_images": len(self.test),
+            "class_names": list(self.train.class_names),
+            "condensed": self.subject.about,
+            "versions": library_versions(),
+            "commit": current_commit(),
+            "command": command,
+        }
+
+
+def open_case(
+    path: str,
+    out: Path,
+    data: str | None,
+    normalised_by: tuple[Sequence[float], Sequence[float]] | None,
+    factor: int,
+) -> Case:
+    """What `judge` and `judge_outside` are asked to judge. Raises InputError as they do."""
+    if out.is_file():
+        raise InputError(f"{out} is a file: choose a folder for the report")
+    condensed = None if is_foreign(Path(path)) else gencond.load(path)
+    if condensed is not None and (normalised_by is not None or factor != 1):
+        raise InputError(f"{path} is an artefact, which knows how it is read: leave --normalised-by and --factor out")
+    recipe = _recipe_of(path, condensed, data)
+    train, test = load_data(recipe)
+    shared = rows_seen(train, test).tolist()
+    notes = _notes_on_overlap(shared, len(test), recipe.data.source)
+    if condensed is None:
+        found = read_foreign(Path(path), train, normalised_by, factor)
+        subject = judged_foreign(found)
+        if rows := sorted(set(rows_seen(found.images, test).tolist()) - set(shared)):
+            raise InputError(f"{path} holds {len(rows)} test images, number {rows[0]} of the test set first")
+        if dropped := found.num_found - len(found.images):
+            notes.append(f"{dropped} of its {found.num_found} images are left out: classes are cut to the smallest")
+    else:
+        _require_fit(condensed, train)
+        subject = judged_artefact(condensed)
+    return Case(path, recipe, condensed, train, test, subject, tuple(notes))
+
+
 def judge(
     path: str,
     out: Path,
@@ -165,15 +254,11 @@ def judge(
     Raises:
         InputError: no artefact, real images of other classes or another size, an unknown protocol or network.
     """
-    if out.is_file():
-        raise InputError(f"{out} is a file: choose a folder for the report")
-    condensed = None if is_foreign(Path(path)) else gencond.load(path)
-    if condensed is not None and (normalised_by is not None or factor != 1):
-        raise InputError(f"{path} is an artefact, which knows how it is read: leave --normalised-by and --factor out")
-    recipe = _recipe_of(path, condensed, data)
+    if protocol is not None:
+        get_protocol(protocol)  # a wrong name is said before the data is read
+    case = open_case(path, out, data, normalised_by, factor)
+    recipe, condensed, train, test, subject = case.recipe, case.condensed, case.train, case.test, case.subject
     judged = recipe.evaluate
-    get_protocol(protocol or judged.protocol)  # a wrong name is said before the data is read
-    train, test = load_data(recipe)
     chosen = get_protocol(protocol or judged.protocol, train.num_classes, train.image_size)
     if (chosen.temperature is None) != (teacher is None):
         raise InputError(
@@ -181,26 +266,11 @@ def judge(
             if teacher
             else f"protocol {chosen.name} learns a teacher's answers: name one with --teacher"
         )
-    shared = rows_seen(train, test).tolist()
-    notes = _notes_on_overlap(shared, len(test), recipe.data.source)
-    if condensed is None:
-        found = read_foreign(Path(path), train, normalised_by, factor)
-        subject = judged_foreign(found)
-        if rows := sorted(set(rows_seen(found.images, test).tolist()) - set(shared)):
-            raise InputError(f"{path} holds {len(rows)} test images, number {rows[0]} of the test set first")
-        if dropped := found.num_found - len(found.images):
-            notes.append(f"{dropped} of its {found.num_found} images are left out: classes are cut to the smallest")
-    else:
-        _require_fit(condensed, train)
-        subject = judged_artefact(condensed)
-    largest = subject.largest_ipc
-    ipcs = ipcs or judged.ipc or ((largest,) if largest else (1, 10, 50))
+    ipcs = case.choose_ipcs(ipcs)
     networks = networks or judged.networks
     num_seeds = judged.num_seeds if num_seeds is None else num_seeds
-    if min(ipcs) < 1 or num_seeds < 1:
+    if num_seeds < 1:
         raise InputError("--ipc and --seeds must be at least 1")
-    if largest and max(ipcs) > largest:
-        raise InputError(f"{path} holds {largest} images of each class: lower --ipc {max(ipcs)}")
     if subject.stream is None and stream:
         raise InputError(f"{path} makes no fresh images: leave --stream out")
     device = new_accelerator().device
@@ -208,52 +278,35 @@ def judge(
     extractor = None if quality is None else quality_network(quality, train, device)
     augmentation = augmentation or recipe.data.augmentation
     taught_by = None if teacher is None else get_teacher(teacher, train, test, augmentation, device)
-    old = read_json(out / "report.json") if (out / "report.json").is_file() else {}
+    old = _earlier(out, case)
     if condensed is not None:
         condensed.to(device)
     samples = subject.sample(max(ipcs))
-    measured = {"train": train.fingerprint, "test": test.fingerprint, "condensed": subject.key}
-    same = old.get("measured") == measured and old.get("augmentation") == augmentation
-    known: list[Row] = old["rows"] if same else []
-    content: dict[str, Any] = {
-        "title": f"{Path(recipe.data.source).stem}, condensed"
-        + (f" by recipe {recipe.name}" if condensed else f": {Path(path).name}"),
+    known: list[Row] = old["rows"] if old.get("augmentation") == augmentation else []
+    command = _command(
+        path,
+        {
+            "ipc": ipcs,
+            "protocol": [chosen.name],
+            "networks": networks,
+            "seeds": [num_seeds],
+            "data": data and [data],
+            "baselines": baselines,
+            "augmentation": augmentation and [augmentation],
+            "normalised-by": normalised_by and [",".join(map(str, one)) for one in normalised_by],
+            "factor": None if factor == 1 else [factor],
+            "quality": quality and [quality],
+            "teacher": teacher and [teacher],
+            "stream": [] if stream else None,
+            "out": [out],
+        },
+    )
+    content = case.content(command) | {
         "rows": known,
-        "notes": notes,
-        "measured": measured,
         "augmentation": augmentation,
-        "judged_on": recipe.data.judge_on,
-        "num_test_images": len(test),
-        "class_names": list(train.class_names),
-        "condensed": subject.about,
-        "teacher": taught_by.describe() if taught_by else old.get("teacher") if same else None,
-        "versions": library_versions(),
-        "commit": current_commit(),
-        "command": _command(
-            path,
-            {
-                "ipc": ipcs,
-                "protocol": [chosen.name],
-                "networks": networks,
-                "seeds": [num_seeds],
-                "data": data and [data],
-                "baselines": baselines,
-                "augmentation": augmentation and [augmentation],
-                "normalised-by": normalised_by and [",".join(map(str, one)) for one in normalised_by],
-                "factor": None if factor == 1 else [factor],
-                "quality": quality and [quality],
-                "teacher": teacher and [teacher],
-                "stream": [] if stream else None,
-                "out": [out],
-            },
-        ),
+        "teacher": taught_by.describe() if taught_by else old.get("teacher") if known else None,
+        "outside": old.get("outside", []),
     }
-    of_data = subject.about.get("data", {}).get("fingerprint")
-    if of_data not in (None, train.fingerprint):
-        content["notes"].append(
-            f"the real images (fingerprint {train.fingerprint}) are not those this set was condensed from "
-            f"({of_data}): test images may have been trained on"
-        )
     started, before = time.monotonic(), (old.get("cost") if known else None) or {"seconds": 0.0, "memory": 0}
     most = before["memory"]
 
@@ -312,6 +365,76 @@ def judge(
     print(f"\n{summary_table(rows)}")
     for note in content["notes"]:
         print(f"Note: {note}")
+
+
+def judge_outside(
+    path: str,
+    out: Path,
+    settings: Settings,
+    python: str | None = None,
+    ipcs: Sequence[int] | None = None,
+    data: str | None = None,
+    normalised_by: tuple[Sequence[float], Sequence[float]] | None = None,
+    factor: int = 1,
+) -> None:
+    """Has DD-Ranking score a condensed set, prints its table, and writes it into the report.
+
+    Args:
+        path, out, ipcs, data, normalised_by, factor: as of `judge`.
+        settings: how DD-Ranking trains.
+        python: one that has DD-Ranking; None makes an environment in the cache once.
+    Raises:
+        InputError: as of `judge`; real images that DD-Ranking cannot take; no DD-Ranking, or it failed.
+    """
+    case = open_case(path, out, data, normalised_by, factor)
+    ipcs = case.choose_ipcs(ipcs)
+    require_known(case.train, ipcs)
+    python_used = ddranking_python(python)
+    logger.info("judge: DD-Ranking %s, %d trainings for each IPC; %s", VERSION, settings.num_trainings, settings.words)
+    if case.condensed is not None:
+        case.condensed.to(new_accelerator().device)
+    command = _command(
+        path,
+        {
+            "judge": [f"ddranking:{settings.epochs}"],
+            "judge-python": python and [python],
+            "judge-lr": settings.learning_rate and [settings.learning_rate],
+            "ipc": ipcs,
+            "networks": [settings.network],
+            "seeds": [settings.num_eval],
+            "data": data and [data],
+            "normalised-by": normalised_by and [",".join(map(str, one)) for one in normalised_by],
+            "factor": None if factor == 1 else [factor],
+            "out": [out],
+        },
+    )
+    content = _earlier(out, case) or case.content(command)
+    found = []
+    for ipc in ipcs:
+        log = out / f"ddranking_ipc{ipc}.log"
+        entry = score_by_ddranking(case.subject.sample(ipc), ipc, case.train, case.test, settings, python_used, log)
+        found.append(entry | {"command": command})
+        content["outside"] = [
+            *(other for other in content.get("outside", []) if _asked(other) != _asked(entry)), found[-1]
+        ]  # fmt: skip
+        content["outside"].sort(key=_asked)
+        write_json(out / "report.json", content)
+    write_pictures(out, case.train, case.subject.sample(max(ipcs)))
+    write_reports(out, content, RunFolder(out).read_log())
+    print(f"\n{outside_summary(found)}")
+    for note in content["notes"]:
+        print(f"Note: {note}")
+
+
+def _earlier(out: Path, case: Case) -> dict[str, Any]:
+    """The report in `out` where it is of the same images, else nothing."""
+    old = read_json(out / "report.json") if (out / "report.json").is_file() else {}
+    return old if old.get("measured") == case.measured else {}
+
+
+def _asked(entry: Mapping[str, Any]) -> tuple:
+    """What an outside judge was asked; the later answer takes the place of the earlier one."""
+    return entry["network"], entry["epochs"], entry["learning_rate"] or 0.0, entry["ipc"]
 
 
 def _notes_on_overlap(rows: Sequence[int], num_test: int, source: str) -> list[str]:

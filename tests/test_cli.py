@@ -39,6 +39,8 @@ def test_condense_sample_evaluate_and_report_work_together(
 ) -> None:
     main(["sample", str(run), "--ipc", "6", "--out", str(tmp_path / "images")])
     assert len(list((tmp_path / "images").rglob("*.png"))) == 60
+    main(["sample", str(run), "--ipc", "1", "--out", str(tmp_path / "few"), "--format", "npz"])
+    assert f"10 images of 10 classes in {tmp_path}/few.npz\n" in capsys.readouterr().out
     main(["evaluate", str(run), "--stream"])
     content = json.loads((run / "report.json").read_text())
     stream = [row for row in content["rows"] if row["mode"] == "stream"]
@@ -313,7 +315,7 @@ def test_no_space_left_is_one_line(tmp_path: Path, monkeypatch, capsys: pytest.C
     def full(*arguments) -> None:
         raise OSError(28, "No space left on device", "runs/x")
 
-    monkeypatch.setattr("gencond.generator.sampling.png_bytes", full)
+    monkeypatch.setattr("gencond.generator.exporting.png_bytes", full)
     line = fails(capsys, "sample", str(run), "--ipc", "1", "--out", str(tmp_path / "out"))
     assert line == "gencond: No space left on device: runs/x" and not any(tmp_path.iterdir())
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from gencond.data import LabeledImages
 from gencond.errors import InputError
 from gencond.foreign import is_foreign, read_foreign, side_of
+from gencond.generator.exporting import export_images
 from gencond.generator.packing import decode
-from gencond.generator.sampling import export_images
 from gencond.ranges import to_signed, to_unit
 from gencond.selection import random_subset
 

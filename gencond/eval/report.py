@@ -19,7 +19,16 @@ from gencond.eval.drawing import (
     plot_storage,
 )
 from gencond.eval.published import published_curves
-from gencond.eval.wording import about_likeness, facts, heading, quality_table, table, verdicts
+from gencond.eval.wording import (
+    about_likeness,
+    about_outside,
+    facts,
+    heading,
+    outside_table,
+    quality_table,
+    table,
+    verdicts,
+)
 from gencond.files import write_text, written_whole
 
 
@@ -31,18 +40,16 @@ def write_reports(out: Path, content: Mapping[str, Any], log: Sequence[Mapping[s
         log: entries of log.jsonl, for the loss curves and the cost.
     """
     rows = content["rows"]
-    header, lines = table(rows)
-    plots = {
-        "accuracy": plot_accuracy(rows),
-        "storage": plot_storage(rows, published_curves(content["class_names"])),
-        "losses": plot_losses(log),
-    }
+    plots = {"losses": plot_losses(log)}
+    if rows:
+        published = published_curves(content["class_names"])
+        plots = {"accuracy": plot_accuracy(rows), "storage": plot_storage(rows, published), **plots}
     for name, plot in plots.items():
         if plot is not None:
             with written_whole(out / "samples" / f"{name}.png") as temporary:
                 temporary.write_bytes(plot[0])
-    write_text(out / "report.md", _markdown(out, content, log, header, lines, plots))
-    write_text(out / "report.html", _html(out, content, log, header, lines, plots))
+    write_text(out / "report.md", _markdown(out, content, log, plots))
+    write_text(out / "report.html", _html(out, content, log, plots))
 
 
 def _markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -56,6 +63,7 @@ def _html_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+OUTSIDE = "What an outside judge says"
 CAPTIONS = {
     PAIRS_PICTURE: "One class a column: real images above, condensed ones below.",
     REAL_PICTURE: "Real training images, one class a row.",
@@ -68,20 +76,22 @@ def _markdown(
     out: Path,
     content: Mapping[str, Any],
     log: Sequence[Mapping[str, Any]],
-    header: list[str],
-    lines: list[list[str]],
     plots: Mapping[str, tuple[bytes, str] | None],
 ) -> str:
     parts = [f"# {content['title']}", ""]
     if (out / "samples" / PAIRS_PICTURE).is_file():
         parts += [f"![{CAPTIONS[PAIRS_PICTURE]}](samples/{PAIRS_PICTURE})", "", CAPTIONS[PAIRS_PICTURE], ""]
-    parts += [f"{heading(content['rows'])}:", "", _markdown_table(header, lines), ""]
+    if content["rows"]:
+        parts += [f"{heading(content['rows'])}:", "", _markdown_table(*table(content["rows"])), ""]
     parts += [f"- {sentence}" for sentence in verdicts(content["rows"])]
     parts += [f"- {note}" for note in content["notes"]]
     parts += ["", *(f"![{name}](samples/{name}.png)" for name, plot in plots.items() if plot), ""]
     for picture in (REAL_PICTURE, SYN_PICTURE):
         if (out / "samples" / picture).is_file():
             parts += [CAPTIONS[picture], "", f"![{CAPTIONS[picture]}](samples/{picture})", ""]
+    if entries := content.get("outside"):
+        parts += [f"## {OUTSIDE}", "", _markdown_table(*outside_table(entries)), ""]
+        parts += [*(f"- {sentence}" for sentence in about_outside(entries)), ""]
     if sentences := about_likeness(content):
         parts += ["## Likeness", ""]
         parts += [_markdown_table(*quality_table(content["quality"])), ""] if content.get("quality") else []
@@ -115,8 +125,6 @@ def _html(
     out: Path,
     content: Mapping[str, Any],
     log: Sequence[Mapping[str, Any]],
-    header: list[str],
-    lines: list[list[str]],
     plots: Mapping[str, tuple[bytes, str] | None],
 ) -> str:
     def picture(name: str) -> str:
@@ -137,6 +145,13 @@ def _html(
         + "</dl>"
         for section, named in facts(content, log).items()
     )
+    shown = ""
+    if content["rows"]:
+        shown = f"<p>{html.escape(heading(content['rows']))}:</p>{_html_table(*table(content['rows']))}"
+    outside = ""
+    if entries := content.get("outside"):
+        said = "".join(f"<li>{html.escape(text)}</li>" for text in about_outside(entries))
+        outside = f"<h2>{OUTSIDE}</h2>{_html_table(*outside_table(entries))}<ul>{said}</ul>"
     likeness = ""
     if said := about_likeness(content):
         likeness = "<h2>Likeness</h2>" + (
@@ -156,11 +171,11 @@ def _html(
 <body>
 <h1>{title}</h1>
 {picture(PAIRS_PICTURE)}
-<p>{html.escape(heading(content["rows"]))}:</p>
-{_html_table(header, lines)}
+{shown}
 <ul>{sentences}</ul>
 <div class="pair">{drawn}</div>
 <div class="pair">{picture(REAL_PICTURE)}{picture(SYN_PICTURE)}</div>
+{outside}
 {likeness}
 {sections}
 </body>

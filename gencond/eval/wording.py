@@ -75,11 +75,15 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def summary_table(rows: Sequence[Row]) -> str:
     """The table for a terminal, with a sentence on what it says."""
-    header, lines = table(rows)
+    return "\n".join([f"{heading(rows)}:", "", *_aligned(*table(rows)), "", *verdicts(rows)])
+
+
+def _aligned(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """A table for a terminal."""
     widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *lines]]
     text.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([f"{heading(rows)}:", "", *(line.rstrip() for line in text), "", *verdicts(rows)])
+    return [line.rstrip() for line in text]
 
 
 def heading(rows: Sequence[Row]) -> str:
@@ -174,6 +178,60 @@ def about_likeness(content: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
+def outside_table(entries: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """(header, lines) of an outside judge's scores, times 100: one line for each network, setting and IPC."""
+    measured = {
+        "HLR ↓": "hlr", "IOR ↑": "ior", "LRS ↑": "lrs", "condensed": "condensed", "random real": "random_real",
+        "whole set": "whole_set",
+    }  # fmt: skip
+    lines = [
+        [
+            entry["network"],
+            str(entry["epochs"]),
+            str(entry["learning_rate"] or "searched"),
+            str(entry["ipc"]),
+            *(f"{100 * entry[key]['mean']:.1f} ± {100 * entry[key]['std']:.1f}" for key in measured.values()),
+        ]
+        for entry in entries
+    ]
+    return ["network", "epochs", "learning rate", "IPC", *measured], lines
+
+
+def about_outside(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sentences on what an outside judge's scores mean, what they leave out, and how they came about."""
+    runs = " or ".join(str(count) for count in sorted({entry["num_eval"] for entry in entries}))
+    first = entries[0]
+    return [
+        f"By {first['judge']}, run as its {first['dataset']} on {first['num_images']['train']:,} training and "
+        f"{first['num_images']['test']:,} test images; everything times 100, mean ± std over the evaluations ({runs}).",
+        "HLR: how far the whole set is ahead of the condensed one. IOR: how far the condensed set is ahead of random "
+        "real images. LRS: (e^a - 1/e) / (e - 1/e), a = (IOR - HLR) / 2, of fractions; 26.9 where both are 0.",
+        "Every accuracy is the best of every tenth epoch on the test set, and learning rates are searched on the test "
+        "set, for random real images always and for the condensed set where none is given: optimistic on all sides, "
+        "and not to be compared with other tables.",
+        "Its whole set trains without augmentation and with its own learning rate, 0.01, a tenth from epoch 100 on; "
+        "its seeds come from the clock, so that a second run differs.",
+        *dict.fromkeys(
+            f"Each stored image is cut into {entry['images_per_slot']}; random real images are as many as those stored."
+            for entry in entries
+            if entry["images_per_slot"] > 1
+        ),
+        *dict.fromkeys(f"The judge is patched: {'; '.join(entry['patches'])}." for entry in entries),
+        *dict.fromkeys(f"Settings: {entry['settings']}." for entry in entries),
+        *dict.fromkeys(
+            f"Ran with {', '.join(f'{name} {number}' for name, number in entry['versions'].items())} on "
+            f"{entry['device']}: {entry['command']}"
+            for entry in entries
+        ),
+        f"It took {sum(entry['seconds'] for entry in entries):.0f} s in all.",
+    ]
+
+
+def outside_summary(entries: Sequence[Mapping[str, Any]]) -> str:
+    """An outside judge's table for a terminal, and what to know of it."""
+    return "\n".join([*_aligned(*outside_table(entries)), "", *about_outside(entries)])
+
+
 def _codec_facts(rows: Sequence[Row], num_classes: int) -> list[tuple[str, str]]:
     """How many photographs stand in the codec's rows of the first network."""
     held = {
@@ -215,13 +273,14 @@ def facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[
     """What the numbers rest on: section -> (name, value)."""
     made, rows = content["condensed"], content["rows"]
     data = made.get("data", {})
-    return {
-        "How it was judged": [
-            (
-                "Judged on",
-                f"{content['num_test_images']} real images of the {content['judged_on']} set"
-                + (": settings may be chosen by it" if content["judged_on"] != "test" else ""),
-            ),
+    judged_on = (
+        "Judged on",
+        f"{content['num_test_images']} real images of the {content['judged_on']} set"
+        + (": settings may be chosen by it" if content["judged_on"] != "test" else ""),
+    )
+    how = [judged_on]
+    if rows:
+        how += [
             ("Selection", "none: the last iterate of every training"),
             (
                 "Mode",
@@ -233,7 +292,9 @@ def facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[
             *((f"Protocol {row['name']}", _words(row)) for row in content["protocols"]),
             *_teacher_facts(content.get("teacher")),
             ("Augmentation", content["augmentation"]),
-        ],
+        ]
+    return {
+        "How it was judged": how,
         "What was condensed": [
             ("Training images", f"{data.get('num_images', '?')} of {data.get('source', '?')}"),
             ("Fingerprint", str(data.get("fingerprint", "?"))),

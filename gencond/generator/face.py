@@ -14,15 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gencond.errors import InputError
+from gencond.generator.exporting import check_export, export_images
 from gencond.generator.packing import decode
-from gencond.generator.sampling import (
-    SampledDataset,
-    SampleStream,
-    Synthesize,
-    check_export,
-    export_images,
-    sample_class_major,
-)
+from gencond.generator.sampling import SampledDataset, SampleStream, Synthesize, sample_class_major
 from gencond.generator.storage import from_stored, num_stored_bytes, to_stored
 from gencond.ranges import to_uint8
 
@@ -179,15 +173,16 @@ class Condensed(ModelMixin, ConfigMixin):
             self._synthesizer(seed), self.num_classes, self.num_slots, batch_size, seed, self.images_per_slot
         )
 
-    def export(self, out: str | Path, ipc: int, format: str = "imagefolder", seed: int | None = None) -> None:
-        """Writes `ipc` images of each class to `out`; see `sampling.export_images` for the formats.
+    def export(self, out: str | Path, ipc: int, format: str = "imagefolder", seed: int | None = None) -> Path:
+        """Writes `ipc` images of each class to `out`; where they are. `exporting.export_images` has the formats.
 
         Raises:
-            InputError: `ipc` below 1, an unknown format, or `out` exists and is not empty.
+            InputError: `ipc` below 1, an unknown format or one that such images do not fit, or `out` exists and is not
+                empty.
         """
-        check_export(Path(out), format)
+        check_export(Path(out), format, self.num_classes, self.channels, self.image_size)
         images, labels = self.sample(ipc, seed=seed)
-        export_images(to_uint8(images), labels, self.class_names, Path(out), format)
+        return export_images(to_uint8(images), labels, self.class_names, Path(out), format)
 
     def _class_index(self, one: SupportsIndex | str) -> int:
         if isinstance(one, str) and one in self.config.class_names:

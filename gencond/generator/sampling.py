@@ -1,4 +1,4 @@
-"""Any number of images per class, bit for bit the same however they are asked for; streams and exports.
+"""Any number of images per class, bit for bit the same however they are asked for; and endless streams.
 
 The bits of a convolution can depend on the batch it runs in, so an image is always computed in the same batch at the
 same position: the (class, slot) grid is cut once and for all into blocks, and a block is computed whole even when only
@@ -6,12 +6,7 @@ some of its images are wanted. Blocks of slots double from one slot up to a full
 vain whether one image per class is asked for or thousands.
 """
 
-import io
-import json
-import re
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +16,6 @@ from torch import Tensor
 
 from gencond.distributed import rank_and_world
 from gencond.errors import InputError
-from gencond.files import require_new, written_whole
-from gencond.pictures import png_bytes
 from gencond.progress import progress
 from gencond.ranges import to_unit
 
@@ -31,8 +24,6 @@ Synthesize = Callable[[Int64[Tensor, " n"], Int64[Tensor, " n"]], Float[Tensor, 
 
 LARGEST_BLOCK = 128
 PIXELS_PER_BLOCK = LARGEST_BLOCK * 32 * 32
-RESERVED_FOLDERS = ("train", "test", "val", "validation")
-SHARD_IMAGES = 10_000
 
 
 class Block(NamedTuple):
@@ -175,108 +166,3 @@ class SampleStream(torch.utils.data.IterableDataset):
         while True:
             yield self.batch(number)
             number += self.num_processes * num_workers
-
-
-# --- exports -----------------------------------------------------------------------------------------------------
-
-
-def class_folders(class_names: Sequence[str]) -> list[str]:
-    """A folder name per class whose sorted order is the order of the classes, as `data.py` reads them."""
-    names = [re.sub(r"[^\w.+-]", "_", name) for name in class_names]
-    misread = any(name == "" or name.startswith((".", "__")) or name.lower() in RESERVED_FOLDERS for name in names)
-    if misread or names != sorted(names) or len({name.lower() for name in names}) < len(names):
-        width = len(str(len(names) - 1))
-        names = [f"{label:0{width}d}_{name}" for label, name in enumerate(names)]
-    return names
-
-
-def check_export(out: Path, format: str) -> Path:
-    """Where exactly an export goes. Raises InputError as `export_images` does, before anything is sampled."""
-    if format not in WRITERS:
-        raise InputError(f"unknown format {format!r}; known: {', '.join(WRITERS)}")
-    out = Path(f"{out}.npz") if format == "npz" and out.suffix != ".npz" else out
-    require_new(out)
-    return out
-
-
-def export_images(
-    images: UInt8[Tensor, "n c h w"],
-    labels: Int64[Tensor, " n"],
-    class_names: Sequence[str],
-    out: Path,
-    format: str,
-) -> None:
-    """Writes class-major samples in a format that others read, whole or not at all.
-
-    Args:
-        out: a folder; for npz a file, which gets its suffix where that is missing.
-        format: `imagefolder` (<class>/<slot>.png), `npz` (x_train, y_train, names), `webdataset` (tar shards of
-            png + cls), `parquet` (the Hub's image-classification layout, needs pyarrow).
-    Raises:
-        InputError: an unknown format, or `out` exists and is not empty.
-    """
-    out = check_export(out, format)
-    arrays = images.permute(0, 2, 3, 1).cpu().numpy()
-    with written_whole(out) as temporary:
-        WRITERS[format](arrays, labels.tolist(), class_names, temporary)
-
-
-def _write_imagefolder(images: np.ndarray, labels: list[int], class_names: Sequence[str], out: Path) -> None:
-    folders = class_folders(class_names)
-    for name in folders:
-        (out / name).mkdir(parents=True)
-    written = [0] * len(folders)
-    bar = progress(
-        zip(images, labels, strict=True),
-        description="writing images",
-        total=len(labels),
-        unit="image",
-        disable=len(labels) < 5000,
-    )
-    for image, label in bar:
-        (out / folders[label] / f"{written[label]:06d}.png").write_bytes(png_bytes(image))
-        written[label] += 1
-
-
-def _write_npz(images: np.ndarray, labels: list[int], class_names: Sequence[str], out: Path) -> None:
-    with out.open("wb") as file:
-        np.savez(file, x_train=images, y_train=np.array(labels), names=np.array(class_names))
-
-
-def _write_webdataset(images: np.ndarray, labels: list[int], class_names: Sequence[str], out: Path) -> None:
-    out.mkdir(parents=True)
-    for first in range(0, len(labels), SHARD_IMAGES):
-        with tarfile.open(out / f"{first // SHARD_IMAGES:06d}.tar", "w") as shard:
-            for row in range(first, min(first + SHARD_IMAGES, len(labels))):
-                for suffix, content in (("png", png_bytes(images[row])), ("cls", str(labels[row]).encode())):
-                    member = tarfile.TarInfo(f"{row:09d}.{suffix}")
-                    member.size = len(content)
-                    shard.addfile(member, io.BytesIO(content))
-    (out / "classes.txt").write_text("\n".join(class_names) + "\n", encoding="utf-8")
-
-
-def _write_parquet(images: np.ndarray, labels: list[int], class_names: Sequence[str], out: Path) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet
-    except ImportError:
-        raise InputError("format parquet needs pyarrow: pip install 'gencond[parquet]'") from None
-    table = pa.table({
-        "image": pa.array(
-            [{"bytes": png_bytes(image), "path": None} for image in images],
-            pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-        ),
-        "label": pa.array(labels, pa.int64()),
-    })  # fmt: skip
-    features = {"image": {"_type": "Image"}, "label": {"names": list(class_names), "_type": "ClassLabel"}}
-    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    out.mkdir(parents=True)
-    pyarrow.parquet.write_table(table, out / "train-00000-of-00001.parquet")
-
-
-WRITERS = {
-    "imagefolder": _write_imagefolder,
-    "npz": _write_npz,
-    "webdataset": _write_webdataset,
-    "parquet": _write_parquet,
-}

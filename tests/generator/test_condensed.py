@@ -7,12 +7,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torchvision.transforms.functional import normalize, to_tensor
 
 import gencond
 from gencond.data import load_real
 from gencond.errors import InputError
 from gencond.generator.condensed import CondensedDataset, load
-from gencond.generator.sampling import LARGEST_BLOCK, block_of, class_folders
+from gencond.generator.exporting import class_folders, export_images
+from gencond.generator.sampling import LARGEST_BLOCK, block_of
 
 NAMES = ["ant", "bee", "cat"]
 
@@ -165,6 +167,35 @@ def test_npz_webdataset_and_parquet_hold_the_same_images(condensed: CondensedDat
         assert int(members[f"{row:09d}.cls"]) == table[row]["label"] == labels[row]
         for content in (members[f"{row:09d}.png"], table[row]["image"]["bytes"]):
             assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), images[row])
+
+
+def test_the_first_k_sorted_files_of_each_sorted_folder_are_ipc_k(condensed: CondensedDataset, tmp_path: Path) -> None:
+    """What judges that read an ImageFolder go by, Rethinking-DC among them."""
+    for ipc in (3, 12):
+        condensed.export(tmp_path / str(ipc), ipc=ipc)
+    for name, folder in zip(NAMES, sorted((tmp_path / "12").iterdir()), strict=True):
+        first = [path.read_bytes() for path in sorted(folder.iterdir())[:3]]
+        assert first == [path.read_bytes() for path in sorted((tmp_path / "3" / folder.name).iterdir())]
+        assert folder.name == name
+
+
+def test_the_ddranking_file_holds_images_as_that_judge_normalises_them(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(10).repeat_interleave(2)
+    export_images(images, labels, [str(label) for label in range(10)], tmp_path / "set", "ddranking")
+    found = torch.load(tmp_path / "set.pt", weights_only=True)
+    mean, std = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]
+    expected = torch.stack([normalize(to_tensor(image.permute(1, 2, 0).numpy()), mean, std) for image in images])
+    torch.testing.assert_close(found["images"], expected)
+    assert torch.equal(found["labels"], labels)
+
+
+def test_a_judge_that_does_not_know_such_images_is_named_before_sampling(
+    condensed: CondensedDataset, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="10 or 100 classes of 3x32x32 px; these are 3 classes of 1x8x8 px"):
+        condensed.export(tmp_path / "out", ipc=10**9, format="ddranking")
+    assert not any(tmp_path.iterdir())
 
 
 def test_export_refuses_to_overwrite_and_unknown_formats(condensed: CondensedDataset, tmp_path: Path) -> None:
