@@ -40,6 +40,10 @@ def run_cleanly(command: Callable[[], None]) -> None:
         _end(f"a file could not be written: {error}", 2)
     except OSError as error:  # no space, no permission, a vanished file
         _end(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
+    except RuntimeError as error:
+        if not _is_of_lost_process(error):
+            raise
+        _end("another process of this run ended; the same command goes on from the last saved state", 1)
     except KeyboardInterrupt:
         _end("interrupted; the same command goes on from the last saved state", 130)
     finally:
@@ -51,6 +55,13 @@ def _write_errors() -> type[Exception]:
     from safetensors import SafetensorError
 
     return SafetensorError
+
+
+def _is_of_lost_process(error: RuntimeError) -> bool:
+    """Whether a process waited in vain for another one."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "gloo" in str(error)
 
 
 def _end(message: str, status: int) -> None:

@@ -256,6 +256,8 @@ class Matching:
         self.extractors.after(step)
         if self.average is not None:
             self.average.update_parameters(self.condensed)
+        if condense_step.wire_bytes:
+            seen["wire_bytes"] = torch.tensor(float(condense_step.wire_bytes), device=self.accelerator.device)
         return seen
 
     def result(self) -> Any:

@@ -86,17 +86,19 @@ class CondenseStep:
         self.kept_targets: tuple[int, Targets] | None = None
 
         share = own_share(self.num_classes, rank, num_processes)
-        classes_at_once = share.stop - share.start
+        largest_share = classes_at_once = -(-self.num_classes // num_processes)
         if images_at_once is not None:
             classes_at_once = max(1, images_at_once // self.num_images)
+        self.in_chunks = classes_at_once < largest_share  # on some process: they all gather alike
         self.chunks: list[slice] = [
             slice(first, min(first + classes_at_once, share.stop))
-            for first in range(share.start, share.stop, max(1, classes_at_once))
+            for first in range(share.start, share.stop, classes_at_once)
         ]
         anchors = draw.anchors[own_share(len(draw.anchors), rank, num_processes)]
         self.anchors = dict(
             zip((chunk.start for chunk in self.chunks), anchors.tensor_split(len(self.chunks)), strict=True)
         )
+        self.wire_bytes = 0  # of centers, gathered and their gradients summed, so far
         self.centers_real, self.at_centers = self._centers()
 
     def objective(self, chunk: slice) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
@@ -186,20 +188,27 @@ class CondenseStep:
     def _centers(self) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
         """(centers of the real classes, (center loss, its gradient at all synthetic centers)), where they are needed.
 
-        The second only with several chunks: one has all of its process's centers in its own graph.
+        The second only in chunks: otherwise all of a process's centers are in one graph.
         """
         needs_loss = "center" in self.on
         if not needs_loss and not ("mean" in self.on and self.scale == "relative"):
             return None, None
-        real = gather_rows(torch.cat([self._targets(chunk).centers for chunk in self.chunks]), self.num_classes)
-        if not needs_loss or len(self.chunks) == 1:
+        real = self._gathered(torch.cat([self._targets(chunk).centers for chunk in self.chunks]))
+        if not needs_loss or not self.in_chunks:
             return real, None
         none = self.draw.anchors[:0].to(self.device)
         own = [self._center(self._images(self._classes(chunk), chunk, none)[0], chunk) for chunk in self.chunks]
         with torch.enable_grad():
-            syn = gather_rows(torch.cat(own), self.num_classes).requires_grad_()
+            syn = self._gathered(torch.cat(own)).requires_grad_()
             loss = center_loss(real, syn, self.center_margin)
             return real, (loss.detach(), torch.autograd.grad(loss, syn)[0])
+
+    def _gathered(self, centers: Float[Tensor, "own d"]) -> Float[Tensor, "classes d"]:
+        everywhere = gather_rows(centers, self.num_classes)
+        if self.num_processes > 1:
+            ways = 2 if centers.requires_grad else 1  # there, and the gradient back
+            self.wire_bytes += ways * everywhere.numel() * everywhere.element_size()
+        return everywhere
 
     def _center(self, images: Float[Tensor, "classes m c h w"], chunk: slice) -> Float[Tensor, "classes d"]:
         features = self.extractor(self._augmented(images, self._params(chunk)))
@@ -208,7 +217,7 @@ class CondenseStep:
     def _center_loss(self, centers: Float[Tensor, "classes d"], chunk: slice) -> Float[Tensor, ""]:
         """Of all classes: each process has all of it, each chunk its part of it."""
         if self.at_centers is None:
-            return center_loss(self.centers_real, gather_rows(centers, self.num_classes), self.center_margin)
+            return center_loss(self.centers_real, self._gathered(centers), self.center_margin)
         loss, gradient = self.at_centers
         linear = (centers * gradient[chunk]).sum() * self.num_processes
         return loss / len(self.chunks) + linear - linear.detach()

@@ -1,9 +1,12 @@
+import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -38,7 +41,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def step_worker(rank: int, world: int, port: int, out: str) -> None:
+def step_worker(rank: int, world: int, port: int, out: str, images_at_once: int | None) -> None:
     """One process of a step: its gradients averaged over processes, as data parallelism does it."""
     torch.set_num_threads(1)
     if world > 1:
@@ -46,7 +49,7 @@ def step_worker(rank: int, world: int, port: int, out: str) -> None:
         dist.init_process_group("gloo", rank=rank, world_size=world)
     data = random_subset(load_real("digits", test_fraction=0.3333)[0], 12, seed=0)
     condensed = untrained(data)
-    total, parts = a_step(data, condensed, WEIGHTS, rank=rank, num_processes=world)
+    total, parts = a_step(data, condensed, WEIGHTS, rank=rank, num_processes=world, images_at_once=images_at_once)
     total.backward()
     values = [total.detach(), *(part.detach() for part in parts.values()), *(p.grad for p in condensed.parameters())]
     for value in values:
@@ -59,11 +62,18 @@ def step_worker(rank: int, world: int, port: int, out: str) -> None:
         dist.destroy_process_group()
 
 
-def test_one_and_more_processes_compute_the_same_loss_and_gradient(tmp_path: Path) -> None:
+# Four classes: shares of 2 + 2, of one each, and of 1 + 1 + 2 a class at a time, so that processes differ in chunks.
+@pytest.mark.parametrize(("worlds", "images_at_once"), [((1, 2, 4), None), ((1, 3), 3)])
+def test_one_and_more_processes_compute_the_same_loss_and_gradient(
+    tmp_path: Path, worlds: tuple[int, ...], images_at_once: int | None
+) -> None:
     results = []
-    for world in (1, 2, 3):  # four classes: shares of 4, of 2 + 2, of 1 + 1 + 2
+    for world in worlds:
         out = str(tmp_path / f"{world}.pt")
-        step_worker(0, 1, 0, out) if world == 1 else mp.spawn(step_worker, (world, free_port(), out), nprocs=world)
+        if world == 1:
+            step_worker(0, 1, 0, out, None)
+        else:
+            mp.spawn(step_worker, (world, free_port(), out, images_at_once), nprocs=world)
         results.append(torch.load(out, weights_only=True))
     for several in results[1:]:
         for one, other in zip(results[0], several, strict=True):
@@ -127,6 +137,36 @@ def test_two_processes_learn_nearly_the_same_pixels_from_real_batches(tmp_path: 
 def every_slot() -> tuple[torch.Tensor, torch.Tensor]:
     """Two slots of each of ten classes."""
     return torch.arange(10).repeat_interleave(2), torch.arange(2).repeat(10)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_run_which_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    overrides = [*TINY, "condense.num_steps=200", "save_every_steps=5", "objective.center_weight=0.1"]
+    script = str(Path(__file__).parent.parent / "scripts" / "condense.py")
+    command = [
+        sys.executable, "-m", *accelerate_launch(), script, "--recipe", "demo", "--data", "digits", "--out", str(out),
+        *overrides,
+    ]  # fmt: skip
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as launcher:
+        while not list(out.glob("state/condense/step_*")):
+            assert launcher.poll() is None
+            time.sleep(0.05)
+        workers = [child for child in psutil.Process(launcher.pid).children() if script in child.cmdline()]
+        assert len(workers) == 2
+        workers[1].kill()
+        said = launcher.communicate(timeout=120)[1]
+    assert launcher.returncode != 0 and "FAILED" in said
+    assert list(out.glob("state/condense/step_*")) and not (out / "condensed").exists()
+    train, _ = load_real("digits", test_fraction=0.3333)
+    condense(load_recipe("demo", overrides, "digits"), train, out)  # one process now
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [entry for entry in log if entry.get("event") == "resumed" and entry["stage"] == "condense"]
+    # two of ten classes' centers of 32 floats each way, where two processes made the step
+    of_two = [entry["wire_bytes"] for entry in log if "wire_bytes" in entry]
+    assert of_two and len(set(of_two)) == 1 and of_two[0] == 10 * 32 * 4 * 3  # real centers too, one way
+    assert gencond.load(out).sample(1)[0].isfinite().all()
 
 
 @pytest.mark.slow
