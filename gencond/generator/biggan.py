@@ -144,11 +144,11 @@ def published_config(resolution: int) -> dict[str, Any]:
     if resolution == 32:
         return {
             "sample_size": 32, "num_class_embeds": 10, "latent_dim": 128, "class_embed_dim": 10,
-            "block_out_channels": (256, 256, 256), "norm_eps": 1e-5, "hierarchical": False,
+            "block_out_channels": [256, 256, 256], "norm_eps": 1e-5, "hierarchical": False,
         }  # fmt: skip
     if resolution not in WIDTHS:
         raise InputError(f"BigGAN has 32, 64, 128 or 256 px, not {resolution}")
-    widths = tuple(96 * times for times in WIDTHS[resolution])
+    widths = [96 * times for times in WIDTHS[resolution]]
     return {
         "sample_size": resolution, "num_class_embeds": 1000, "latent_dim": 20 * (len(widths) + 1),
         "class_embed_dim": 128, "block_out_channels": widths, "norm_eps": 1e-5, "attention_resolution": 64,

@@ -174,5 +174,5 @@ def published_config(resolution: int) -> dict[str, Any]:
     """
     if resolution not in WIDTHS:
         raise InputError(f"BigGAN-deep has 128, 256 or 512 px, not {resolution}")
-    widths = tuple(128 * times for times in WIDTHS[resolution])
+    widths = [128 * times for times in WIDTHS[resolution]]
     return {"sample_size": resolution, "block_out_channels": widths, "attention_resolution": 64}
