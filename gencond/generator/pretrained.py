@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
 from gencond.errors import InputError
@@ -131,7 +133,13 @@ def _load(kind: type[Kind], source: str | Path, sha256: str | None, truncation: 
     described = read_json(neighbour) if neighbour.is_file() else {}
     if described.get("_class_name") == kind.__name__:
         return read_model(kind, path.parent, f"a {kind.__name__}")
-    made = converted(read_entries(path, source), str(source), truncation, described)
+    entries = read_entries(path, source)
+    try:
+        made = converted(entries, str(source), truncation, described)
+    except InputError:
+        raise  # it says already what is wrong
+    except Exception as error:  # whatever tensors of other shapes, or a config.json of other words, can break
+        raise InputError(f"{source} looks like a BigGAN, but its sizes fit none: {_first_line(error)}") from error
     if not isinstance(made, kind):
         loader = "load_biggan_deep" if isinstance(made, BigGANDeepGenerator) else "load_biggan"
         raise InputError(f"{source} holds a {type(made).__name__}, not a {kind.__name__}: use {loader}")
@@ -182,7 +190,6 @@ def _download(url: str, sha256: str | None, at_least: int = 0) -> Path:
     kept = cache_dir() / "weights" / f"{short_hash(url)}-{PurePosixPath(urlsplit(url).path).name}"
     if kept.is_file() and (sha256 is None or _has_hash(kept, sha256)):
         return kept
-    kept.unlink(missing_ok=True)
     try:
         with written_whole(kept) as temporary:
             torch.hub.download_url_to_file(url, str(temporary), progress=sys.stderr.isatty())
@@ -195,7 +202,7 @@ def _download(url: str, sha256: str | None, at_least: int = 0) -> Path:
             read_entries(temporary, url)
     except InputError:
         raise  # it says already what is wrong
-    except (OSError, ValueError) as error:  # no such host, refused, unknown file, a full disk
+    except (OSError, ValueError, HTTPException) as error:  # no such host, refused, unknown file, a full disk
         raise InputError(
             f"{url} cannot be downloaded ({_first_line(error)}): download it elsewhere and give the file's path"
         ) from None
@@ -228,6 +235,12 @@ def _numpy_scalars() -> list[Any]:
     return [np.dtype, *kinds, scalar, (scalar, "numpy.core.multiarray.scalar")]  # the name before numpy 2
 
 
+def _is_safetensors(path: Path) -> bool:
+    """By what it begins with, 8 bytes of length and a JSON object: a download's name says little."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
 def read_entries(path: Path, source: str | Path) -> dict[str, Tensor]:
     """The state dict in a file: the whole of it, or under the key `state_dict`; float32 where it is of another float.
 
@@ -237,10 +250,8 @@ def read_entries(path: Path, source: str | Path) -> dict[str, Tensor]:
         InputError: unreadable, not only tensors, or holding what could run code.
     """
     try:
-        if str(source).endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            content = load_file(path)
+        if _is_safetensors(path):
+            content: Any = load_file(path)
         else:
             with torch.serialization.safe_globals(_numpy_scalars()):
                 content = torch.load(path, map_location="cpu", weights_only=True)
@@ -349,7 +360,7 @@ class _Entries:
     """A state dict that is used up, entry by entry, so that what is missing and what is left over can be named."""
 
     def __init__(self, entries: Mapping[str, Tensor], source: str) -> None:
-        self.left, self.source, self.layout = dict(entries), source, "a BigGAN"
+        self.left, self.source, self.layout = dict(entries), source, "a BigGAN"  # until its layout is known
 
     def fail(self, problem: str) -> NoReturn:
         raise InputError(f"{self.source} looks like {self.layout}, but {problem}")
@@ -418,11 +429,8 @@ def converted(entries: Mapping[str, Tensor], source: str, truncation: float, des
     config = _config(file, layout, places, attention, truncation)
     if is_huggingface and "layers" in described:
         config["norm_eps"] = _held_against(file, config, places, described)
-    try:
-        with torch.device("meta"):
-            model = layout.kind(**config)
-    except ValueError as error:
-        file.fail(f"its sizes fit no network: {error}")
+    with torch.device("meta"):
+        model = layout.kind(**config)
     embed_dim = config["class_embed_dim"]
     per_class = f"{layout.theirs('class_embedding')}.weight" not in file.left
     weights = {}
@@ -500,8 +508,9 @@ def _config(
     if embedding is None:  # a gain of each class
         num_classes = embed_dim = condition_dim = gain_shape[0]
     else:
-        shape = embedding.T.shape if layout is _HUGGINGFACE_DEEP else embedding.shape
-        (num_classes, embed_dim), condition_dim = shape, gain_shape[1]
+        rows, columns = embedding.shape
+        num_classes, embed_dim = (columns, rows) if layout is _HUGGINGFACE_DEEP else (rows, columns)
+        condition_dim = gain_shape[1]
     in_channels = linear_rows // BOTTOM**2
     num_doublings = len(widths)
     stage = None if attention is None else sum(place <= attention for place in places) // step
@@ -516,11 +525,10 @@ def _config(
         "norm_eps": layout.norm_eps,
     }
     if is_deep:
-        rows = file.left.get(f"{layout.theirs('out_norm')}.running_means")
-        return config | {
-            "latent_dim": linear_columns - embed_dim,
-            "truncation": None if rows is None else truncation,
-        }
+        if linear_columns <= embed_dim:
+            file.fail(f"its condition of {linear_columns} leaves no latent beside a class embedding of {embed_dim}")
+        has_rows = layout is _HUGGINGFACE_DEEP
+        return config | {"latent_dim": linear_columns - embed_dim, "truncation": truncation if has_rows else None}
     if layout is _BIGGAN_PYTORCH and f"{layout.theirs('linear')}.sv0" not in file.left:
         config |= {"norm_eps": 1e-4, "out_norm_eps": 1e-5}  # TF Hub's weights, as its converter writes and reads them
     hierarchical = condition_dim > embed_dim

@@ -202,7 +202,7 @@ def test_a_folder_as_it_is_downloaded_is_read_and_its_description_must_agree(tmp
     described = {"output_dim": 128, "layers": layers, "eps": 1e-3, "n_stats": 51}
     (tmp_path / "config.json").write_text(json.dumps(described))
     assert load_biggan_deep(tmp_path).config.norm_eps == 1e-3
-    for wrong in ({"output_dim": 256}, {"layers": layers[:8]}, {"layers": layers[::-1]}):
+    for wrong in ({"output_dim": 256}, {"layers": layers[:8]}, {"layers": layers[::-1]}, {"layers": []}):
         (tmp_path / "config.json").write_text(json.dumps(described | wrong))
         with pytest.raises(InputError, match="config.json beside it describes"):
             load_biggan_deep(tmp_path)
@@ -219,6 +219,9 @@ def test_a_download_is_kept_and_held_to_its_hash(tmp_path: Path) -> None:
     path.unlink()
     inputs = latents_and_labels(expected)
     assert torch.equal(load_biggan(url, sha256=digest[:12])(*inputs), expected(*inputs))  # without the network
+    with pytest.raises(InputError, match="cannot be downloaded"):
+        load_biggan(url, sha256="0" * 64)
+    assert file_sha256(kept) == digest  # asking for another one leaves it
     kept.write_bytes(b"damaged")
     with pytest.raises(InputError, match="cannot be downloaded"):  # a damaged copy is asked for again
         load_biggan(url, sha256=digest)
@@ -278,7 +281,7 @@ def test_files_that_would_run_code_are_refused_and_run_none(tmp_path: Path, monk
 
 
 def test_what_is_no_file_of_weights_is_explained(tmp_path: Path) -> None:
-    for name, content in (("page.bin", b"<html>404</html>"), ("empty.pth", b""), ("a.safetensors", b"12")):
+    for name, content in (("page.bin", b"<html>404</html>"), ("empty.pth", b""), ("a.safetensors", b"12345678{")):
         (tmp_path / name).write_bytes(content)
         assert "cannot be read as weights" in explained(tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pth")
@@ -321,6 +324,9 @@ def changed(weights: dict[str, Tensor], change: Callable[[dict], object]) -> dic
         ("StudioGAN CIFAR", lambda w: w.update({"blocks.9.0.sigma": torch.ones(1)}), "2 attention layers"),
         ("StudioGAN CIFAR", lambda w: w["blocks.0.0.bn1.bn.running_var"].fill_(torch.nan), "running_var is not finite"),
         ("HuggingFace 128", lambda w: w.pop("generator.bn.running_vars"), "generator.bn.running_vars is missing"),
+        ("StudioGAN CIFAR", lambda w: w.update({"linear0.weight_orig": torch.ones(3)}), "its sizes fit none"),
+        ("StudioGAN deep", lambda w: w.update({"shared.weight": torch.ones(5, 99)}), "of 13 leaves no latent"),
+        ("HuggingFace 128", lambda w: w.update({"generator.bn.running_vars": torch.ones(0, 4)}), "its sizes fit none"),
         ("BigGAN-PyTorch deep", lambda w: w.pop("blocks.7.0.conv1.weight"), "it has 7 blocks, expected two for each"),
     ],
 )  # fmt: skip
