@@ -32,6 +32,7 @@ from gencond.generator.loading import read_model
 logger = logging.getLogger(__name__)
 
 Kind = TypeVar("Kind", bound=Backbone)
+LOADERS = {BigGANGenerator.__name__: "load_biggan", BigGANDeepGenerator.__name__: "load_biggan_deep"}
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 BOTTOM = 4  # side of the first feature map, in every published BigGAN
 
@@ -115,8 +116,9 @@ def load_biggan_deep(source: str | Path, truncation: float = 1.0, sha256: str | 
 def load_biggan(source: str | Path, sha256: str | None = None) -> BigGANGenerator:
     """A pretrained BigGAN, in eval mode on the CPU: BigGAN-PyTorch's `G_ema.pth` or StudioGAN's checkpoints.
 
-    Latents are standard normal. Files without shared class embedding (BigGAN-PyTorch's CIFAR setting) get an identity
-    table, which makes their gains of each class linear in it.
+    Latents are standard normal; what StudioGAN calls truncation cuts them at t instead of scaling them. Files without
+    shared class embedding (BigGAN-PyTorch's CIFAR setting) get an identity table, which makes their gains of each class
+    linear in it.
 
     Args:
         source, sha256: see `load_biggan_deep`.
@@ -131,7 +133,8 @@ def _load(kind: type[Kind], source: str | Path, sha256: str | None, truncation: 
     path = _fetch(source, sha256)
     neighbour = path.parent / "config.json"
     described = read_json(neighbour) if neighbour.is_file() else {}
-    if described.get("_class_name") == kind.__name__:
+    if described.get("_class_name") in LOADERS:
+        _require_kind(kind, described["_class_name"], source)
         return read_model(kind, path.parent, f"a {kind.__name__}")
     entries = read_entries(path, source)
     try:
@@ -140,13 +143,16 @@ def _load(kind: type[Kind], source: str | Path, sha256: str | None, truncation: 
         raise  # it says already what is wrong
     except Exception as error:  # whatever tensors of other shapes, or a config.json of other words, can break
         raise InputError(f"{source} looks like a BigGAN, but its sizes fit none: {_first_line(error)}") from error
-    if not isinstance(made, kind):
-        loader = "load_biggan_deep" if isinstance(made, BigGANDeepGenerator) else "load_biggan"
-        raise InputError(f"{source} holds a {type(made).__name__}, not a {kind.__name__}: use {loader}")
+    _require_kind(kind, type(made).__name__, source)
     for name, tensor in made.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{source} is damaged: {name} is not finite")
     return made.eval()
+
+
+def _require_kind(kind: type[Backbone], found: str, source: str | Path) -> None:
+    if found != kind.__name__:
+        raise InputError(f"{source} holds a {found}, not a {kind.__name__}: use {LOADERS[found]}")
 
 
 # --- from a source to a file ---------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ computed in each forward. What the loaders read is held against these.
 All parts start at zero; `randomise` fills them, so that a full-size one can be built on the meta device too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -356,7 +356,7 @@ class StudioDeepBlock(nn.Module):
         return h + (upsampled(x) if self.up else x)
 
 
-STUDIO_WIDTHS = {**BIGGAN_WIDTHS, 64: (16, 8, 4, 2, 1)}
+STUDIO_WIDTHS = {**BIGGAN_WIDTHS, 64: (16, 8, 4, 2, 1)}  # here the first block halves the channels too
 
 
 class StudioBigGAN(nn.Module):
@@ -373,10 +373,7 @@ class StudioBigGAN(nn.Module):
         deep: bool = False,
     ) -> None:
         super().__init__()
-        wide = STUDIO_WIDTHS[resolution]
-        widths = [times * width for times in wide]
-        if resolution == 64:  # here the first block halves the channels too
-            widths = [16 * width, 8 * width, 4 * width, 2 * width, width]
+        widths = [times * width for times in STUDIO_WIDTHS[resolution]]
         self.deep, self.chunk, self.latent_dim = deep, chunk, chunk if deep else chunk * len(widths)
         condition_dim = shared_dim + chunk
         self.linear0 = Hooked(16 * widths[0], condition_dim if deep else chunk)
@@ -431,6 +428,6 @@ def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
     return network.eval()
 
 
-def key_list(network: nn.Module) -> list[str]:
+def key_list(weights: Mapping[str, Tensor]) -> list[str]:
     """`name (shape)` of every entry, sorted."""
-    return sorted(f"{name} {tuple(value.shape)}" for name, value in network.state_dict().items())
+    return sorted(f"{name} {tuple(value.shape)}" for name, value in weights.items())

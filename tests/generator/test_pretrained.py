@@ -60,10 +60,13 @@ def test_a_loaded_generator_repeats_the_published_forward(name: str, tmp_path: P
     path = saved(network, tmp_path / "G_ema.pth")
     generator = load_biggan_deep(path) if name in DEEP else load_biggan(path)
     latents, labels = latents_and_labels(generator)
-    images = generator(latents, labels)
+    latents.requires_grad_()
+    images, expected = generator(latents, labels), network(latents, labels)
     assert not generator.training and images.std() > 0.1
     # folding, one multiply-add and fused attention round differently; signals before the tanh are of size 1 to 10
-    torch.testing.assert_close(images, network(latents, labels), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(images, expected, atol=2e-5, rtol=1e-4)
+    (gradient,), (wanted,) = (torch.autograd.grad(out.square().sum(), latents) for out in (images, expected))
+    assert (gradient - wanted).norm() < 1e-4 * wanted.norm()
 
 
 @pytest.mark.parametrize("name", ["HuggingFace 128", "BigGAN-PyTorch CIFAR"])
@@ -144,10 +147,10 @@ def test_weights_of_unconverged_power_iterations_are_divided_by_what_was_stored(
 def test_the_published_entries_are_those_and_give_the_published_configuration(
     network: Callable[[], nn.Module], entries: int, elements: int, digest: str, config: Callable[[], dict]
 ) -> None:
-    """The digest is of the sorted `name (shape)` lines of a list made with the published code itself."""
+    """The digest is of the same lines of each published implementation's own state dict, built at full size."""
     with torch.device("meta"):
         weights = network().state_dict()
-        lines = sorted(f"{name} {tuple(value.shape)}" for name, value in weights.items())
+        lines = published.key_list(weights)
         assert len(lines) == entries and sum(value.numel() for value in weights.values()) == elements
         assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == digest
         generator = converted(weights, "a file", 1.0, {})
@@ -343,6 +346,10 @@ def test_a_file_of_the_other_network_names_its_loader(tmp_path: Path) -> None:
     plain = saved(small("StudioGAN CIFAR"), tmp_path / "plain.pth")
     assert explained(deep).endswith("holds a BigGANDeepGenerator, not a BigGANGenerator: use load_biggan_deep")
     assert explained(plain, load_biggan_deep).endswith("not a BigGANDeepGenerator: use load_biggan")
+    load_biggan_deep(deep).save_pretrained(tmp_path / "ours")
+    assert explained(tmp_path / "ours").endswith(
+        "holds a BigGANDeepGenerator, not a BigGANGenerator: use load_biggan_deep"
+    )
 
 
 def test_a_truncation_that_a_file_does_not_hold_is_refused(tmp_path: Path) -> None:
