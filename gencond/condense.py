@@ -29,7 +29,7 @@ from gencond.distributed import memory_used, new_accelerator, own_share
 from gencond.errors import InputError
 from gencond.files import cache_dir, require_writable
 from gencond.generator.card import model_card
-from gencond.generator.condensed import CondensedDataset, load
+from gencond.generator.condensed import CondensedDataset, backbone_config, load
 from gencond.generator.face import Condensed
 from gencond.generator.pixels import CondensedPixels
 from gencond.losses.anchor import representative_loss
@@ -104,7 +104,7 @@ def start(recipe: Recipe, data: LabeledImages, run: RunFolder, pretrained: Path 
     else:
         condensed = CondensedDataset(
             data.class_names,
-            {name: value for name, value in generator.config.items() if not name.startswith("_")},
+            backbone_config(generator),
             recipe.codes.num_slots,
             recipe.seed,
             recipe.synthesizer.factor,

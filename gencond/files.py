@@ -111,10 +111,15 @@ def read_cache(file: Path) -> "dict[str, Tensor] | None":
         return None
 
 
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def file_hash(path: Path) -> str:
     """16 hex digits of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return file_sha256(path)[:16]
 
 
 def short_hash(*parts: Any) -> str:

@@ -47,10 +47,36 @@ def test_the_shipped_digits_teach_digits(digits: tuple) -> None:
     assert top1 > 0.9  # seen over three seeds: .95, .97, .95; ten random real images of each class give .91 to .93
 
 
-def test_hub_lists_one_entry_and_an_unknown_name_is_explained() -> None:
+def hub(entry: str, *arguments, **options) -> torch.nn.Module:
+    return torch.hub.load(str(ROOT), entry, *arguments, source="local", **options)
+
+
+def test_biggans_with_random_weights_need_no_network() -> None:
+    labels = torch.tensor([1, 3])
+    small = hub("biggan", 32)
+    assert not small.training and small(torch.randn(2, 128), labels).shape == (2, 3, 32, 32)
+    deep = hub("biggan_deep", truncation=0.4)
+    assert not deep.training and deep.config.truncation == 0.4
+    assert deep.sample(labels, rng=torch.Generator().manual_seed(0)).shape == (2, 3, 128, 128)
+
+
+def test_biggans_are_read_from_files_of_their_resolution(tmp_path: Path) -> None:
+    expected = hub("biggan", 32)
+    expected.save_pretrained(tmp_path)
+    again = hub("biggan", 32, weights=tmp_path)
+    assert torch.equal(again.out_conv.weight, expected.out_conv.weight)
+    with pytest.raises(InputError, match="makes 32 px images, not 128"):
+        hub("biggan", weights=tmp_path)
+    for entry, offered in (("biggan", "32, 64, 128 or 256"), ("biggan_deep", "128, 256 or 512")):
+        with pytest.raises(InputError, match=f"has {offered} px, not 96"):
+            hub(entry, 96)
+    with pytest.raises(InputError, match="expected a file, a folder, a URL or a Hub id"):
+        hub("biggan_deep", weights=tmp_path / "absent.bin")
+
+
+def test_hub_lists_its_entries_and_an_unknown_name_is_explained() -> None:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import hubconf; print([n for n in dir(hubconf) if callable(getattr(hubconf, n)) and not n.startswith('_')])"  # noqa: E501
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "['condensed']"
-    )
+    listed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert listed.strip() == "['biggan', 'biggan_deep', 'condensed']"
     with pytest.raises(InputError, match="no folder nothing"):
         torch.hub.load(str(ROOT), "condensed", "nothing", source="local")

@@ -1,13 +1,16 @@
-"""BigGAN's class-conditional generator (Brock et al., Large Scale GAN Training, 1809.11096), 8 to 64 pixels."""
+"""BigGAN's class-conditional generator (Brock et al., Large Scale GAN Training, 1809.11096), 8 to 512 pixels."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
+from gencond.errors import InputError
+from gencond.generator.backbone import Backbone, SelfAttention, attention_stage, doublings
 
 BATCH_NORM_MOMENTUM = 0.1
 
@@ -52,7 +55,7 @@ class GeneratorBlock(nn.Module):
         return h + F.interpolate(self.skip(x), scale_factor=2)  # a 1x1 convolution commutes with nearest upsampling
 
 
-class BigGANGenerator(ModelMixin, ConfigMixin):
+class BigGANGenerator(Backbone):
     """(latents, labels) -> images in [-1, 1].
 
     The latent is split in one chunk for the first linear layer and one for each block ("hierarchical latents"); a
@@ -63,13 +66,21 @@ class BigGANGenerator(ModelMixin, ConfigMixin):
             feature map, must be a whole number >= 2.
         out_channels: 1 grey, 3 RGB.
         num_class_embeds: number of classes.
-        latent_dim: length of a latent, a multiple of the number of chunks (blocks + 1).
-        class_embed_dim: length of the class embedding.
+        latent_dim: length of a latent, where it is split a multiple of the number of chunks (blocks + 1).
+        class_embed_dim: length of the class embedding. As long as there are classes and with an identity table,
+            the batch norms have gains and biases of each class, as in BigGANs without a shared embedding.
         block_out_channels: one entry a block; each block doubles the side.
-        norm_eps: of the batch norms.
+        norm_eps: of the conditional batch norms.
+        in_channels: of the first feature map; None: as many as the first block makes.
+        attention_resolution: side of the feature maps that self-attention follows, one of those that blocks make;
+            None: no attention.
+        hierarchical: False gives the whole latent to the first linear layer and none of it to the blocks.
+        out_norm_eps: of the last batch norm, where it differs; None: `norm_eps`.
     Raises:
         ValueError: sizes that do not divide.
     """
+
+    learns_statistics = True
 
     @register_to_config
     def __init__(
@@ -81,34 +92,67 @@ class BigGANGenerator(ModelMixin, ConfigMixin):
         class_embed_dim: int = 64,
         block_out_channels: Sequence[int] = (64, 64, 64),
         norm_eps: float = 1e-4,
+        in_channels: int | None = None,
+        attention_resolution: int | None = None,
+        hierarchical: bool = True,
+        out_norm_eps: float | None = None,
     ) -> None:
         super().__init__()
-        num_chunks = len(block_out_channels) + 1
-        bottom, rest = divmod(sample_size, 2 ** len(block_out_channels))
-        if rest or bottom < 2:
-            raise ValueError(f"{len(block_out_channels)} doubling blocks cannot make {sample_size} px images")
+        num_blocks = len(block_out_channels)
+        num_chunks = num_blocks + 1 if hierarchical else 1
+        self.bottom = doublings(sample_size, num_blocks)
         if latent_dim % num_chunks:
             raise ValueError(f"latent_dim {latent_dim} is not a multiple of the {num_chunks} chunks")
-        self.bottom, self.chunk_dim = bottom, latent_dim // num_chunks
-        condition_dim = class_embed_dim + self.chunk_dim
-        in_channels = (block_out_channels[0], *block_out_channels[:-1])
+        self.chunk_dim, self.hierarchical = latent_dim // num_chunks, hierarchical
+        condition_dim = class_embed_dim + (self.chunk_dim if hierarchical else 0)
+        widths = (in_channels or block_out_channels[0], *block_out_channels)
         self.class_embedding = nn.Embedding(num_class_embeds, class_embed_dim)
-        self.linear = nn.Linear(self.chunk_dim, in_channels[0] * bottom**2)
+        self.linear = nn.Linear(self.chunk_dim, widths[0] * self.bottom**2)
         self.blocks = nn.ModuleList(
-            GeneratorBlock(channels, outputs, condition_dim, norm_eps)
-            for channels, outputs in zip(in_channels, block_out_channels, strict=True)
+            GeneratorBlock(widths[number], widths[number + 1], condition_dim, norm_eps) for number in range(num_blocks)
         )
-        self.out_norm = nn.BatchNorm2d(block_out_channels[-1], eps=norm_eps, momentum=BATCH_NORM_MOMENTUM)
-        self.out_conv = nn.Conv2d(block_out_channels[-1], out_channels, 3, padding=1)
+        self.attention_after = attention_stage(self.bottom, num_blocks, attention_resolution)
+        if self.attention_after is not None:
+            self.attention = SelfAttention(widths[self.attention_after + 1])
+        out_eps = norm_eps if out_norm_eps is None else out_norm_eps
+        self.out_norm = nn.BatchNorm2d(widths[-1], eps=out_eps, momentum=BATCH_NORM_MOMENTUM)
+        self.out_conv = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
         self.apply(orthogonal_init)
 
     def forward(self, latents: Float[Tensor, "n latent_dim"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n c s s"]:
-        first, *chunks = latents.split(self.chunk_dim, dim=1)
         embedding = self.class_embedding(labels)  # [n, class_embed_dim]
+        first, *chunks = latents.split(self.chunk_dim, dim=1)
         x = self.linear(first).view(len(latents), -1, self.bottom, self.bottom)
-        for block, chunk in zip(self.blocks, chunks, strict=True):
-            x = block(x, torch.cat([embedding, chunk], dim=1))
+        for number, block in enumerate(self.blocks):
+            condition = torch.cat([embedding, chunks[number]], dim=1) if self.hierarchical else embedding
+            x = self.through(block, x, condition)
+            if number == self.attention_after:
+                x = self.through(self.attention, x)
         return torch.tanh(self.out_conv(F.relu(self.out_norm(x))))
+
+
+WIDTHS = {64: (16, 8, 4, 2), 128: (16, 8, 4, 2, 1), 256: (16, 8, 8, 4, 2, 1)}  # times 96 channels
+
+
+def published_config(resolution: int) -> dict[str, Any]:
+    """Arguments of `BigGANGenerator` for the shape in which BigGAN-PyTorch trains it: 32 px for the 10 classes of
+    CIFAR-10, else the 1000 of ImageNet.
+
+    Raises:
+        InputError: another resolution than 32, 64, 128 or 256.
+    """
+    if resolution == 32:
+        return {
+            "sample_size": 32, "num_class_embeds": 10, "latent_dim": 128, "class_embed_dim": 10,
+            "block_out_channels": [256, 256, 256], "norm_eps": 1e-5, "hierarchical": False,
+        }  # fmt: skip
+    if resolution not in WIDTHS:
+        raise InputError(f"BigGAN has 32, 64, 128 or 256 px, not {resolution}")
+    widths = [96 * times for times in WIDTHS[resolution]]
+    return {
+        "sample_size": resolution, "num_class_embeds": 1000, "latent_dim": 20 * (len(widths) + 1),
+        "class_embed_dim": 128, "block_out_channels": widths, "norm_eps": 1e-5, "attention_resolution": 64,
+    }  # fmt: skip
 
 
 def orthogonal_init(module: nn.Module) -> None:

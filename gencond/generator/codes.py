@@ -4,6 +4,8 @@ The first slots are learned; beyond them a slot's latent is drawn from a counter
 slot). Images per class (IPC) k means slots 0..k-1, so a small set is a prefix of a large one, bit for bit.
 """
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -42,11 +44,23 @@ def philox(counters: np.ndarray, key: np.ndarray) -> np.ndarray:
     return np.stack([word0, word1, word2, word3], axis=1)
 
 
-def drawn_codes(
-    seed: int, labels: Int64[Tensor, " n"], slots: Int64[Tensor, " n"], latent_dim: int
-) -> Float[Tensor, "n latent_dim"]:
-    """Standard normal latents, row i a function of (seed, labels[i], slots[i]) alone.
+TRUNCATED_AT = 2.0  # standard deviations: where BigGAN-deep's published latents end
 
+
+def drawn_codes(
+    seed: int,
+    labels: Int64[Tensor, " n"],
+    slots: Int64[Tensor, " n"],
+    latent_dim: int,
+    truncation: float | None = None,
+) -> Float[Tensor, "n latent_dim"]:
+    """Standard normal or truncated latents, row i a function of (seed, labels[i], slots[i]) alone.
+
+    Both laws come from the same uniforms u, by the inverse of their distribution function.
+
+    Args:
+        truncation: t > 0 of latents t z with z normal and truncated to [-2, 2],
+            z = P^-1(P(-2) + u (P(2) - P(-2))), standard deviation .8796: scaled, not cut again at t. None: normal.
     Raises:
         ValueError: a negative seed, label or slot.
     """
@@ -61,7 +75,12 @@ def drawn_codes(
     key = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], dtype=np.uint64)
     bits = philox(counters.reshape(-1, 4), key).reshape(n, 4 * blocks)[:, :latent_dim]
     uniform = (bits.astype(np.float64) + 0.5) * 2.0**-32  # strictly inside (0, 1)
-    return torch.special.ndtri(torch.from_numpy(uniform)).float()
+    uniform = torch.from_numpy(uniform)
+    if truncation is None:
+        return torch.special.ndtri(uniform).float()
+    below = math.erfc(TRUNCATED_AT / math.sqrt(2)) / 2  # the normal's mass past one end
+    latents = torch.special.ndtri(below + uniform * (1 - 2 * below))
+    return (truncation * latents.clamp(-TRUNCATED_AT, TRUNCATED_AT)).float()  # rounding may step over the end
 
 
 class Codes(nn.Module):
@@ -71,14 +90,20 @@ class Codes(nn.Module):
         num_classes, num_slots: classes, and learned slots of each.
         latent_dim: length of a latent.
         seed: of the stream, which also initialises the learned slots.
+        truncation: of the stream, see `drawn_codes`.
     """
 
-    def __init__(self, num_classes: int, num_slots: int, latent_dim: int, seed: int = 0) -> None:
+    def __init__(
+        self, num_classes: int, num_slots: int, latent_dim: int, seed: int = 0, truncation: float | None = None
+    ) -> None:
         super().__init__()
         self.num_classes, self.num_slots, self.latent_dim, self.seed = num_classes, num_slots, latent_dim, seed
+        self.truncation = truncation
         labels = torch.arange(num_classes).repeat_interleave(num_slots)
         slots = torch.arange(num_slots).repeat(num_classes)
-        self.learned = nn.Parameter(drawn_codes(seed, labels, slots, latent_dim))  # [classes * slots, latent_dim]
+        self.learned = nn.Parameter(
+            drawn_codes(seed, labels, slots, latent_dim, truncation)
+        )  # [classes * slots, latent_dim]
 
     def forward(
         self, labels: Int64[Tensor, " n"], slots: Int64[Tensor, " n"], seed: int | None = None
@@ -90,11 +115,11 @@ class Codes(nn.Module):
         """
         drawn_seed = self.seed if seed is None else seed
         if self.num_slots == 0:
-            return drawn_codes(drawn_seed, labels, slots, self.latent_dim).to(self.learned)
+            return drawn_codes(drawn_seed, labels, slots, self.latent_dim, self.truncation).to(self.learned)
         is_learned = slots < self.num_slots
         row = labels * self.num_slots + torch.where(is_learned, slots, 0)
         latents = F.embedding(row, self.learned)  # also where none is learned: data parallelism wants every parameter
         if bool(is_learned.all()):
             return latents
-        drawn = drawn_codes(drawn_seed, labels, slots, self.latent_dim).to(latents)
+        drawn = drawn_codes(drawn_seed, labels, slots, self.latent_dim, self.truncation).to(latents)
         return torch.where(is_learned[:, None], latents, drawn)

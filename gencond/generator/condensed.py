@@ -12,7 +12,9 @@ from torch import Tensor
 
 from gencond.errors import InputError
 from gencond.files import read_json
+from gencond.generator.backbone import Backbone, own_truncation
 from gencond.generator.biggan import BigGANGenerator
+from gencond.generator.biggan_deep import BigGANDeepGenerator
 from gencond.generator.codes import Codes
 from gencond.generator.face import WEIGHTS_NAME, Condensed
 from gencond.generator.loading import read_model
@@ -20,21 +22,48 @@ from gencond.generator.pixels import CondensedPixels
 
 ARTEFACT_FOLDER = "condensed"
 
+BACKBONES: dict[str, type[Backbone]] = {kind.__name__: kind for kind in (BigGANGenerator, BigGANDeepGenerator)}
+
+
+def backbone_config(generator: Backbone) -> dict[str, Any]:
+    """What makes an equal backbone with other weights: its arguments and, as `_class_name`, its class."""
+    arguments = {name: value for name, value in generator.config.items() if not name.startswith("_")}
+    return {"_class_name": type(generator).__name__, **arguments}
+
+
+def new_backbone(config: Mapping[str, Any]) -> Backbone:
+    """A backbone with random weights; a config without `_class_name` is a `BigGANGenerator`'s.
+
+    Raises:
+        InputError: no backbone of that name.
+        ValueError: sizes that do not divide.
+    """
+    arguments = dict(config)
+    name = arguments.pop("_class_name", BigGANGenerator.__name__)
+    if name not in BACKBONES:
+        raise InputError(f"generator_config names {name!r}, which is no backbone: known are {', '.join(BACKBONES)}")
+    return BACKBONES[name](**arguments)
+
 
 class CondensedDataset(Condensed):
     """A conditional generator with its codebook: (class, slot) -> image.
 
     Args:
         class_names: class i of the labels is `class_names[i]`.
-        generator_config: that of its `BigGANGenerator`.
+        generator_config: of its backbone, see `new_backbone`.
         num_slots: learned codes per class.
         seed: of the stream that every further code is drawn from.
         factor: every image that the generator makes is cut into factor x factor (`packing.decode`).
         provenance: what was condensed by what: recipe, data fingerprint, commit, versions.
         storage: how its weights are saved; see `stored_as`, which rounds them.
+        truncation: in (0, 1], of the codes drawn (`codes.drawn_codes`); None: the backbone's own, standard normal where
+            it has none.
+    Raises:
+        InputError: an unknown backbone, a truncation out of range.
     """
 
     stored = "learned codes"
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -46,10 +75,12 @@ class CondensedDataset(Condensed):
         factor: int = 1,
         provenance: Mapping[str, Any] | None = None,
         storage: str = "float32",
+        truncation: float | None = None,
     ) -> None:
         super().__init__()
-        self.generator = BigGANGenerator(**generator_config)
-        self.codes = Codes(len(class_names), num_slots, self.generator.config.latent_dim, seed)
+        self.generator = new_backbone(generator_config)
+        truncation = own_truncation(self.generator, truncation)
+        self.codes = Codes(len(class_names), num_slots, self.generator.config.latent_dim, seed, truncation)
 
     @property
     def image_size(self) -> int:

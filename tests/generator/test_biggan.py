@@ -3,7 +3,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gencond.generator.biggan import BigGANGenerator, ConditionalBatchNorm, set_standing_statistics
+from gencond.generator.backbone import SelfAttention
+from gencond.generator.biggan import (
+    BigGANGenerator,
+    ConditionalBatchNorm,
+    published_config,
+    set_standing_statistics,
+)
 from gencond.generator.discriminator import ProjectionDiscriminator
 
 
@@ -19,11 +25,76 @@ def test_images_have_the_size_asked_for_and_lie_in_range(size: int, blocks: int,
     assert images.shape == (3, channels, size, size) and images.abs().max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("resolution", "parameters"),
+    # 4,304,387 published at 32 px, where we add the identity table of 10 classes
+    [(32, 4_304_387 + 100), (128, 70_433_988)],
+)
+def test_published_sizes_have_the_published_number_of_parameters(resolution: int, parameters: int) -> None:
+    with torch.device("meta"):
+        network = BigGANGenerator(**published_config(resolution))
+    assert sum(weight.numel() for weight in network.parameters()) == parameters
+
+
+def test_attention_follows_the_block_of_its_resolution_and_starts_as_the_identity() -> None:
+    network = BigGANGenerator(16, 3, 5, 12, 6, (16, 8), attention_resolution=8).eval()
+    assert network.attention.query.in_channels == 16
+    latents, labels = torch.randn(3, 12), torch.arange(3)
+    images = network(latents, labels)
+    network.attention.gamma.data.fill_(1.0)
+    assert not torch.equal(network(latents, labels), images)
+    del network.attention
+    network.attention_after = None
+    assert torch.equal(network(latents, labels), images)
+
+
+def test_attention_looks_everywhere_with_unscaled_softmax() -> None:
+    attention, x = SelfAttention(16), torch.randn(2, 16, 6, 4)
+    attention.gamma.data.fill_(0.5)
+    query, key, value = attention.query(x), attention.key(x), attention.value(x)
+    expected = torch.zeros(2, 8, 6, 4)
+    for image in range(2):
+        keys = F.max_pool2d(key[image], 2).flatten(1)
+        for row in range(6):
+            for column in range(4):
+                looks = torch.softmax(query[image, :, row, column] @ keys, 0)
+                expected[image, :, row, column] = F.max_pool2d(value[image], 2).flatten(1) @ looks
+    torch.testing.assert_close(attention(x), x + 0.5 * attention.out(expected))
+
+
+def test_an_undivided_latent_reaches_the_first_layer_only() -> None:
+    network = BigGANGenerator(16, 3, 5, 7, 6, (8, 8), hierarchical=False)
+    assert network.linear.in_features == 7 and network.blocks[0].norm1.gain.in_features == 6
+    assert network(torch.randn(3, 7), torch.arange(3)).shape == (3, 3, 16, 16)
+
+
+def test_checkpointing_gives_the_same_gradients_and_counts_no_batch_twice() -> None:
+    network, inputs = generator(16, 2), (torch.randn(4, 12), torch.arange(4))
+    plain = torch.autograd.grad(network.eval()(*inputs).sum(), list(network.parameters()))
+    network.enable_gradient_checkpointing()
+    checkpointed = torch.autograd.grad(network(*inputs).sum(), list(network.parameters()))
+    assert all(torch.equal(one, two) for one, two in zip(plain, checkpointed, strict=True))
+    network.train()(*inputs).sum().backward()
+    once = network.blocks[0].norm1.running_mean.clone()
+    network.disable_gradient_checkpointing()
+    network.blocks[0].norm1.running_mean.zero_()
+    network(*inputs).sum().backward()
+    assert torch.equal(once, network.blocks[0].norm1.running_mean)
+
+
+def test_bfloat16_is_close() -> None:
+    network, (latents, labels) = generator(16, 2, 3).eval(), (torch.randn(4, 12), torch.arange(4))
+    low = network(latents, labels), network.to(torch.bfloat16)(latents.bfloat16(), labels).float()
+    assert (low[0] - low[1]).abs().mean() < 0.01  # 8 bits of mantissa through 11 layers: seen .0025
+
+
 def test_sizes_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot make 30 px"):
         generator(30, 2)
     with pytest.raises(ValueError, match="not a multiple of the 3 chunks"):
         BigGANGenerator(16, latent_dim=64, block_out_channels=(8, 8))
+    with pytest.raises(ValueError, match="none of the sides"):
+        BigGANGenerator(16, latent_dim=6, block_out_channels=(8, 8), attention_resolution=4)
 
 
 def straightforward(network: BigGANGenerator, latents: Tensor, labels: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from torchvision.transforms.functional import normalize, to_tensor
 import gencond
 from gencond.data import load_real
 from gencond.errors import InputError
-from gencond.generator.condensed import CondensedDataset, load
+from gencond.generator.biggan import BigGANGenerator
+from gencond.generator.biggan_deep import BigGANDeepGenerator
+from gencond.generator.condensed import CondensedDataset, backbone_config, load, new_backbone
 from gencond.generator.exporting import class_folders, export_images
 from gencond.generator.sampling import LARGEST_BLOCK, block_of
 
@@ -33,6 +35,46 @@ def make(
 @pytest.fixture
 def condensed() -> CondensedDataset:
     return make()
+
+
+DEEP = {
+    "_class_name": "BigGANDeepGenerator", "sample_size": 16, "num_class_embeds": 3, "latent_dim": 8,
+    "class_embed_dim": 6, "block_out_channels": [16, 8], "truncation": 0.5,
+}  # fmt: skip
+
+
+# --- backbones
+
+
+def test_a_deep_backbone_is_sampled_saved_and_read_like_any_other(tmp_path: Path) -> None:
+    condensed = CondensedDataset(NAMES, DEEP, 2, seed=5).eval()
+    condensed.save_pretrained(tmp_path)
+    again = load(tmp_path)
+    assert isinstance(again.generator, BigGANDeepGenerator) and again.codes.truncation == 0.5
+    images, _ = again.sample(5)
+    assert images.shape == (15, 3, 16, 16) and torch.equal(images, condensed.sample(5)[0])
+    assert torch.equal(condensed.sample(2)[0].view(3, 2, 3, 16, 16), images.view(3, 5, 3, 16, 16)[:, :2])
+
+
+def test_the_config_of_a_backbone_makes_an_equal_one(condensed: CondensedDataset) -> None:
+    for generator in (new_backbone(DEEP), condensed.generator):
+        again = new_backbone(json.loads(json.dumps(backbone_config(generator))))
+        assert type(again) is type(generator) and backbone_config(again) == backbone_config(generator)
+        again.load_state_dict(generator.state_dict())
+    assert isinstance(condensed.generator, BigGANGenerator)  # its config names no class, as old artefacts' do not
+
+
+def test_codes_follow_the_truncation_asked_for_or_else_the_backbones(condensed: CondensedDataset) -> None:
+    assert condensed.codes.truncation is None
+    assert CondensedDataset(NAMES, DEEP).codes.truncation == 0.5
+    assert CondensedDataset(NAMES, DEEP, truncation=0.8).codes.truncation == 0.8
+    with pytest.raises(InputError, match="at most 1, not 2"):
+        CondensedDataset(NAMES, DEEP, truncation=2.0)
+
+
+def test_a_condensed_dataset_passes_checkpointing_on(condensed: CondensedDataset) -> None:
+    condensed.enable_gradient_checkpointing()
+    assert condensed.generator.gradient_checkpointing
 
 
 # --- sampling
@@ -244,6 +286,7 @@ def test_what_is_no_artefact_is_explained(condensed: CondensedDataset, tmp_path:
         (lambda folder: edit(folder, lambda config: config.update(_class_name="UNet")), "describes 'UNet'"),
         (lambda folder: edit(folder, lambda config: config.update(num_slots=9)), "cannot be loaded"),
         (lambda folder: edit(folder, lambda config: config["generator_config"].pop("sample_size")), "cannot be loaded"),
+        (lambda folder: edit(folder, lambda config: config["generator_config"].update(_class_name="x")), "no backbone"),
         (lambda folder: edit(folder, lambda config: config.update(class_names="ant")), "must be a list of different"),
         (lambda folder: edit(folder, lambda config: config.update(class_names=["a", "b"])), "one of 2 classes"),
         (lambda folder: edit(folder, lambda config: config.update(provenance="me")), "must be an object"),
