@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from gencond.augment import Augmentation
+from gencond.backbones import IMAGENET1K, new_generator
 from gencond.config import Recipe
 from gencond.data import LabeledImages
 from gencond.errors import InputError
@@ -33,7 +34,6 @@ from gencond.generator.pixels import CondensedPixels
 from gencond.networks.convnet import ConvNet, automatic_depth
 from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import ResNetAP10
-from gencond.pretrain import new_generator
 from gencond.ranges import to_signed
 from gencond.selection import nested_representatives, pixel_features, some_of_each_class
 from gencond.statistics import cached_statistics
@@ -68,7 +68,7 @@ def check_fit(recipe: Recipe, data: LabeledImages) -> None:
     """
     check_parts(recipe)
     try:
-        if recipe.synthesizer.kind == "generator":
+        if recipe.synthesizer.kind == "generator" and recipe.generator.weights is None:
             new_generator(recipe, data)
         extractor_maker(recipe, data, torch.device("cpu")).network(0)
         for strategy in (recipe.data.augmentation, recipe.pretrain.augmentation, recipe.condense.augmentation):
@@ -103,6 +103,7 @@ def check_parts(recipe: Recipe) -> None:
     has_pool, has_statistics = features.kind == "pool", real.kind == "statistics"
     is_pixels = recipe.synthesizer.kind == "pixels"
     trained = features.kind == "online" or (has_pool and features.num_trajectories > 0)
+    makes_images = not is_pixels
     slots = recipe.pixels.ipc
     longest = max(recipe.condense.prefix_lengths or (1,))
     wrong: dict[str, bool] = {
@@ -141,6 +142,20 @@ def check_parts(recipe: Recipe) -> None:
         "networks of the same features.weights are one network: set features.kind=pool, features.num_random=1 and "
         "features.num_trajectories=0 for it, or train it (online, num_trajectories)": features.weights is not None
         and (features.kind == "fresh" or (has_pool and features.num_random > 1)),
+        "generator.weights are pretrained already: set pretrain.num_steps=0": makes_images
+        and recipe.generator.weights is not None
+        and recipe.pretrain.num_steps > 0,
+        "BigGAN-deep is not pretrained here: give generator.weights, or start from random ones with "
+        "pretrain.num_steps=0": makes_images
+        and recipe.generator.backbone == "biggan_deep"
+        and recipe.generator.weights is None
+        and recipe.pretrain.num_steps > 0,
+        "generator.weights=imagenet1k are those of BigGAN-deep: set generator.backbone=biggan_deep": (
+            recipe.generator.weights == IMAGENET1K and recipe.generator.backbone != "biggan_deep"
+        ),
+        "only biggan_deep has a generator.truncation: set it to null": makes_images
+        and recipe.generator.truncation is not None
+        and recipe.generator.backbone != "biggan_deep",
         f"features.weights belong to a timm network, and features.network is {features.network}": (
             features.weights is not None and features.network in ("convnet", "resnet_ap10")
         ),

@@ -260,8 +260,9 @@ def provenance(recipe: Recipe, data: LabeledImages) -> dict[str, Any]:
     """Recipe, data, commit and library versions. No time and no path: the same run writes the same bits."""
     values = to_dict(recipe)
     values["data"]["source"] = Path(recipe.data.source).name
-    if recipe.features.weights is not None:
-        values["features"]["weights"] = Path(recipe.features.weights).name
+    for part in ("features", "generator"):
+        if values[part]["weights"] is not None:
+            values[part]["weights"] = Path(values[part]["weights"]).name
     return {
         "recipe": values,
         "data": describe_data(recipe.data.source, data),

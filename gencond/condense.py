@@ -111,18 +111,25 @@ def start(recipe: Recipe, data: LabeledImages, run: RunFolder, pretrained: Path 
             provenance(recipe, data),
         )
         condensed.generator.load_state_dict(generator.state_dict())
+        if recipe.generator.gradient_checkpointing:
+            condensed.generator.enable_gradient_checkpointing()
         condensed.eval()  # batch norms stay at their statistics: a fixed affine map of each channel
         if recipe.codes.encode_steps:
             encode(recipe, condensed, representatives, run)
     return Matching(recipe, data, condensed, extractors, real, representatives)
 
 
-def adam(condensed: CondensedDataset, generator_lr: float, code_lr: float) -> torch.optim.Adam:
-    """Generator and codes at rates of their own: a code is seen in few steps and may move far."""
-    return torch.optim.Adam([
-        {"params": list(condensed.generator.parameters()), "lr": generator_lr},
-        {"params": list(condensed.codes.parameters()), "lr": code_lr},
-    ])  # fmt: skip
+def adam(
+    condensed: CondensedDataset, generator_lr: float, code_lr: float, class_lr: float | None = None
+) -> torch.optim.Adam:
+    """Generator, codes and class embeddings at rates of their own: a code is seen in few steps and may move far."""
+    of_classes = condensed.generator.class_embedding.weight
+    if class_lr is None:
+        groups = [{"params": list(condensed.generator.parameters()), "lr": generator_lr}]
+    else:
+        others = [weight for weight in condensed.generator.parameters() if weight is not of_classes]
+        groups = [{"params": others, "lr": generator_lr}, {"params": [of_classes], "lr": class_lr}]
+    return torch.optim.Adam([*groups, {"params": list(condensed.codes.parameters()), "lr": code_lr}])
 
 
 def encode(recipe: Recipe, condensed: CondensedDataset, representatives: Representatives, run: RunFolder) -> None:
@@ -155,7 +162,8 @@ def encode(recipe: Recipe, condensed: CondensedDataset, representatives: Represe
 def new_optimizer(recipe: Recipe, condensed: Condensed) -> torch.optim.Optimizer:
     """Of matching: Adam for a generator and its codes, SGD for pixels."""
     if isinstance(condensed, CondensedDataset):
-        return adam(condensed, recipe.condense.generator_lr, recipe.condense.code_lr)
+        part = recipe.condense
+        return adam(condensed, part.generator_lr, part.code_lr, part.class_lr)
     part = recipe.pixels
     rate = part.learning_rate * (part.ipc if part.rate_per_ipc else 1)
     return torch.optim.SGD(condensed.parameters(), rate, momentum=part.momentum)

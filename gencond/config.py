@@ -48,7 +48,7 @@ class Data:
     """
 
     source: str = "digits"
-    image_size: Annotated[int, Field(ge=8, le=256)] | None = None
+    image_size: Annotated[int, Field(ge=8, le=512)] | None = None
     test_fraction: Share = 0.2
     judge_on: Literal["test", "validation"] = "test"
     validation_fraction: Share = 0.2
@@ -89,17 +89,35 @@ class Pixels:
 
 @part
 class Generator:
-    """The BigGAN backbone.
+    """The backbone.
 
-    width: channels of the blocks up to 16 pixels; each doubling beyond halves them.
+    backbone: `biggan`, 8 to 256 px, which can be pretrained here; `biggan_deep`, of which published weights exist.
+    weights: of a pretrained one instead of pretraining: a file, a folder, a URL or a Hub id; `imagenet1k` of
+        biggan_deep, at 128, 256 or 512 px. They say all sizes below.
+    sha256: of the file of weights; null checks none.
+    width: of biggan, channels of the blocks up to 16 pixels; each doubling beyond halves them. Of biggan_deep, channels
+        of the last block, and up to 16 times as many before.
     num_blocks: each doubles the side; null leaves a first feature map of 4 to 7 pixels.
-    chunk_dim: part of the latent that the first layer and each block get; the latent is (num_blocks + 1) times as long.
+    chunk_dim: of biggan: part of the latent that the first layer and each block get; the latent is (num_blocks + 1)
+        times as long.
+    latent_dim: of biggan_deep.
+    attention_resolution: side of the feature maps that are attended to; null leaves attention out.
+    truncation: of biggan_deep: t of the latents t * truncated normal(-2, 2), also those that codes start from; null is
+        1 of published weights and otherwise a standard normal.
+    gradient_checkpointing: less memory in matching for a second forward pass.
     """
 
+    backbone: Literal["biggan", "biggan_deep"] = "biggan"
+    weights: str | None = None
+    sha256: str | None = None
     width: Count = 64
     num_blocks: Count | None = None
     chunk_dim: Count = 16
+    latent_dim: Count = 128
     class_embed_dim: Count = 64
+    attention_resolution: Count | None = None
+    truncation: Annotated[float, Field(gt=0, le=1)] | None = None
+    gradient_checkpointing: bool = False
 
 
 @part
@@ -227,6 +245,7 @@ class Condense:
     augmentation, augmentation_mode: of matching; null takes `data.augmentation`. `one` operation an image, `idc`'s
         stronger mix, or `all`. A batch of real images shares its class's draw with the synthetic ones.
     representative_batch_size: (class, slot) pairs a step that are held to their real image, never slot 0.
+    generator_lr, class_lr, code_lr: of the generator, of its class embeddings (null: as of the rest), of the codes.
     schedule, max_grad_norm: of all learning rates, of the gradient; null does not clip.
     ema_halflife_steps: of the average that becomes the artefact; 0 takes the last iterate.
     """
@@ -242,6 +261,7 @@ class Condense:
     augmentation_mode: Literal["one", "idc", "all"] = "one"
     representative_batch_size: Count = 64
     generator_lr: Rate = 3e-4
+    class_lr: Rate | None = None
     code_lr: Rate = 3e-2
     schedule: Literal["cosine", "constant"] = "cosine"
     max_grad_norm: Rate | None = 1.0

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gencond.augment import Augmentation
+from gencond.backbones import new_generator, published_generator, read_generator
 from gencond.checkpoint import RunFolder, run_stage, step_rng
 from gencond.config import Recipe
 from gencond.data import LabeledImages
 from gencond.distributed import new_accelerator, own_share
-from gencond.errors import InputError
 from gencond.files import written_whole
-from gencond.generator.biggan import BigGANGenerator, set_standing_statistics
-from gencond.generator.discriminator import ProjectionDiscriminator, channels_at
-from gencond.generator.loading import read_model
+from gencond.generator.backbone import Backbone
+from gencond.generator.biggan import set_standing_statistics
+from gencond.generator.discriminator import ProjectionDiscriminator
 from gencond.losses.adversarial import discriminator_hinge_loss, generator_hinge_loss
 from gencond.ranges import to_signed
 
@@ -36,43 +36,25 @@ def averaged(module: nn.Module, halflife_steps: int) -> AveragedModel:
     return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
-def new_generator(recipe: Recipe, data: LabeledImages) -> BigGANGenerator:
-    """The recipe's backbone with random weights, for images of the data's size.
-
-    Raises:
-        ValueError: an image size that the blocks cannot make.
-    """
-    part, size = recipe.generator, data.image_size
-    num_blocks = part.num_blocks or max(1, (size // 4).bit_length() - 1)  # a first feature map of 4 to 7 pixels
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        return BigGANGenerator(
-            sample_size=size,
-            out_channels=data.channels,
-            num_class_embeds=data.num_classes,
-            latent_dim=part.chunk_dim * (num_blocks + 1),
-            class_embed_dim=part.class_embed_dim,
-            block_out_channels=[
-                channels_at(size >> doublings_left, part.width) for doublings_left in reversed(range(num_blocks))
-            ],
-        )
-
-
 def pretrained_generator(
     recipe: Recipe, data: LabeledImages, run: RunFolder, pretrained: Path | None = None
-) -> BigGANGenerator:
-    """The generator after the recipe's pretraining: from `pretrained` or the run folder where that is done, else new.
+) -> Backbone:
+    """The generator that condensing starts from: `pretrained`, published weights, or the recipe's own pretraining.
+
+    What was pretrained in the run folder before is taken from there.
 
     Raises:
-        InputError: `pretrained` is no generator, or one of another shape.
+        InputError: `pretrained` is no generator, or one of another shape; weights that cannot be had or do not fit.
     """
     if pretrained is not None:
-        return _read_generator(pretrained, new_generator(recipe, data))
+        return read_generator(pretrained, recipe, data)
+    if recipe.generator.weights is not None:
+        return published_generator(recipe, data)
     if recipe.pretrain.num_steps == 0:
         return new_generator(recipe, data).eval()
     if run.pretrained.is_dir():
         logger.info("pretrain: reusing %s", run.pretrained)
-        return read_model(BigGANGenerator, run.pretrained, "a pretrained generator")
+        return read_generator(run.pretrained, recipe, data)
     generator = pretrain(recipe, data, run)
     accelerator = new_accelerator()
     if accelerator.is_main_process:
@@ -83,15 +65,7 @@ def pretrained_generator(
     return generator
 
 
-def _read_generator(folder: Path, expected: BigGANGenerator) -> BigGANGenerator:
-    generator = read_model(BigGANGenerator, folder, "a pretrained generator")
-    for name, value in expected.config.items():
-        if not name.startswith("_") and generator.config[name] != value:
-            raise InputError(f"{folder} has {name} {generator.config[name]}; the recipe and data ask for {value}")
-    return generator
-
-
-def pretrain(recipe: Recipe, data: LabeledImages, run: RunFolder) -> BigGANGenerator:
+def pretrain(recipe: Recipe, data: LabeledImages, run: RunFolder) -> Backbone:
     """Trains a generator against a projection discriminator with the hinge loss; returns its average, on the CPU."""
     part = recipe.pretrain
     accelerator = new_accelerator()

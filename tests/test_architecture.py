@@ -15,14 +15,15 @@ ALLOWED = {
     "extractors": {"data", "augment", "networks", "features", "training"},
     "statistics": {"data", "augment", "features", "losses"},
     "targets": {"data", "selection", "augment", "features", "losses", "statistics"},
+    "backbones": {"config", "data", "generator"},
     "assembly": {
-        "config", "data", "selection", "augment", "networks", "features", "training", "extractors", "statistics",
-        "targets", "generator", "pretrain",
+        "backbones", "config", "data", "selection", "augment", "networks", "features", "training", "extractors",
+        "statistics", "targets", "generator",
     },
     "outside": {"data", "generator"},
     "eval": {"data", "selection", "augment", "networks", "features", "training"},
     "checkpoint": {"config", "data", "generator"},
-    "pretrain": {"config", "data", "augment", "losses", "generator", "checkpoint"},
+    "pretrain": {"config", "data", "augment", "backbones", "losses", "generator", "checkpoint"},
     "step": {"assembly", "augment", "targets", "losses", "generator"},
     "condense": {"config", "data", "targets", "losses", "generator", "checkpoint", "pretrain", "assembly", "step"},
 }  # fmt: skip

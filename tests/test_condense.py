@@ -14,6 +14,7 @@ from conftest import tiny_recipe, whole
 import gencond
 from gencond.assembly import Representatives, choose_representatives, new_extractors, new_real_side
 from gencond.augment import Augmentation
+from gencond.backbones import new_generator
 from gencond.checkpoint import RunFolder
 from gencond.condense import condense
 from gencond.config import Recipe, to_yaml
@@ -25,7 +26,6 @@ from gencond.generator.condensed import CondensedDataset
 from gencond.losses.center import center_loss
 from gencond.losses.diversity import diversity_loss
 from gencond.losses.kernels import fourier_embedding
-from gencond.pretrain import new_generator
 from gencond.step import CondenseStep
 from gencond.targets import Draw
 

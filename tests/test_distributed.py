@@ -151,7 +151,7 @@ def test_a_process_that_dies_ends_the_run_which_goes_on_with_another_number_of_p
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as launcher:
         while not list(out.glob("state/condense/step_*")):
-            assert launcher.poll() is None
+            assert launcher.poll() is None, launcher.stderr.read()
             time.sleep(0.05)
         workers = [child for child in psutil.Process(launcher.pid).children() if script in child.cmdline()]
         assert len(workers) == 2

@@ -6,13 +6,14 @@ import pytest
 import torch
 from conftest import tiny_recipe
 
+from gencond.backbones import new_generator
 from gencond.checkpoint import RunFolder
 from gencond.data import LabeledImages
 from gencond.errors import InputError
 from gencond.features import state_fingerprint
 from gencond.generator.biggan import BigGANGenerator
 from gencond.networks.convnet import ConvNet
-from gencond.pretrain import averaged, new_generator, pretrain, pretrained_generator
+from gencond.pretrain import averaged, pretrain, pretrained_generator
 from gencond.ranges import to_signed
 from gencond.training import Shuffled, train_network
 

@@ -1,0 +1,123 @@
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_recipe
+
+from gencond.assembly import check_parts
+from gencond.backbones import for_classes, new_generator, published_generator
+from gencond.condense import adam, condense
+from gencond.config import Recipe
+from gencond.data import LabeledImages
+from gencond.errors import InputError
+from gencond.generator.biggan_deep import BigGANDeepGenerator
+from gencond.generator.condensed import CondensedDataset, backbone_config
+
+DEEP = (
+    "generator.backbone=biggan_deep", "generator.width=2", "generator.latent_dim=8", "pretrain.num_steps=0",
+    "generator.truncation=0.5",
+)  # fmt: skip
+
+
+def deep(num_classes: int = 10, size: int = 8) -> BigGANDeepGenerator:
+    torch.manual_seed(1)
+    return BigGANDeepGenerator(size, 1, num_classes, 8, 8, [32], truncation=0.5).eval()
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    deep().save_pretrained(tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+def with_weights(weights: Path, *overrides: str) -> Recipe:
+    return tiny_recipe(*DEEP, f"generator.weights={weights}", *overrides)
+
+
+def test_a_random_backbone_of_the_published_shape_has_its_widths(few_digits: LabeledImages) -> None:
+    images = torch.zeros(20, 3, 128, 128, dtype=torch.uint8)
+    photographs = LabeledImages(images, torch.arange(20) % 10, few_digits.class_names)
+    asked = ("generator.num_blocks=null", "generator.width=128", "generator.latent_dim=128", "generator.class_embed_dim=128")
+    with torch.device("meta"):
+        made = new_generator(tiny_recipe(*DEEP, *asked, "generator.attention_resolution=64"), photographs)
+    assert made.config.block_out_channels == [2048, 1024, 512, 256, 128]
+    # the published network with 10 classes of 128 numbers instead of 1000
+    assert sum(weight.numel() for weight in made.parameters()) == 50_244_484 - 990 * 128
+
+
+def test_published_weights_are_condensed_into_an_artefact_that_keeps_them_nearby(
+    few_digits: LabeledImages, weights: Path, tmp_path: Path
+) -> None:
+    recipe = with_weights(weights, "codes.encode_steps=0", "condense.generator_lr=1e-4", "condense.class_lr=1e-9")
+    condensed = condense(recipe, few_digits, tmp_path / "run")
+    before, after = deep().state_dict(), condensed.generator.state_dict()
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in before}
+    assert 0 < moved["linear.weight"] < 1e-3 and moved["class_embedding.weight"] < 1e-7
+    assert max(value for name, value in moved.items() if "running" in name) == 0  # the norms' rows are frozen
+    assert condensed.config.provenance["recipe"]["generator"]["weights"] == "weights"  # and no path
+    start = CondensedDataset(few_digits.class_names, backbone_config(deep()), 4, recipe.seed).codes.learned
+    assert start.abs().max() <= 1 and 0.3 < start.std() < 0.55  # half a normal truncated to [-2, 2]
+    assert (condensed.codes.learned - start).abs().mean() < 0.2
+
+
+def test_gradient_checkpointing_changes_no_weight(few_digits: LabeledImages, weights: Path, tmp_path: Path) -> None:
+    plain, checkpointed = (
+        condense(
+            with_weights(weights, f"generator.gradient_checkpointing={choice}"), few_digits, tmp_path / choice
+        ).state_dict()
+        for choice in ("false", "true")
+    )
+    for name, value in plain.items():
+        torch.testing.assert_close(checkpointed[name], value, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_classes_of_imagenet_start_from_their_own_embeddings() -> None:
+    generator = deep(1000)
+    known = generator.class_embedding.weight
+    some = for_classes(generator, ["n01440764", "n01443537", "n15075141"])  # tench, goldfish and the last one
+    assert torch.equal(some.class_embedding.weight, known[[0, 1, 999]]) and some.config.num_class_embeds == 3
+    latents = torch.randn(2, 8)
+    assert torch.equal(some(latents, torch.tensor([2, 1])), generator(latents, torch.tensor([999, 1])))
+
+
+def test_other_classes_start_near_the_mean_class_and_as_many_as_there_are_in_its_order() -> None:
+    generator = deep(1000)
+    known = generator.class_embedding.weight
+    others = for_classes(generator, ["ant", "bee"]).class_embedding.weight
+    assert (others - known.mean(0)).abs().max() < 0.01 and not torch.equal(others[0], others[1])
+    assert for_classes(deep(2), ["ant", "bee"]).config.num_class_embeds == 2
+    assert for_classes(generator, [f"{label:03d}" for label in range(1000)]) is generator
+
+
+def test_weights_of_another_size_are_refused(few_digits: LabeledImages, tmp_path: Path) -> None:
+    deep(size=16).save_pretrained(tmp_path / "large")
+    with pytest.raises(InputError, match="make 1x16x16 px images, the data has 1x8x8: set data.image_size=16"):
+        published_generator(with_weights(tmp_path / "large"), few_digits)
+    with pytest.raises(InputError, match="no weights at"):
+        published_generator(with_weights(tmp_path / "nowhere"), few_digits)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["generator.weights=x"], "pretrained already: set pretrain.num_steps=0"),
+        (["generator.backbone=biggan_deep"], "BigGAN-deep is not pretrained here"),
+        (["generator.weights=imagenet1k", "pretrain.num_steps=0"], "set generator.backbone=biggan_deep"),
+        (["generator.truncation=0.5"], "only biggan_deep has a generator.truncation"),
+    ],
+)
+def test_backbones_that_mean_nothing_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_parts(tiny_recipe(*overrides))
+
+
+def test_every_weight_has_one_rate() -> None:
+    condensed = CondensedDataset(list("ab"), backbone_config(deep(2)), 3)
+    rates = {
+        id(weight): group["lr"]
+        for group in adam(condensed, 1e-4, 1e-2, 1e-5).param_groups
+        for weight in group["params"]
+    }
+    assert len(rates) == len(list(condensed.parameters()))
+    assert rates[id(condensed.codes.learned)] == 1e-2 and rates[id(condensed.generator.linear.weight)] == 1e-4
+    assert rates[id(condensed.generator.class_embedding.weight)] == 1e-5
