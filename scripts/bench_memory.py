@@ -4,7 +4,7 @@
     python scripts/bench_memory.py --classes 10 100 1000 --at-once none 10 --recipe imagenet1k-128:narrow
 
 One step over all classes with one image of each, forward and backward, on images made here. "before" is the process
-with model, optimizer and statistics, "peak" the most it held during the step; on a GPU both are what tensors took. Every
+with model, optimizer and statistics, "peak" the most it held during the step; on a GPU both are what tensors took. Each
 line is a process of its own.
 """
 
