@@ -1,16 +1,13 @@
-"""Real images: named sets, any ImageFolder and npz files -> uint8 images of one size, labels, class names.
+"""Real images: named sets, image folders, shards and npz files -> uint8 images of one size, labels, class names.
 
 The arrays that leave this room are plain: uint8 [n, c, h, w] and int64 [n], classes numbered in sorted order of
-their names.
+their names. Those of a set that does not fit in memory stay in a file until they are indexed.
 """
 
 import hashlib
-import logging
-import os
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,33 +18,31 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from gencond import sources
+from gencond.distributed import main_process_first
 from gencond.errors import InputError
 from gencond.files import cache_dir
-from gencond.progress import progress
+from gencond.mapped import MappedImages
 from gencond.ranges import as_bytes
+from gencond.sources import ImageSource, decode_into_cache, find_images, read_into_memory, short_sides
 
-logger = logging.getLogger(__name__)
-
-TEST_FOLDERS = ("test", "val", "validation")
-HIDDEN = (".", "__")
-WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
-GREY_MODES = ("1", "L", "LA", *WIDE_MODES)
 GENERATOR_SIZES = tuple(sorted(bottom * 2**k for bottom in (4, 5, 6, 7) for k in range(1, 5) if bottom * 2**k <= 64))
 LARGEST_AUTOMATIC_SIZE = 32
 
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Images in memory, as stored on disk.
+    """Images as stored on disk, in memory or, where they are too many, in a file.
 
     Args:
-        images: channels are grey (1) or RGB (3); uint8, or floats in [-1, 1] of a set that is stored as floats.
+        images: channels are grey (1) or RGB (3); uint8, or floats in [-1, 1] of a set that is stored as floats. Of a
+            file, what is indexed is read: ask for some rows at a time.
         labels: class indices, positions in `class_names`.
         class_names: sorted.
         class_of: the class that each of the source's own labels means, where it numbers classes in another order.
     """
 
-    images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]
+    images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"] | MappedImages
     labels: Int64[Tensor, " n"]
     class_names: tuple[str, ...]
     class_of: tuple[int, ...] | None = None
@@ -74,15 +69,27 @@ class LabeledImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of the pixels, the labels and the class names: the same data, whatever its path."""
+        """16 hex digits of the pixels, the labels and the class names: the same data, whatever its path.
+
+        Of images in a file, of the digests of their pixels.
+        """
         digest = hashlib.sha256(repr((tuple(self.images.shape), self.class_names)).encode())
-        digest.update(self.images.contiguous().numpy().data)
+        if isinstance(self.images, MappedImages):
+            for facts in self.images.facts():
+                digest.update(facts["digest"].tobytes())
+        else:
+            digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
     @cached_property
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation per channel, in the range [-1, 1], from the histogram of each channel."""
+        """Mean and standard deviation per channel, in the range [-1, 1], from the histogram of each channel.
+
+        Of images in a file, from the sums of each image: no pixel is read.
+        """
+        if isinstance(self.images, MappedImages):
+            return _mean_std_of(self.images)
         levels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
         means, stds = [], []
         for channel in self.images.unbind(1):
@@ -101,7 +108,35 @@ class LabeledImages:
         return self._rows_by_class[label]
 
     def subset(self, index: Int64[Tensor, " k"]) -> "LabeledImages":
-        return replace(self, images=self.images[index], labels=self.labels[index])
+        """Some of the images: a copy in memory, or where they are too many still in their file."""
+        large = isinstance(self.images, MappedImages) and (
+            len(index) * self.images.image_bytes > sources.MAPPED_ABOVE_BYTES
+        )
+        return replace(self, images=self.images.at(index) if large else self.images[index], labels=self.labels[index])
+
+    def digests(self) -> Iterator[bytes]:
+        """SHA-256 of each image's pixels as bytes, in order."""
+        if isinstance(self.images, MappedImages):
+            for facts in self.images.facts():
+                yield from map(bytes, facts["digest"])
+        else:
+            for image in as_bytes(self.images).numpy():
+                yield hashlib.sha256(image.tobytes()).digest()
+
+
+def _mean_std_of(images: MappedImages) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """`LabeledImages.mean_std` from whole numbers, so that nothing is lost to rounding on the way."""
+    totals, squares = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    for facts in images.facts():
+        totals += facts["sum"].sum(0)
+        squares += facts["square"].sum(0)
+    _, channels, height, width = images.shape
+    count = len(images) * height * width
+    means, stds = [], []
+    for total, square in zip(totals[:channels].tolist(), squares[:channels].tolist(), strict=True):
+        means.append(total / count / 127.5 - 1)
+        stds.append(max(max(square * count - total**2, 0) ** 0.5 / count / 127.5, 1e-3))
+    return tuple(means), tuple(stds)
 
 
 # --- loading ---------------------------------------------------------------------------------------------------
@@ -112,10 +147,14 @@ def load_real(
 ) -> tuple[LabeledImages, LabeledImages]:
     """The training and the test images of a data set.
 
+    A folder or shards with more than `sources.MAPPED_ABOVE_BYTES` of pixels is decoded into a file of the cache by all
+    processes together: every one of them has to call this.
+
     Args:
         source: a named set (`digits`, `mnist`, `fashion_mnist`, `cifar10`, `cifar100`); a folder with one folder
-            of images per class, or with `train/` and possibly `test/` folders of that kind; or an .npz file with
-            `x_train`, `y_train` and possibly `x_test`, `y_test`, `names`.
+            of images per class, or with `train/` and possibly `test/` folders of that kind; a folder of WebDataset
+            shards, or with `train/` and possibly `test/` folders of those; or an .npz file with `x_train`, `y_train`
+            and possibly `x_test`, `y_test`, `names`.
         image_size: side in pixels to scale and center-crop to. None keeps sets of square images as they are, and
             takes for a folder the largest size a generator can have that is not over the images' median shorter
             side, 8 to 32.
@@ -124,15 +163,18 @@ def load_real(
         InputError: nothing there, classes without images, unreadable images, sets that do not fit each other.
     """
     if source in NAMED_SETS:
-        train, test = NAMED_SETS[source]()
+        with main_process_first():  # one process downloads a set, the others find it
+            train, test = NAMED_SETS[source]()
     elif not Path(source).exists():
         raise InputError(f"no such data: {source!r} is neither a path nor one of {', '.join(NAMED_SETS)}")
     elif source.endswith(".npz"):
         train, test = _load_npz(Path(source))
     elif Path(source).is_dir():
-        train, test = load_folder(Path(source), image_size)
+        found = find_images(Path(source))
+        side = image_size or size_of(found)
+        train, test = _parts(found, (decode_into_cache if is_mapped(found, side) else read_into_memory)(found, side))
     else:
-        raise InputError(f"{source} is no data: expected a folder with one folder per class, or an .npz file")
+        raise InputError(f"{source} is no data: expected a folder with one folder per class, shards, or an .npz file")
     if train.num_classes < 2:
         raise InputError(f"{source} has one class, {train.class_names[0]!r}: condensing needs two or more")
     height, width = train.images.shape[-2:]
@@ -152,13 +194,13 @@ def split_off(data: LabeledImages, fraction: float) -> tuple[LabeledImages, Labe
         InputError: a class with fewer than two images.
     """
     held = []
+    digests = list(data.digests())
     for label, name in enumerate(data.class_names):
         rows = data.rows_of(label)
         if len(rows) < 2:
             raise InputError(f"class {name!r} has {len(rows)} image(s): two are needed to hold one out for testing")
         count = min(max(round(len(rows) * fraction), 1), len(rows) - 1)
-        digests = [hashlib.sha256(data.images[row].numpy().tobytes()).digest() for row in rows.tolist()]
-        held.append(rows[sorted(range(len(rows)), key=digests.__getitem__)[:count]])
+        held.append(torch.tensor(sorted(rows.tolist(), key=digests.__getitem__)[:count]))
     is_held = torch.zeros(len(data), dtype=torch.bool)
     is_held[torch.cat(held)] = True
     return data.subset((~is_held).nonzero()[:, 0]), data.subset(is_held.nonzero()[:, 0])
@@ -166,9 +208,9 @@ def split_off(data: LabeledImages, fraction: float) -> tuple[LabeledImages, Labe
 
 def rows_seen(train: LabeledImages, test: LabeledImages) -> Int64[Tensor, " k"]:
     """Rows of `test` whose pixels, as bytes, are those of a training image."""
-    known = {row.tobytes() for row in as_bytes(train.images).numpy()}
-    seen = [number for number, row in enumerate(as_bytes(test.images).numpy()) if row.tobytes() in known]
-    return torch.tensor(seen, dtype=torch.int64)
+    of_test = list(test.digests())
+    shared = set(of_test).intersection(train.digests())
+    return torch.tensor([row for row, digest in enumerate(of_test) if digest in shared], dtype=torch.int64)
 
 
 def automatic_image_size(short_sides: Sequence[int]) -> int:
@@ -277,138 +319,36 @@ def _require_every_class(data: LabeledImages, where: str) -> None:
 
 
 def load_folder(root: Path, image_size: int | None) -> tuple[LabeledImages, LabeledImages | None]:
-    """(training images, test images where it has a folder of them) of a folder with one folder of images per class.
+    """(training images, test images where it has some of its own) of a folder of images or shards, in memory.
 
+    Args:
+        root: see `sources.find_images`.
     Raises as `load_real`.
     """
-    splits = {folder.name.lower(): folder for folder in _class_folders(root) if _class_folders(folder)}
-    train_root = splits.get("train", root)
-    held_out = [splits[name] for name in TEST_FOLDERS if name in splits]
-    test_root = held_out[0] if held_out else None
-    for folder in held_out[1:]:
-        logger.info("data: %s is left out, %s is the test set", folder, test_root)
-    candidates = _class_folders(train_root)
-    if train_root == root:
-        candidates = [folder for folder in candidates if folder not in held_out]
-        if flat := [folder for folder in candidates if folder.name.lower() in TEST_FOLDERS]:
-            raise InputError(
-                f"{flat[0]} holds no class folders, so it is no test set: sort its images into classes or move it away"
-            )
-    names = tuple(folder.name for folder in candidates)
-    if not names:
-        raise InputError(f"{train_root} has no class folders: expected {train_root}/<class name>/<image>")
-    train_files = {name: image_files(train_root / name) for name in names}
-    test_files: dict[str, list[Path]] = {}
-    if test_root is not None:
-        test_files = {folder.name: image_files(folder) for folder in _class_folders(test_root)}
-        if strange := sorted(set(test_files) - set(names)):
-            raise InputError(f"{test_root} has class {strange[0]!r}, which {train_root} has not")
-    for where, files in ((train_root, train_files), (test_root, test_files)):
-        for name, paths in files.items():
-            if not paths:
-                raise InputError(f"class {name!r} of {where} has no images: add some or remove the folder")
-    everything = [path for files in (train_files, test_files) for paths in files.values() for path in paths]
-    if image_size is None:
-        image_size = automatic_image_size(_short_sides(everything[:: max(1, len(everything) // 1000)]))
-    images = _read_all(everything, image_size, root)
-    labels = torch.tensor([
-        names.index(name) for files in (train_files, test_files) for name, paths in files.items() for _ in paths
-    ])  # fmt: skip
-    num_train = sum(len(paths) for paths in train_files.values())
-    train = LabeledImages(images[:num_train], labels[:num_train], names)
-    return train, LabeledImages(images[num_train:], labels[num_train:], names) if test_root else None
+    source = find_images(root)
+    return _parts(source, read_into_memory(source, image_size or size_of(source)))
 
 
-def _class_folders(root: Path) -> list[Path]:
-    """Visible folders, sorted by name; none where `root` is no folder."""
-    if not root.is_dir():
-        return []
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN))
+def size_of(source: ImageSource) -> int:
+    """The side in pixels that a source's images are brought to where nothing says another."""
+    return automatic_image_size(short_sides(source) or [LARGEST_AUTOMATIC_SIZE])
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Visible image files at any depth, links followed, sorted. Files of other kinds are counted in the log."""
-    from PIL import Image
-
-    Image.init()
-    extensions = {suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN}
-    found, others = [], []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith(HIDDEN))
-        for name in sorted(files):
-            if not name.startswith(HIDDEN):
-                path = Path(parent, name)
-                (found if path.suffix.lower() in extensions else others).append(path)
-    if others:
-        logger.info("data: %d file(s) in %s are no images and left out, %s first", len(others), folder, others[0].name)
-    return sorted(found)
+def is_mapped(source: ImageSource, image_size: int) -> bool:
+    """Whether a source's images are too many to be held in memory; grey ones are counted as if they had colour."""
+    return len(source) * 3 * image_size**2 > sources.MAPPED_ABOVE_BYTES
 
 
-def _short_sides(paths: list[Path]) -> list[int]:
-    """From the headers alone. Files that cannot be read are named later, when all are decoded."""
-    from PIL import Image, UnidentifiedImageError
-
-    sides = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                sides.append(min(image.size))
-        except (OSError, UnidentifiedImageError):
-            continue
-    return sides or [LARGEST_AUTOMATIC_SIZE]
-
-
-def _read_image(path: Path, image_size: int) -> np.ndarray | str:
-    """[h, w] for grey images, [h, w, 3] for all others, or why the file cannot be read."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (image_size * 2, image_size * 2))  # JPEGs decode at a fraction of their size
-            grey = image.mode in GREY_MODES
-            if image.mode in WIDE_MODES:
-                image = Image.fromarray(_wide_to_uint8(np.asarray(image)))
-            if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = ImageOps.exif_transpose(image).convert("L" if grey else "RGB")
-            side = (image_size, image_size)
-            return np.asarray(ImageOps.fit(image, side, Image.Resampling.BICUBIC), dtype=np.uint8)
-    except Exception as error:  # whatever a decoder throws at a broken file: it is named and counted
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _wide_to_uint8(values: np.ndarray) -> np.ndarray:
-    """Grey values of 16 or 32 bits or floats to 0..255, by the smallest usual range that holds them."""
-    largest = values.max()
-    if values.min() < 0 or largest > 65535:
-        raise ValueError(f"grey values from {values.min()} to {largest}: expected 0..1, 0..255 or 0..65535")
-    if values.dtype.kind == "f" and largest <= 1:
-        return (values * 255).round().astype(np.uint8)
-    return (values if largest <= 255 and values.dtype.itemsize > 2 else values / 257).round().astype(np.uint8)
-
-
-def _read_all(paths: list[Path], image_size: int, root: Path) -> UInt8[Tensor, "n c h w"]:
-    with ThreadPoolExecutor() as pool:
-        decoded = list(
-            progress(
-                pool.map(lambda path: _read_image(path, image_size), paths),
-                description="reading images",
-                total=len(paths),
-                unit="image",
-                disable=len(paths) < 2000,
-            )
-        )
-    broken = [(path, why) for path, why in zip(paths, decoded, strict=True) if isinstance(why, str)]
-    if broken:
-        named = ", ".join(f"{path.relative_to(root)} ({why})" for path, why in broken[:3])
-        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-        raise InputError(
-            f"{len(broken)} of {len(paths)} images in {root} cannot be read: {named}{more}; repair or remove them"
-        )
-    if any(image.ndim == 3 for image in decoded):
-        decoded = [image if image.ndim == 3 else image[..., None].repeat(3, -1) for image in decoded]
-    return _channels_first(np.stack(decoded))
+def _parts(
+    source: ImageSource, images: UInt8[Tensor, "n c h w"] | MappedImages
+) -> tuple[LabeledImages, LabeledImages | None]:
+    everything = LabeledImages(images, source.labels, source.class_names, source.class_of)
+    if not source.has_test:
+        return everything, None
+    rows = torch.arange(len(source)).split([source.num_train, len(source) - source.num_train])
+    if isinstance(images, Tensor):  # views, where `subset` would copy
+        return tuple(replace(everything, images=images[of[0] : of[-1] + 1], labels=source.labels[of]) for of in rows)
+    return tuple(map(everything.subset, rows))
 
 
 def _resized(data: LabeledImages, image_size: int | None) -> LabeledImages:

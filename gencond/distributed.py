@@ -1,7 +1,9 @@
 """Class-parallel processes: each takes its own classes; only class centers cross the wire, with gradient."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 import torch
@@ -9,11 +11,15 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 
+from gencond.errors import InputError
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# One process may build extractors and statistics for hours while the others wait.
+# One process may build extractors for hours while the others wait.
 TIMEOUT = timedelta(hours=24)
+
+Value = TypeVar("Value")
 
 
 def new_accelerator() -> "Accelerator":
@@ -37,6 +43,46 @@ def rank_and_world() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """The main process does the block alone, then the others: they find what it left on disk."""
+    rank, world = rank_and_world()
+    if world > 1 and rank > 0:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if world > 1 and rank == 0:
+            dist.barrier()
+
+
+def from_main(compute: Callable[[], Value]) -> Value:
+    """What the main process computes, on every process, so that all go on alike; all raise its InputError."""
+    rank, world = rank_and_world()
+    if world == 1:
+        return compute()
+    answer: list[Any] = [None, None]
+    if rank == 0:
+        try:
+            answer[0] = compute()
+        except (InputError, OSError) as error:
+            answer[1] = error
+    dist.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
+
+
+def from_all(own: list[Value]) -> list[Value]:
+    """The items of all processes, on every process, in rank order."""
+    _, world = rank_and_world()
+    if world == 1:
+        return own
+    several: list[Any] = [None] * world
+    dist.all_gather_object(several, own)
+    return [item for items in several for item in items]
 
 
 def own_share(num_items: int, rank: int, num_processes: int) -> slice:

@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from gencond.data import LabeledImages, image_files, load_folder
+from gencond.data import LabeledImages, load_folder
 from gencond.errors import InputError
 from gencond.generator.exporting import class_folders
 from gencond.generator.packing import decode
 from gencond.ranges import from_unit, to_signed
+from gencond.sources import image_files
 
 TENSOR_FILES = (".pt", ".pth", ".safetensors", ".npz")
 IMAGE_NAMES = ("images", "image", "x_train", "x", "data", "imgs")

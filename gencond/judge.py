@@ -52,11 +52,11 @@ def data_source(data: str | None) -> str | None:
 
 def load_data(recipe: Recipe) -> tuple[LabeledImages, LabeledImages]:
     """The images to condense and those to judge on, as the recipe's `data` part says."""
-    with new_accelerator().main_process_first():  # one process downloads a named set, the others find it
-        train, test = load_real(recipe.data.source, recipe.data.image_size, recipe.data.test_fraction)
+    accelerator = new_accelerator()  # first: processes share the decoding of a large set
+    train, test = load_real(recipe.data.source, recipe.data.image_size, recipe.data.test_fraction)
     if recipe.data.judge_on == "validation":
         train, test = split_off(train, recipe.data.validation_fraction)
-    if new_accelerator().is_main_process:
+    if accelerator.is_main_process:
         logger.info(
             "data: %s, %d classes, %d training and %d %s images of %dx%dx%d",
             recipe.data.source, train.num_classes, len(train), len(test), recipe.data.judge_on, train.channels,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from gencond.augment import Augmentation, AugmentParams
+from gencond.mapped import MappedImages
 from gencond.progress import progress
 from gencond.ranges import to_signed
 
@@ -28,7 +29,7 @@ class Shuffled:
         batch_size: the whole set where that is smaller; the last batch of an epoch holds what is left.
     """
 
-    def __init__(self, images: Pixels, labels: Int64[Tensor, " n"], batch_size: int) -> None:
+    def __init__(self, images: Pixels | MappedImages, labels: Int64[Tensor, " n"], batch_size: int) -> None:
         self.images, self.labels, self.batch_size = images, labels, min(batch_size, len(labels))
         self.epoch: list[Tensor] = []
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "gencond"
-GROUND = {"errors", "files", "progress", "ranges", "pictures", "distributed"}  # no method in them
+GROUND = {"errors", "files", "progress", "ranges", "pictures", "distributed", "mapped"}  # no method in them
 ALLOWED = {
-    **dict.fromkeys(("config", "data", "augment", "networks", "features", "losses", "generator"), set()),
+    "data": {"sources"},
+    **dict.fromkeys(("config", "sources", "augment", "networks", "features", "losses", "generator"), set()),
     "training": {"augment"},
     "selection": {"data"},
-    "foreign": {"data", "generator"},
+    "foreign": {"data", "sources", "generator"},
     "extractors": {"data", "augment", "networks", "features", "training"},
     "statistics": {"data", "augment", "features", "losses"},
     "targets": {"data", "selection", "augment", "features", "losses", "statistics"},

@@ -1,0 +1,83 @@
+"""Images in a file: a set that does not fit in memory, whose rows are read as they are asked for.
+
+A folder `images/<key>` of the cache holds `pixels` (uint8, one image after the other, channels first), `facts` (what
+is known of each image, see `FACTS`) and `about.json`. It is written by `sources` and never changed.
+"""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from gencond.files import read_json
+
+# Of each image: SHA-256 of its pixels; their sum and sum of squares in each channel (the first only where it is grey).
+FACTS = np.dtype([("digest", "u1", 32), ("sum", "i8", 3), ("square", "i8", 3)])
+AT_ONCE = 100_000  # rows of facts in memory
+CPU = torch.device("cpu")
+
+
+class MappedImages:
+    """Rows of a decoded set on disk. Indexing reads them into memory; `at` and `to` read nothing.
+
+    Args:
+        folder: see this module.
+        rows: which images, in which order; None takes all.
+        device: where rows that are read go.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, folder: Path, rows: Int64[Tensor, " n"] | None = None, device: torch.device = CPU) -> None:
+        about = read_json(folder / "about.json")
+        self.folder, self.device = folder, device
+        self._stored = tuple(about["shape"])
+        self._rows = torch.arange(self._stored[0]) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def shape(self) -> torch.Size:
+        """[n, c, h, w]"""
+        return torch.Size((len(self), *self._stored[1:]))
+
+    @property
+    def image_bytes(self) -> int:
+        """Of one image."""
+        return int(np.prod(self._stored[1:]))
+
+    @cached_property
+    def _pixels(self) -> np.memmap:
+        return np.memmap(self.folder / "pixels", np.uint8, "r", shape=self._stored)
+
+    @cached_property
+    def _facts(self) -> np.memmap:
+        return np.memmap(self.folder / "facts", FACTS, "r", shape=self._stored[:1])
+
+    def __getitem__(self, index: int | slice | Int64[Tensor, "..."]) -> UInt8[Tensor, "..."]:
+        """The images at some positions, as a tensor of their shape: [c, h, w], [k, c, h, w] or more."""
+        rows = self._rows[index.cpu() if isinstance(index, Tensor) else index]
+        images = torch.from_numpy(self._pixels[rows.flatten().numpy()])  # numpy copies what is listed
+        return images.view(*rows.shape, *self._stored[1:]).to(self.device)
+
+    def split(self, size: int) -> Iterator[UInt8[Tensor, "k c h w"]]:
+        """All images in order, `size` at a time."""
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+    def at(self, index: Int64[Tensor, " k"]) -> "MappedImages":
+        """Some of the images, still on disk."""
+        return MappedImages(self.folder, self._rows[index], self.device)
+
+    def to(self, device: torch.device) -> "MappedImages":
+        """The same images, whose rows go to `device` when they are read."""
+        return MappedImages(self.folder, self._rows, device)
+
+    def facts(self) -> Iterator[np.ndarray]:
+        """What is known of each image, in order, some at a time; no pixel is read."""
+        for rows in self._rows.split(AT_ONCE):
+            yield self._facts[rows.numpy()]

@@ -1,0 +1,228 @@
+"""Sets that do not fit in memory: decoded once into a file, from folders and from shards."""
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import gencond.sources
+from gencond.data import LabeledImages, load_real, rows_seen
+from gencond.errors import InputError
+from gencond.generator.exporting import WRITERS
+from gencond.mapped import MappedImages
+from gencond.training import Shuffled
+
+SIZE = 16
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three classes of 8 colour images of many sizes, one of them grey."""
+    rng = np.random.default_rng(0)
+    for name in ("ant", "bee", "cow"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = rng.integers(0, 256, (20 + number, 30, 3), dtype=np.uint8)
+            image = Image.fromarray(pixels).convert("L" if (name, number) == ("ant", 3) else "RGB")
+            image.save(tmp_path / "set" / name / f"{number}.png")
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any set counts as one that does not fit in memory; five images are decoded at once."""
+    monkeypatch.setattr(gencond.sources, "MAPPED_ABOVE_BYTES", 0)
+    monkeypatch.setattr(gencond.sources, "CHUNK_BYTES", 5 * 3 * SIZE**2)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is decoded, in order."""
+    seen: list[str] = []
+    read = gencond.sources.read_image
+
+    def counted(file: Path, image_size: int) -> np.ndarray | str:
+        seen.append(str(file))
+        return read(file, image_size)
+
+    monkeypatch.setattr(gencond.sources, "read_image", counted)
+    return seen
+
+
+def all_of(images: torch.Tensor | MappedImages) -> torch.Tensor:
+    return images[:] if isinstance(images, MappedImages) else images
+
+
+def assert_equal(one: LabeledImages, other: LabeledImages) -> None:
+    assert torch.equal(all_of(one.images), all_of(other.images)) and torch.equal(one.labels, other.labels)
+    assert one.class_names == other.class_names
+
+
+def test_a_file_holds_the_pixels_that_memory_holds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_memory = load_real(str(folder), SIZE)
+    monkeypatch.setattr(gencond.sources, "MAPPED_ABOVE_BYTES", 0)
+    in_file = load_real(str(folder), SIZE)
+    for one, other in zip(in_memory, in_file, strict=True):
+        assert isinstance(other.images, MappedImages) and not isinstance(one.images, MappedImages)
+        assert_equal(one, other)
+        assert other.images.shape == one.images.shape and other.channels == 3
+        np.testing.assert_allclose(one.mean_std, other.mean_std, rtol=1e-9)
+        assert list(one.digests()) == list(other.digests())
+
+
+def test_rows_are_read_as_they_are_indexed(folder: Path, large: None) -> None:
+    train, test = load_real(str(folder), SIZE)
+    everything = all_of(train.images)
+    rows = torch.tensor([[3, 1], [0, 3]])
+    assert torch.equal(train.images[rows], everything[rows])
+    assert torch.equal(train.images[4], everything[4]) and torch.equal(train.images[2:7], everything[2:7])
+    assert torch.equal(torch.cat(list(train.images.split(4))), everything)
+    part = train.subset(torch.tensor([5, 2]))
+    assert isinstance(part.images, MappedImages) and torch.equal(all_of(part.images), everything[[5, 2]])
+    assert part.fingerprint != train.fingerprint == load_real(str(folder), SIZE)[0].fingerprint
+    images, labels = Shuffled(train.images.to(torch.device("cpu")), train.labels, 3)(torch.Generator().manual_seed(0))
+    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:3]
+    assert torch.equal(images, everything[rows]) and torch.equal(labels, train.labels[rows])
+    assert len(rows_seen(train, test)) == 0 and len(rows_seen(train, part)) == 2
+
+
+def test_a_small_part_of_a_large_set_is_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gencond.sources, "MAPPED_ABOVE_BYTES", 10 * 3 * SIZE**2)
+    train, test = load_real(str(folder), SIZE)
+    assert isinstance(train.images, MappedImages) and isinstance(test.images, torch.Tensor)
+
+
+def test_a_second_run_decodes_nothing(folder: Path, large: None, decoded: list[str]) -> None:
+    first, _ = load_real(str(folder), SIZE)
+    assert len(decoded) == 24
+    assert_equal(first, load_real(str(folder), SIZE)[0])
+    assert len(decoded) == 24
+
+
+@pytest.mark.parametrize("killed_at", [1, 5, 13, 23])
+def test_a_killed_run_goes_on_where_it_was(
+    folder: Path, large: None, decoded: list[str], own_cache: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    def killed(file: object, position: int, array: np.ndarray) -> None:
+        if len(decoded) > killed_at:
+            raise KeyboardInterrupt
+        write(file, position, array)
+
+    write = gencond.sources._write_at
+    with monkeypatch.context() as patched:
+        patched.setattr(gencond.sources, "_write_at", killed)
+        with pytest.raises(KeyboardInterrupt):
+            load_real(str(folder), SIZE)
+    assert not [path for path in (own_cache / "images").iterdir() if not path.name.startswith(".")]
+    before = len(decoded)
+    whole_chunks = before // 5 * 5 - (5 if before % 5 == 0 else 0)  # the last one was not written
+    resumed = load_real(str(folder), SIZE)
+    assert len(decoded) - before == 24 - whole_chunks
+    monkeypatch.setattr(gencond.sources, "MAPPED_ABOVE_BYTES", 2**30)
+    for one, other in zip(resumed, load_real(str(folder), SIZE), strict=True):
+        assert_equal(one, other)
+
+
+def test_changed_files_and_another_size_are_decoded_anew(folder: Path, large: None, decoded: list[str]) -> None:
+    before, _ = load_real(str(folder), SIZE)
+    Image.new("RGB", (20, 20), "red").save(folder / "ant" / "0.png")
+    after, _ = load_real(str(folder), SIZE)
+    assert before.fingerprint != after.fingerprint and before.images.folder != after.images.folder
+    assert load_real(str(folder), 8)[0].image_size == 8 and len(decoded) == 72
+
+
+def test_broken_images_are_named_and_nothing_is_kept_as_whole(folder: Path, large: None, own_cache: Path) -> None:
+    (folder / "bee" / "2.png").write_bytes(b"not an image")
+    (folder / "cow" / "gone.png").symlink_to(folder / "nowhere.png")
+    for _ in range(2):
+        with pytest.raises(InputError, match="2 of 25 images.*bee/2.png.*cow/gone.png"):
+            load_real(str(folder), SIZE)
+    assert [path.name[0] for path in (own_cache / "images").iterdir()] == ["."]
+
+
+def test_grey_images_stay_grey_in_a_file(folder: Path, large: None) -> None:
+    for path in folder.rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    train, _ = load_real(str(folder), SIZE)
+    assert train.channels == 1 and train.images.shape[1:] == (1, SIZE, SIZE) and len(train.mean_std[0]) == 1
+
+
+def test_too_little_space_is_said_before_anything_is_decoded(
+    folder: Path, large: None, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gencond.sources.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 10}))
+    with pytest.raises(InputError, match="24 decoded images need .* GB .* GENCOND_CACHE"):
+        load_real(str(folder), SIZE)
+    assert not decoded
+
+
+# --- shards ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same images as an image folder and as shards of ten, each with its test set, class names not sorted."""
+    rng = np.random.default_rng(0)
+    names = ["cow", "ant", "bee"]
+    monkeypatch.setattr("gencond.generator.exporting.SHARD_IMAGES", 10)
+    for split, count in (("train", 21), ("test", 6)):
+        images = rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+        labels = sorted((number % 3 for number in range(count)), key=lambda label: names[label])
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = tmp_path / "folder" / split / names[label] / f"{number:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+        WRITERS["webdataset"](images, labels, names, tmp_path / "shards" / split)
+    return tmp_path
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+def test_shards_and_a_folder_of_the_same_images_are_the_same_data(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(gencond.sources, "MAPPED_ABOVE_BYTES", limit)
+    pairs = zip(load_real(str(exported / "folder")), load_real(str(exported / "shards")), strict=True)
+    for from_folder, from_shards in pairs:
+        assert_equal(from_folder, from_shards)
+        assert from_folder.fingerprint == from_shards.fingerprint
+        assert from_shards.class_names == ("ant", "bee", "cow") and from_shards.class_of == (2, 0, 1)
+
+
+def test_shards_without_names_or_test_set_are_split(exported: Path) -> None:
+    root = exported / "shards" / "train"
+    (root / "classes.txt").unlink()
+    train, test = load_real(str(root))
+    assert train.class_names == ("0", "1", "2") and len(train) + len(test) == 21
+
+
+def test_what_shards_lack_is_said(exported: Path) -> None:
+    root = exported / "shards" / "train"
+    (root / "classes.txt").write_text("cow\nant\n")
+    with pytest.raises(InputError, match="class indices go from 0 to 2, and 2 classes exist"):
+        load_real(str(root))
+    (root / "classes.txt").write_text("cow\nant\nbee\nelk\n")
+    with pytest.raises(InputError, match="class 'elk' of .* has no images"):
+        load_real(str(root))
+    with tarfile.open(root / "000001.tar", "a") as shard:
+        shard.add(exported / "folder" / "train" / "ant" / "000.png", "lonely.png")
+    with pytest.raises(InputError, match="000001.tar: lonely.png has no class index: expected lonely.cls"):
+        load_real(str(root))
+    (root / "000001.tar").write_bytes(b"no tar at all")
+    with pytest.raises(InputError, match="000001.tar cannot be read as a WebDataset shard"):
+        load_real(str(root))
+
+
+def test_a_shard_that_was_cut_off_is_named(exported: Path) -> None:
+    shard = exported / "shards" / "train" / "000002.tar"
+    shard.write_bytes(shard.read_bytes()[: 512 + 100])  # in the middle of its image
+    with pytest.raises(InputError, match="000002.tar"):
+        load_real(str(exported / "shards"))
+
+
+def test_packed_shards_are_to_be_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "000000.tar.gz").touch()
+    with pytest.raises(InputError, match="000000.tar.gz is compressed"):
+        load_real(str(tmp_path))
