@@ -265,7 +265,10 @@ def matching_augmentation(recipe: Recipe, data: LabeledImages) -> Augmentation:
 def new_real_side(
     recipe: Recipe, data: LabeledImages, extractors: Extractors, pool_key: str, device: torch.device
 ) -> RealSide:
-    """What stands for the real images in every step; statistics are computed, or read where they were before."""
+    """What stands for the real images in every step; statistics are computed, or read where they were before.
+
+    All processes have to call it: they share the pass over the images.
+    """
     part, kernel = recipe.real, recipe.objective.kernel
     if part.kind == "random":
         return BatchSide(data, part.batch_size, device, kernel)

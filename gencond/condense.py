@@ -91,7 +91,7 @@ def start(recipe: Recipe, data: LabeledImages, run: RunFolder, pretrained: Path 
     started = time.monotonic()
     with accelerator.main_process_first():
         extractors, pool_key = new_extractors(recipe, data, accelerator.device)
-        real = new_real_side(recipe, data, extractors, pool_key, accelerator.device)
+    real = new_real_side(recipe, data, extractors, pool_key, accelerator.device)  # all processes share the pass
     if accelerator.is_main_process:
         run.log(
             stage="extractors and statistics",

@@ -37,3 +37,11 @@ def progress(
         bar_format=BAR,
         leave=True,
     )
+
+
+def spoken_time(seconds: float) -> str:
+    """In the unit that people would say: 40 s, 12 min, 3.5 h, 2.1 days."""
+    for unit, length, most in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 2 * 86400)):
+        if seconds < most:
+            return f"{seconds / length:.{1 if unit == 'h' or seconds < 10 else 0}f} {unit}"
+    return f"{seconds / 86400:.1f} days"

@@ -3,31 +3,43 @@
 A step of DM or M3D reads hundreds of real images per class to estimate means that hardly change. Here they are
 computed once, over the whole set under augmentation, for every extractor of the pool; then no step touches a real
 image again and its cost does not depend on how many there are.
+
+The pass holds a batch and the sums, never the set. Processes share its batches, and its sums are saved as it goes, so
+that a killed one goes on.
 """
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from statistics import median
 
 import torch
-from jaxtyping import Float
+import torch.distributed as dist
+from jaxtyping import Float, Float64, Int64
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gencond.augment import Augmentation
 from gencond.data import LabeledImages
+from gencond.distributed import from_main, rank_and_world
 from gencond.features import Extractor
 from gencond.files import read_cache, short_hash, written_whole
 from gencond.losses.anchor import contrast, pooled_pixels
 from gencond.losses.kernels import fourier_embedding, fourier_frequencies, median_bandwidth
-from gencond.progress import progress
+from gencond.progress import progress, spoken_time
 from gencond.ranges import to_signed
 
 logger = logging.getLogger(__name__)
 
 BANDWIDTH_FACTORS = (0.5, 1.0, 2.0)
 PROBE_IMAGES = 512
+BATCH_SIZE = 500
+FULL_BATCH_SIDE = 64  # larger images go in smaller batches, so that a batch takes the same memory
+BATCHES_BETWEEN_SUMS = 64  # after which processes add their sums: positions that depend on nothing but the data
+SECONDS_BETWEEN_STATES = 60.0
+FORECAST_FROM_IMAGES = 100_000
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,47 @@ class RealStatistics:
         return RealStatistics(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What a pass adds up, in float64, and how far it is: enough to go on with it.
+
+    Args:
+        frequencies: see `RealStatistics`.
+        features, squares, embeddings: of the extractors' features under augmentation, of all passes.
+        pooled, contrasts: of images as they are, of the first pass.
+        done: batches that are in the sums.
+    """
+
+    frequencies: Float[Tensor, "k d r"]
+    features: Float64[Tensor, "k classes d"]
+    squares: Float64[Tensor, "k classes"]
+    embeddings: Float64[Tensor, "k classes r2"]
+    pooled: Float64[Tensor, "classes p"]
+    contrasts: Float64[Tensor, "classes c"]
+    done: int = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "done"}
+
+    def added(self) -> list[Tensor]:
+        """The tensors that grow."""
+        return [tensor for name, tensor in self.tensors().items() if name != "frequencies"]
+
+    def save(self, file: Path, done: int) -> None:
+        """Whole or not at all."""
+        with written_whole(file) as temporary:
+            save_file({name: t.cpu() for name, t in self.tensors().items()} | {"done": torch.tensor(done)}, temporary)
+
+    @classmethod
+    def read(cls, file: Path, device: torch.device) -> "Sums | None":
+        """Those of a killed pass; None where there was none, or its file is damaged."""
+        stored = read_cache(file)
+        if stored is None:
+            return None
+        done = int(stored.pop("done"))
+        return cls(**{name: tensor.to(device) for name, tensor in stored.items()}, done=done)
+
+
 def cached_statistics(
     data: LabeledImages,
     extractors: Sequence[Extractor],
@@ -67,7 +120,10 @@ def cached_statistics(
     num_frequencies: int,
     seed: int,
 ) -> RealStatistics:
-    """`real_statistics`, read from `cache` if they were computed before for this data, pool and augmentation."""
+    """`real_statistics`, read from `cache` if they were computed before for this data, pool and augmentation.
+
+    All processes have to call it: they share the pass, and the main one writes.
+    """
     key = short_hash(
         "statistics-3",
         data.fingerprint,
@@ -79,10 +135,11 @@ def cached_statistics(
         seed,
     )
     file = cache / "statistics" / f"{key}.safetensors"
-    stored = read_cache(file)
-    if stored is not None:
+    # The main process decides for all: the file may appear, from another run, between two looks at it.
+    if from_main(lambda: read_cache(file) is not None):
         logger.info("statistics: reusing those of %d images (%s)", len(data), key)
-        return RealStatistics(**stored)
+        return RealStatistics(**read_cache(file))
+    state = file.with_name(f"{key}.unfinished.safetensors")
     statistics = real_statistics(
         data,
         extractors,
@@ -90,10 +147,21 @@ def cached_statistics(
         num_passes=num_passes,
         num_frequencies=num_frequencies,
         seed=seed,
+        state=state,
     )
-    with written_whole(file) as temporary:
-        save_file({field.name: getattr(statistics, field.name) for field in fields(statistics)}, temporary)
+
+    def write() -> None:
+        with written_whole(file) as temporary:
+            save_file({field.name: getattr(statistics, field.name) for field in fields(statistics)}, temporary)
+        state.unlink(missing_ok=True)
+
+    from_main(write)
     return statistics
+
+
+def images_at_once(side: int) -> int:
+    """How many images of `side` pixels are embedded at once, so that their activations take a bounded memory."""
+    return max(8, int(PROBE_IMAGES * min(1.0, (FULL_BATCH_SIDE / side) ** 2)))
 
 
 @torch.no_grad()
@@ -105,64 +173,146 @@ def real_statistics(
     num_passes: int,
     num_frequencies: int,
     seed: int,
-    batch_size: int = 500,
+    batch_size: int = BATCH_SIZE,
+    state: Path | None = None,
 ) -> RealStatistics:
     """Sums over the data in float64, a batch at a time: memory does not grow with the set.
+
+    Each process draws the augmentation of all batches and computes its share of them, so that the draws, and to the
+    rounding of sums in another order the result, are those of one process.
 
     Args:
         num_passes: how often every image is seen, each time under another augmentation.
         num_frequencies: of the Fourier embedding, a multiple of 3; the embedding is twice as long.
+        batch_size: at most; of images over `FULL_BATCH_SIDE` pixels fewer.
+        state: a file that the sums are saved in every minute; a pass that finds it goes on from there, and a single
+            process ends with the same bits.
     """
     device = next(extractors[0].parameters()).device
     rng = torch.Generator().manual_seed(seed)
-    num_classes, num_nets, feature_dim = data.num_classes, len(extractors), extractors[0].feature_dim
+    at_once = images_at_once(max(data.image_size, extractors[0].resize or 0))
+    batches = torch.arange(len(data)).split(min(batch_size, at_once))
+    rank, world = rank_and_world()
 
-    def augmented(rows: Tensor) -> Tensor:
-        return augmentation(to_signed(data.images[rows]).to(device), augmentation.draw(len(rows), rng))
-
-    probe = augmented(torch.randperm(len(data), generator=rng)[:PROBE_IMAGES])
-    frequencies = torch.stack([
-        fourier_frequencies(
-            feature_dim, num_frequencies, tuple(factor * median for factor in BANDWIDTH_FACTORS), rng
-        )
-        for median in (median_bandwidth(extractor(probe)) for extractor in extractors)
-    ]).to(device)  # fmt: skip
-    mean = torch.zeros(num_nets, num_classes, feature_dim, dtype=torch.float64, device=device)
-    square = torch.zeros(num_nets, num_classes, dtype=torch.float64, device=device)
-    embedding = torch.zeros(num_nets, num_classes, 2 * num_frequencies, dtype=torch.float64, device=device)
-    pooled, contrasts = None, None
-    bar = progress(description="statistics", total=num_passes * len(data), unit="image")
-    for number in range(num_passes):
-        for rows in torch.arange(len(data)).split(batch_size):
-            labels = data.labels[rows].to(device)
-            images = augmented(rows)
-            for k, extractor in enumerate(extractors):
-                features = extractor(images)
-                mean[k].index_add_(0, labels, features.double())
-                square[k].index_add_(0, labels, features.double().square().sum(1))
-                embedding[k].index_add_(0, labels, fourier_embedding(features, frequencies[k]).double())
-            if number == 0:
+    probed = torch.randperm(len(data), generator=rng)[:PROBE_IMAGES]
+    probe = augmentation(to_signed(data.images[probed]).to(device), augmentation.draw(len(probed), rng))
+    frequencies, seconds_per_net = [], []
+    for extractor in extractors:
+        started = time.monotonic()
+        distance = median_bandwidth(torch.cat([extractor(some) for some in probe.split(at_once)]))
+        seconds_per_net.append(time.monotonic() - started)  # of the first one also for compiling: the median counts
+        bandwidths = tuple(factor * distance for factor in BANDWIDTH_FACTORS)
+        frequencies.append(fourier_frequencies(extractor.feature_dim, num_frequencies, bandwidths, rng))
+    total = None if state is None or rank > 0 else Sums.read(state, device)
+    total = total or _no_sums(data, torch.stack(frequencies).to(device))
+    if world > 1:  # the main process alone reads the state, and GPUs may differ in the last bits of a median
+        start = from_main(lambda: total.done)
+        for tensor in total.tensors().values():
+            dist.broadcast(tensor, 0)
+    else:
+        start = total.done
+    num_batches = num_passes * len(batches)
+    if rank == 0:
+        if start:
+            logger.info("statistics: resumed at %.0f %%", 100 * start / num_batches)
+        elif len(data) >= FORECAST_FROM_IMAGES:
+            logger.info(
+                "statistics: %d images, %d networks, %d pass(es): about %s, sums of %.1f GB in memory and on disk",
+                len(data), len(extractors), num_passes,
+                spoken_time(median(seconds_per_net) * len(extractors) / len(probed) * num_passes * len(data) / world),
+                sum(tensor.nbytes for tensor in total.tensors().values()) / 1e9,
+            )  # fmt: skip
+    own = total if world == 1 else _no_sums(data, total.frequencies)
+    bar = progress(
+        description="statistics",
+        total=num_passes * len(data),
+        initial=_images_in(batches, start),
+        unit="image",
+        disable=rank > 0,
+    )
+    saved = time.monotonic()
+    for number in range(num_batches):
+        rows = batches[number % len(batches)]
+        params = augmentation.draw(len(rows), rng)
+        if number >= start:
+            if number % world == rank:
                 plain = to_signed(data.images[rows]).to(device)
-                vectors = pooled_pixels(plain).double(), contrast(plain).double()
-                if pooled is None:
-                    pooled, contrasts = (vector.new_zeros(num_classes, vector.shape[1]) for vector in vectors)
-                pooled.index_add_(0, labels, vectors[0])
-                contrasts.index_add_(0, labels, vectors[1])
+                labels = data.labels[rows].to(device)
+                _add(own, extractors, plain, augmentation(plain, params), labels, first=number < len(batches))
             bar.update(len(rows))
+            done = number + 1
+            if world > 1 and (done % BATCHES_BETWEEN_SUMS == 0 or done == num_batches):
+                _add_up(total, own)
+            together = world == 1 or done % BATCHES_BETWEEN_SUMS == 0
+            if rank == 0 and state is not None and together and time.monotonic() - saved > SECONDS_BETWEEN_STATES:
+                total.save(state, done)
+                saved = time.monotonic()
     bar.close()
-    count = data.counts.to(device)
+    return _averages(total, data, num_passes)
+
+
+def _no_sums(data: LabeledImages, frequencies: Float[Tensor, "k d r"]) -> Sums:
+    """Zeros on the device of `frequencies`."""
+    num_nets, feature_dim, num_frequencies = frequencies.shape
+    plain = to_signed(data.images[:1])
+    sizes = (
+        (num_nets, data.num_classes, feature_dim),
+        (num_nets, data.num_classes),
+        (num_nets, data.num_classes, 2 * num_frequencies),
+        (data.num_classes, pooled_pixels(plain).shape[1]),
+        (data.num_classes, contrast(plain).shape[1]),
+    )
+    return Sums(frequencies, *(torch.zeros(size, dtype=torch.float64, device=frequencies.device) for size in sizes))
+
+
+def _images_in(batches: Sequence[Tensor], count: int) -> int:
+    """How many images the first `count` batches of all passes hold."""
+    passes, rest = divmod(count, len(batches))
+    return passes * sum(map(len, batches)) + sum(map(len, batches[:rest]))
+
+
+def _add(
+    sums: Sums,
+    extractors: Sequence[Extractor],
+    plain: Float[Tensor, "n c h w"],
+    images: Float[Tensor, "n c h w"],
+    labels: Int64[Tensor, " n"],
+    first: bool,
+) -> None:
+    """A batch, in place. `first`: in the first pass, which sees the images as they are too."""
+    for k, extractor in enumerate(extractors):
+        features = extractor(images)
+        sums.features[k].index_add_(0, labels, features.double())
+        sums.squares[k].index_add_(0, labels, features.double().square().sum(1))
+        sums.embeddings[k].index_add_(0, labels, fourier_embedding(features, sums.frequencies[k]).double())
+    if first:
+        sums.pooled.index_add_(0, labels, pooled_pixels(plain).double())
+        sums.contrasts.index_add_(0, labels, contrast(plain).double())
+
+
+def _add_up(total: Sums, own: Sums) -> None:
+    """Adds what the processes have summed since the last time to the total of each, and empties it."""
+    for whole, part in zip(total.added(), own.added(), strict=True):
+        dist.all_reduce(part)
+        whole += part
+        part.zero_()
+
+
+def _averages(sums: Sums, data: LabeledImages, num_passes: int) -> RealStatistics:
+    count = data.counts.to(sums.features.device)
     seen = (count * num_passes).double()
-    mean /= seen[:, None]
-    spread = (square / seen - mean.square().sum(-1)).clamp_min(1e-12)
+    mean = sums.features / seen[:, None]
+    spread = (sums.squares / seen - mean.square().sum(-1)).clamp_min(1e-12)
     # The mean over pairs of classes from sums over classes: C sum |m|^2 - |sum m|^2 is the sum over pairs.
+    num_classes = data.num_classes
     pairs = num_classes * mean.square().sum((1, 2)) - mean.sum(1).square().sum(1)
     gap = (pairs / (num_classes * (num_classes - 1) / 2)).clamp_min(1e-12)
     return RealStatistics(
         mean=mean.float().cpu(),
         spread=spread.float().cpu(),
-        embedding=(embedding / seen[:, None]).float().cpu(),
-        frequencies=frequencies.cpu(),
+        embedding=(sums.embeddings / seen[:, None]).float().cpu(),
+        frequencies=sums.frequencies.cpu(),
         gap=gap.float().cpu(),
-        pooled=(pooled / count[:, None]).float().cpu(),
-        contrast=(contrasts / count[:, None]).float().cpu(),
+        pooled=(sums.pooled / count[:, None]).float().cpu(),
+        contrast=(sums.contrasts / count[:, None]).float().cpu(),
     )

@@ -12,14 +12,21 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import TINY, tiny_recipe
+from PIL import Image
 from test_condense import WEIGHTS, a_step, untrained
 
 import gencond
+import gencond.sources
+import gencond.statistics
 from gencond.assembly import choose_representatives, new_extractors
+from gencond.augment import Augmentation
 from gencond.condense import condense
 from gencond.config import load_recipe
 from gencond.data import LabeledImages, load_real
 from gencond.distributed import gather_rows, own_share
+from gencond.features import Extractor
+from gencond.files import cache_dir
+from gencond.networks.convnet import ConvNet
 from gencond.selection import random_subset
 
 
@@ -78,6 +85,56 @@ def test_one_and_more_processes_compute_the_same_loss_and_gradient(
     for several in results[1:]:
         for one, other in zip(results[0], several, strict=True):
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)  # sums in another order, float32
+
+
+def pass_worker(rank: int, world: int, port: int, images: str, out: str) -> None:
+    """One process that decodes its share of a folder and takes its share of the pass over the images."""
+    torch.set_num_threads(1)
+    gencond.sources.MAPPED_ABOVE_BYTES, gencond.sources.CHUNK_BYTES = 0, 7 * 64
+    gencond.statistics.BATCHES_BETWEEN_SUMS, gencond.statistics.SECONDS_BETWEEN_STATES = 4, 0.0
+    if world > 1:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        dist.init_process_group("gloo", rank=rank, world_size=world)
+    os.environ["GENCOND_CACHE"] = f"{out}-{world}"
+    data, _ = load_real(images, 8)
+    torch.manual_seed(rank)  # what a process draws for itself is its own
+    extractors = [Extractor(ConvNet(1, 10, 8, width=4, depth=2), *data.mean_std) for _ in range(2)]
+    for seed, extractor in enumerate(extractors):
+        torch.manual_seed(seed)
+        for weight in extractor.network.parameters():
+            weight.copy_(torch.randn(weight.shape) * 0.3)
+    found = gencond.statistics.cached_statistics(
+        data, extractors, "pool", cache_dir(), augmentation=Augmentation("crop_scale", 8), num_passes=2,
+        num_frequencies=12, seed=0,
+    )  # fmt: skip
+    torch.save({"images": data.images[:], "fingerprint": data.fingerprint, **vars(found)}, f"{out}-{world}-{rank}.pt")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def test_processes_share_decoding_and_the_pass_and_get_what_one_gets(
+    tmp_path: Path, few_digits: LabeledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, (image, label) in enumerate(zip(few_digits.images, few_digits.labels.tolist(), strict=True)):
+        path = tmp_path / "images" / str(label) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(path)
+    monkeypatch.setenv("GENCOND_CACHE", os.environ["GENCOND_CACHE"])  # set back afterwards
+    monkeypatch.setattr("gencond.sources.MAPPED_ABOVE_BYTES", 0)
+    monkeypatch.setattr("gencond.sources.CHUNK_BYTES", 0)
+    monkeypatch.setattr("gencond.statistics.BATCHES_BETWEEN_SUMS", 0)
+    monkeypatch.setattr("gencond.statistics.SECONDS_BETWEEN_STATES", 0)
+    arguments = (str(tmp_path / "images"), str(tmp_path / "out"))
+    pass_worker(0, 1, 0, *arguments)
+    mp.spawn(pass_worker, (2, free_port(), *arguments), nprocs=2)
+    one, *two = (torch.load(tmp_path / f"out-{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
+    for several in two:
+        assert torch.equal(one["images"], several["images"]) and one["fingerprint"] == several["fingerprint"]
+        for name in ("mean", "spread", "embedding", "frequencies", "gap", "pooled", "contrast"):
+            torch.testing.assert_close(one[name], several[name], rtol=1e-6, atol=1e-7)  # sums in another order
+    for kind in ("images", "statistics"):
+        files = [sorted(p.name for p in (tmp_path / f"out-{world}" / kind).iterdir()) for world in (1, 2)]
+        assert files[0] == files[1] and len(files[0]) == 1
 
 
 def condense_on_two_processes(launcher: list[str], recipe: str, out: Path, overrides: list[str]) -> str:

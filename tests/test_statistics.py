@@ -1,3 +1,5 @@
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from gencond.features import Extractor
 from gencond.losses.kernels import fourier_embedding
 from gencond.networks.convnet import ConvNet
 from gencond.ranges import to_signed
-from gencond.statistics import RealStatistics, cached_statistics, real_statistics
+from gencond.statistics import RealStatistics, cached_statistics, images_at_once, real_statistics
 
 
 @pytest.fixture
@@ -88,3 +90,70 @@ def test_a_second_run_reads_them_and_says_so_and_other_data_or_augmentation_does
     assert "reusing" not in caplog.text
     cached(few_digits.subset(torch.arange(100)))
     assert "reusing" not in caplog.text
+
+
+class Killed(Exception):
+    """What ends a pass from outside."""
+
+
+def kill_after(extractor: Extractor, calls: int) -> Callable[[], None]:
+    """Makes an extractor raise at some call; returns what mends it."""
+    forward, seen = extractor.forward, []
+
+    def mortal(images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        if len(seen) > calls:
+            raise Killed
+        return forward(images)
+
+    extractor.forward = mortal
+    return lambda: delattr(extractor, "forward")
+
+
+def test_a_killed_pass_goes_on_and_ends_with_the_same_bits(
+    few_digits: LabeledImages, extractors: list[Extractor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO", logger="gencond")
+    monkeypatch.setattr("gencond.statistics.SECONDS_BETWEEN_STATES", 0.0)
+
+    def cached(cache: Path) -> RealStatistics:
+        return cached_statistics(
+            few_digits, extractors, "pool", cache, augmentation=Augmentation("crop_scale", 8), num_passes=3,
+            num_frequencies=12, seed=0,
+        )  # fmt: skip
+
+    monkeypatch.setattr("gencond.statistics.images_at_once", lambda side: 50)  # 3 batches a pass; 3 of the probe
+    whole = cached(tmp_path / "whole")
+    for calls in (5, 6, 5):  # after 2, 5 and 7 of 9 batches
+        mend = kill_after(extractors[1], calls)
+        with pytest.raises(Killed):
+            cached(tmp_path / "killed")
+        mend()
+    assert len(list((tmp_path / "killed" / "statistics").iterdir())) == 1
+    caplog.clear()
+    mend = kill_after(extractors[1], 3 + 2)
+    resumed = cached(tmp_path / "killed")  # two batches are left
+    mend()
+    assert "resumed at 78 %" in caplog.text
+    for name, value in vars(whole).items():
+        assert torch.equal(value, getattr(resumed, name)), name
+    assert [path.name for path in (tmp_path / "killed" / "statistics").iterdir()] == [
+        path.name for path in (tmp_path / "whole" / "statistics").iterdir()
+    ]
+
+
+def test_large_images_go_in_smaller_batches() -> None:
+    assert [images_at_once(side) for side in (8, 64, 128, 224, 1024)] == [512, 512, 128, 41, 8]
+
+
+def test_a_large_set_is_told_what_the_pass_will_take(
+    few_digits: LabeledImages, extractors: list[Extractor], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO", logger="gencond")
+    compute(few_digits, extractors)
+    assert not caplog.text
+    monkeypatch.setattr("gencond.statistics.FORECAST_FROM_IMAGES", 100)
+    compute(few_digits, extractors)
+    assert re.search(r"120 images, 2 networks, 1 pass\(es\): about .* s, sums of 0.0 GB", caplog.text)
