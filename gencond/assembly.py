@@ -67,6 +67,12 @@ def check_fit(recipe: Recipe, data: LabeledImages) -> None:
         InputError: a combination that means nothing, or a part that does not fit the images.
     """
     check_parts(recipe)
+    check_networks(recipe, data)
+    check_counts(recipe, *min(zip(data.counts.tolist(), data.class_names, strict=True)))
+
+
+def check_networks(recipe: Recipe, data: LabeledImages) -> None:
+    """Builds the recipe's networks for images of the data's size, channels and classes. Raises as `check_fit`."""
     try:
         if recipe.synthesizer.kind == "generator" and recipe.generator.weights is None:
             new_generator(recipe, data)
@@ -81,9 +87,12 @@ def check_fit(recipe: Recipe, data: LabeledImages) -> None:
         raise InputError(
             f"synthesizer.factor={recipe.synthesizer.factor} leaves nothing of {data.image_size} px images"
         )
+
+
+def check_counts(recipe: Recipe, smallest: int, name: str) -> None:
+    """Whether the smallest class, of that name, has the images that learning starts from. Raises as `check_fit`."""
     per_slot = recipe.synthesizer.factor**2
     needed = recipe.pixels.ipc * per_slot
-    smallest, name = min(zip(data.counts.tolist(), data.class_names, strict=True))
     ties = recipe.codes.encode_steps or recipe.objective.representative_weight
     if recipe.synthesizer.kind == "generator" and ties and per_slot > 1 and smallest < per_slot:
         raise InputError(

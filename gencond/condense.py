@@ -28,6 +28,7 @@ from gencond.data import LabeledImages
 from gencond.distributed import memory_used, new_accelerator, own_share
 from gencond.errors import InputError
 from gencond.files import cache_dir, require_writable
+from gencond.generator.backbone import Backbone
 from gencond.generator.card import model_card
 from gencond.generator.condensed import CondensedDataset, backbone_config, load
 from gencond.generator.face import Condensed
@@ -99,24 +100,30 @@ def start(recipe: Recipe, data: LabeledImages, run: RunFolder, pretrained: Path 
             memory=memory_used(accelerator.device),
         )
     representatives = choose_representatives(recipe, data, extractors).to(accelerator.device)
-    if generator is None:
-        condensed: Condensed = new_pixels(recipe, data, representatives, provenance(recipe, data))
-    else:
-        condensed = CondensedDataset(
-            data.class_names,
-            backbone_config(generator),
-            recipe.codes.num_slots,
-            recipe.seed,
-            recipe.synthesizer.factor,
-            provenance(recipe, data),
-        )
-        condensed.generator.load_state_dict(generator.state_dict())
-        if recipe.generator.gradient_checkpointing:
-            condensed.generator.enable_gradient_checkpointing()
-        condensed.eval()  # batch norms stay at their statistics: a fixed affine map of each channel
-        if recipe.codes.encode_steps:
-            encode(recipe, condensed, representatives, run)
+    condensed = new_condensed(recipe, data, generator, representatives)
+    if isinstance(condensed, CondensedDataset) and recipe.codes.encode_steps:
+        encode(recipe, condensed, representatives, run)
     return Matching(recipe, data, condensed, extractors, real, representatives)
+
+
+def new_condensed(
+    recipe: Recipe, data: LabeledImages, generator: Backbone | None, representatives: Representatives
+) -> Condensed:
+    """The artefact before anything of it is learned: around a generator, or a bank of pixels where there is none."""
+    if generator is None:
+        return new_pixels(recipe, data, representatives, provenance(recipe, data))
+    condensed = CondensedDataset(
+        data.class_names,
+        backbone_config(generator),
+        recipe.codes.num_slots,
+        recipe.seed,
+        recipe.synthesizer.factor,
+        provenance(recipe, data),
+    )
+    condensed.generator.load_state_dict(generator.state_dict())
+    if recipe.generator.gradient_checkpointing:
+        condensed.generator.enable_gradient_checkpointing()
+    return condensed.eval()  # batch norms stay at their statistics: a fixed affine map of each channel
 
 
 def adam(

@@ -338,7 +338,10 @@ def read_into_memory(source: ImageSource, image_size: int) -> UInt8[Tensor, "n c
         )
     _require_whole([(source.names[row], why) for row, why in enumerate(decoded) if isinstance(why, str)], source)
     channels = 3 if any(image.ndim == 3 for image in decoded) else 1
-    return torch.from_numpy(np.stack([_with_channels(image, channels) for image in decoded]))
+    images = np.empty((len(decoded), channels, image_size, image_size), np.uint8)
+    for row, image in enumerate(decoded):
+        images[row] = _with_channels(image, channels)
+    return torch.from_numpy(images)
 
 
 # --- decoding into a file --------------------------------------------------------------------------------------

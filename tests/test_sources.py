@@ -68,6 +68,7 @@ def test_a_file_holds_the_pixels_that_memory_holds(folder: Path, monkeypatch: py
     for one, other in zip(in_memory, in_file, strict=True):
         assert isinstance(other.images, MappedImages) and not isinstance(one.images, MappedImages)
         assert_equal(one, other)
+        assert one.images.is_contiguous() and other.images[:].is_contiguous()
         assert other.images.shape == one.images.shape and other.channels == 3
         np.testing.assert_allclose(one.mean_std, other.mean_std, rtol=1e-9)
         assert list(one.digests()) == list(other.digests())
