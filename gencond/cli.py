@@ -99,6 +99,13 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the recipe")
         sub.set_defaults(command=command)
 
+    doctor = commands.add_parser("doctor", help="say what a run will take, and what it lacks, before it starts")
+    doctor.add_argument("--recipe", default="gencond", help="as of condense")
+    doctor.add_argument("--data", help="as of condense; images are counted, a few are read")
+    doctor.add_argument("--out", type=Path, help="run folder, for the space on its disk")
+    doctor.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the recipe")
+    doctor.set_defaults(command=run_doctor)
+
     sample = commands.add_parser("sample", help="write any number of images per class")
     sample.add_argument("path", help="run folder, artefact folder or Hub id")
     sample.add_argument("--ipc", type=int, required=True, help="images per class, at least 1")
@@ -209,6 +216,12 @@ def run_pretrain(args: argparse.Namespace) -> None:
         pretrained_generator(recipe, train, run)
     if _is_main_process():
         print(f"\n{run.pretrained} is ready; `gencond condense` with the same arguments goes on from it")
+
+
+def run_doctor(args: argparse.Namespace) -> None:
+    from gencond.doctor import doctor
+
+    doctor(_recipe(args), args.out)
 
 
 def run_sample(args: argparse.Namespace) -> None:

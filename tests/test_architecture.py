@@ -26,9 +26,13 @@ ALLOWED = {
     "checkpoint": {"config", "data", "generator"},
     "pretrain": {"config", "data", "augment", "backbones", "losses", "generator", "checkpoint"},
     "step": {"assembly", "augment", "targets", "losses", "generator"},
+    "forecast": {
+        "config", "data", "augment", "losses", "generator", "checkpoint", "selection", "extractors", "training",
+        "statistics", "targets", "assembly", "pretrain", "condense",
+    },
     "condense": {"config", "data", "targets", "losses", "generator", "checkpoint", "pretrain", "assembly", "step"},
 }  # fmt: skip
-GLUE = {"cli", "judge", "__init__"}
+GLUE = {"cli", "judge", "doctor", "__init__"}
 
 
 def rooms() -> list[str]:

@@ -1,0 +1,313 @@
+"""`gencond doctor`: what a run would take and what it lacks, said before it starts. Glue, as the command."""
+
+import importlib.util
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import psutil
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from gencond.assembly import check_counts, check_networks, check_parts
+from gencond.config import Recipe
+from gencond.data import NAMED_SETS, LabeledImages, is_mapped, load_real, size_of, split_off
+from gencond.distributed import new_accelerator
+from gencond.errors import InputError
+from gencond.eval.networks import build_network
+from gencond.eval.protocols import get_protocol
+from gencond.features import can_compile
+from gencond.files import cache_dir, require_writable
+from gencond.forecast import Amount, Forecast, forecast, free_space
+from gencond.mapped import FACTS
+from gencond.progress import spoken_time
+from gencond.sources import ImageSource, find_images, read_image
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_IMAGES = 512
+PLENTY = 0.9  # of the memory there is: beyond it a run is likely to be killed
+
+
+@dataclass
+class Findings:
+    """What the doctor says: `blocks` end a run, `notes` are good to know."""
+
+    blocks: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def hold(self, check: Callable[[], object]) -> bool:
+        """Does a check; what it raises blocks. Returns whether nothing was raised."""
+        try:
+            check()
+        except InputError as error:
+            self.blocks.append(" ".join(str(error).split()))
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class Patient:
+    """The data as a run would see it, of which a few images were read.
+
+    Args:
+        sample: images that repeat until each class has one; their classes are made up.
+        counts: training images of each class, without those that are held out.
+        num_test: images that are held out, or come apart.
+        too_small: a class that none can be held out of.
+    """
+
+    sample: LabeledImages
+    counts: Int64[Tensor, " classes"]
+    num_test: int
+    amount: Amount
+    too_small: str | None = None
+
+
+def doctor(recipe: Recipe, out: Path | None) -> None:
+    """Prints what a run of `recipe` would take on this machine, stage by stage, and what it lacks.
+
+    Args:
+        out: the run folder, for its disk; None: the working directory's.
+    Raises:
+        InputError: something that would end the run, in one line, after all is printed.
+    """
+    found = Findings()
+    device = new_accelerator().device
+    print(_line("machine", _machine(device)))
+    found.hold(lambda: require_writable(cache_dir()))
+    has_meaning = found.hold(lambda: check_parts(recipe))
+    ready = check_weights(recipe, found)
+    if recipe.features.compile and not can_compile():
+        found.blocks.append("features.compile needs a C++ compiler (g++): install one or set features.compile=false")
+        ready = replace(ready, features=replace(ready.features, compile=False))
+    try:
+        patient = _examine(recipe)
+    except InputError as error:
+        found.blocks.append(" ".join(str(error).split()))
+    else:
+        fits = has_meaning and found.hold(lambda: check_networks(ready, patient.sample))
+        _consult(recipe, patient, found)
+        if fits:
+            logger.info("doctor: a few steps of each stage are timed ...")
+            expected = forecast(ready, patient.sample, patient.amount, device)
+            print(_table(expected))
+            _space(expected, out or Path.cwd(), device, found)
+    if device.type == "cpu":
+        found.notes.append("no GPU is used: fine for small images, days for large ones")
+    if importlib.util.find_spec("torch_fidelity") is None:
+        found.notes.append("torch-fidelity is not installed: `evaluate --quality` alone needs it")
+    for note in found.notes:
+        print(_line("note", note))
+    for block in found.blocks:
+        print(_line("missing", block))
+    if found.blocks:
+        more = f" (and {len(found.blocks) - 1} more)" if len(found.blocks) > 1 else ""
+        raise InputError(f"this run would fail: {found.blocks[0]}{more}")
+    print(_line("ready", "nothing stands in the way"))
+
+
+def _consult(recipe: Recipe, patient: Patient, found: Findings) -> None:
+    """Says what the data is, and holds the recipe against it."""
+    sample = patient.sample
+    print(_line("data", _data(recipe, patient)))
+    found.hold(lambda: _check_held_out(patient))
+    found.hold(lambda: check_counts(recipe, *min(zip(patient.counts.tolist(), sample.class_names, strict=True))))
+    found.hold(lambda: _check_judge(recipe, sample))
+    most = min(sample.num_classes, recipe.condense.classes_per_step)  # more processes are refused by `condense`
+    if (gpus := torch.cuda.device_count()) > most:
+        found.notes.append(
+            f"`accelerate launch` starts a process on each of {gpus} GPUs, and a step has {most} classes: "
+            f"--num_processes {most}, or raise condense.classes_per_step"
+        )
+
+
+def _line(title: str, text: str) -> str:
+    return f"{title:<9}{text}"
+
+
+def _gigabytes(count: int) -> str:
+    """0.004 GB would say nothing."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{max(count / 1e6, 0.1):,.1f} MB"
+
+
+def _machine(device: torch.device) -> str:
+    memory = psutil.virtual_memory()
+    gpu = "no GPU"
+    if device.type == "cuda":
+        about = torch.cuda.get_device_properties(device)
+        gpu = f"{torch.cuda.device_count()} x {about.name} with {_gigabytes(about.total_memory)}"
+    elif device.type != "cpu":
+        gpu = device.type
+    return (
+        f"{os.cpu_count()} CPU cores ({torch.get_num_threads()} threads), {_gigabytes(memory.total)} of memory "
+        f"({_gigabytes(memory.available)} free), {gpu}; {_gigabytes(free_space(cache_dir()))} of disk free in "
+        f"{cache_dir()}"
+    )
+
+
+def _data(recipe: Recipe, patient: Patient) -> str:
+    sample, amount = patient.sample, patient.amount
+    place = "kept in memory"
+    if amount.is_mapped:
+        place = "read from the cache" if amount.bytes_to_write == 0 else "decoded once into the cache"
+    return (
+        f"{recipe.data.source}: {amount.num_train:,} training and {patient.num_test:,} {recipe.data.judge_on} images, "
+        f"{sample.num_classes:,} classes, {sample.channels}x{sample.image_size}x{sample.image_size} px, "
+        f"{_gigabytes(amount.pixel_bytes)} {place}"
+    )
+
+
+def _table(expected: Forecast) -> str:
+    rows = [f"{'stage':<18}{'how much':<44}{'time':>10}"]
+    rows += [f"{stage.name:<18}{stage.amount:<44}{spoken_time(stage.seconds):>10}" for stage in expected.stages]
+    rows.append(f"{'all of it':<18}{'one process, without evaluation':<44}{spoken_time(expected.seconds):>10}")
+    gpu = f", {_gigabytes(expected.gpu_memory)} of the GPU's" if expected.gpu_memory else ""
+    rows.append(
+        f"memory   {_gigabytes(expected.memory)}{gpu};   disk   {_gigabytes(expected.cache)} in the cache, "
+        f"{_gigabytes(expected.out)} in the run folder"
+    )
+    return "\n".join(rows)
+
+
+# --- the data ------------------------------------------------------------------------------------------------------
+
+
+def _examine(recipe: Recipe) -> Patient:
+    """Counts the images and reads a few. Raises InputError as `load_real`, but for images that are not read."""
+    part = recipe.data
+    if part.source in NAMED_SETS or not Path(part.source).is_dir():
+        started = time.perf_counter()
+        train, test = load_real(part.source, part.image_size, part.test_fraction)
+        seconds = time.perf_counter() - started
+        if part.judge_on == "validation":
+            train, test = split_off(train, part.validation_fraction)
+        counts, num_test = train.counts, len(test)
+        images, names, num_bytes = train.images[:SAMPLE_IMAGES], train.class_names, train.images.nbytes
+        to_write, mapped, too_small, num_images = 0, False, None, len(train) + num_test
+    else:
+        source = find_images(Path(part.source))
+        if len(source.class_names) < 2:
+            raise InputError(f"{part.source} has one class, {source.class_names[0]!r}: condensing needs two or more")
+        side = part.image_size or size_of(source)
+        images, seconds_each = _read_some(source, side)
+        counts = source.labels[: source.num_train].bincount(minlength=len(source.class_names))
+        num_test, too_small = len(source) - source.num_train, None
+        for held_out in _fractions(recipe, source.has_test):
+            if counts.min() < 2:
+                too_small = source.class_names[int(counts.argmin())]
+            num_test = int(counts.sum())
+            counts = counts - (counts * held_out).round().long().clamp(1).minimum((counts - 1).clamp(0))
+            num_test -= int(counts.sum())
+        num_images, names, num_bytes = len(source), source.class_names, len(source) * images[0].nbytes
+        mapped = is_mapped(source, side)
+        is_there = mapped and (cache_dir() / "images" / source.key(side)).is_dir()
+        to_write = 0 if is_there or not mapped else num_bytes + len(source) * FACTS.itemsize
+        seconds = 0.0 if is_there else seconds_each * len(source)
+    wanted = max(SAMPLE_IMAGES, len(names), recipe.features.train_images * (recipe.features.kind == "online"))
+    rows = torch.arange(wanted)
+    sample = LabeledImages(images[rows % len(images)], rows % len(names), names)
+    amount = Amount(num_images, int(counts.sum()), int(counts.max()), num_bytes, mapped, seconds, to_write)
+    return Patient(sample, counts, num_test, amount, too_small)
+
+
+def _fractions(recipe: Recipe, has_test: bool) -> list[float]:
+    """What is held out of each class, one after the other."""
+    part = recipe.data
+    return [part.test_fraction] * (not has_test) + [part.validation_fraction] * (part.judge_on == "validation")
+
+
+def _read_some(source: ImageSource, side: int) -> tuple[UInt8[Tensor, "n c h w"], float]:
+    """(images from all over a source, seconds for each with all threads). Raises InputError for a broken one."""
+    chosen = torch.linspace(0, len(source) - 1, min(len(source), SAMPLE_IMAGES)).long().unique().tolist()
+    started = time.perf_counter()
+    with ThreadPoolExecutor() as pool:
+        read = list(pool.map(lambda row: read_image(source.open(row), side), chosen))
+    seconds = (time.perf_counter() - started) / len(chosen)
+    broken = [(source.names[row], why) for row, why in zip(chosen, read, strict=True) if isinstance(why, str)]
+    if broken:
+        raise InputError(
+            f"{len(broken)} of {len(chosen)} images that were tried cannot be read, {broken[0][0]} ({broken[0][1]}) "
+            "first: repair or remove them"
+        )
+    colour = any(image.ndim == 3 for image in read)
+    images = [torch.from_numpy(image.copy()) for image in read]
+    if not colour:
+        return torch.stack(images)[:, None], seconds
+    images = [image if image.ndim == 3 else image[..., None].expand(-1, -1, 3) for image in images]
+    return torch.stack(images).permute(0, 3, 1, 2).contiguous(), seconds
+
+
+def _check_held_out(patient: Patient) -> None:
+    """Raises InputError where a class is too small to hold an image out."""
+    if patient.too_small is not None:
+        raise InputError(f"class {patient.too_small!r} has too few images to hold one out: two are needed each time")
+
+
+# --- the recipe ----------------------------------------------------------------------------------------------------
+
+
+def check_weights(recipe: Recipe, found: Findings) -> Recipe:
+    """Says whether the extractors' weights are there; returns the recipe without them, which is as fast."""
+    part = recipe.features
+    if part.weights is None:
+        return recipe
+    if part.weights == "pretrained":
+        if why := _absent_from_hub_cache(part.network):
+            offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+            (found.blocks if offline else found.notes).append(why)
+    elif not Path(part.weights).is_file():
+        found.blocks.append(f"features.weights={part.weights}: no such file")
+    return replace(recipe, features=replace(part, weights=None))
+
+
+def _absent_from_hub_cache(network: str) -> str | None:
+    """What to say of timm's weights of a network where they are not on this machine; None where they are."""
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    if not timm.is_model(network):
+        return None  # `check_networks` says so
+    about = timm.get_pretrained_cfg(network)
+    if about is None or not about.has_weights:
+        return f"timm has no weights of {network}: leave features.weights out"
+    names = ("model.safetensors", "pytorch_model.bin")
+    if about.hf_hub_id and any(isinstance(try_to_load_from_cache(about.hf_hub_id, name), str) for name in names):
+        return None
+    where = about.hf_hub_id or about.url
+    return f"the weights of {network} are not on this machine: the run downloads them ({where})"
+
+
+def _check_judge(recipe: Recipe, sample: LabeledImages) -> None:
+    """Raises InputError where the result could not be judged as the recipe says."""
+    get_protocol(recipe.evaluate.protocol)
+    for network in recipe.evaluate.networks:
+        build_network(network, sample.channels, sample.num_classes, sample.image_size, seed=0)
+
+
+# --- space ---------------------------------------------------------------------------------------------------------
+
+
+def _space(expected: Forecast, out: Path, device: torch.device, found: Findings) -> None:
+    """Holds memory and disk against what there is."""
+    total = psutil.virtual_memory().total
+    if expected.memory > PLENTY * total:
+        found.blocks.append(f"{_gigabytes(expected.memory)} of memory are needed, the machine has {_gigabytes(total)}")
+    if device.type == "cuda":
+        of_gpu = torch.cuda.get_device_properties(device).total_memory
+        if expected.gpu_memory > PLENTY * of_gpu:
+            found.blocks.append(
+                f"{_gigabytes(expected.gpu_memory)} of GPU memory are needed, it has {_gigabytes(of_gpu)}: lower "
+                "condense.images_at_once"
+            )
+    for what, path, needed in (("the cache", cache_dir(), expected.cache), ("the run folder", out, expected.out)):
+        if needed > free_space(path):
+            found.blocks.append(
+                f"{what} needs {_gigabytes(needed)} in {path}, and {_gigabytes(free_space(path))} are free: make space "
+                f"or {'set GENCOND_CACHE' if what == 'the cache' else 'choose another --out'}"
+            )

@@ -1,0 +1,399 @@
+"""What a run will take, before it starts: a few steps of each stage on a few images, and the rest by arithmetic."""
+
+import contextlib
+import io
+import logging
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from gencond.assembly import (
+    Extractors,
+    choose_representatives,
+    extractor_maker,
+    matching_augmentation,
+    new_extractors,
+    new_real_side,
+)
+from gencond.augment import Augmentation
+from gencond.checkpoint import RunFolder
+from gencond.condense import Matching, encode, new_condensed
+from gencond.config import Recipe
+from gencond.data import LabeledImages
+from gencond.extractors import ExtractorMaker, PoolExtractors
+from gencond.generator.condensed import CondensedDataset
+from gencond.losses.anchor import contrast, pooled_pixels
+from gencond.pretrain import new_generator, pretrain
+from gencond.ranges import to_signed
+from gencond.selection import kmeans_representatives, nested_representatives
+from gencond.statistics import RealStatistics, images_at_once, real_statistics
+from gencond.targets import RealSide, StatisticsSide
+from gencond.training import Shuffled, train_network
+
+logger = logging.getLogger(__name__)
+
+REHEARSED_SECONDS = 3.0  # of each stage, after a first step that is not counted
+REHEARSED_STEPS = 5
+KMEANS_IMAGES = 500  # of the one class that representatives are timed with
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of a forecast.
+
+    Args:
+        name: as its progress bar has it.
+        amount: for people, as in "600 steps".
+        seconds: all of it.
+    """
+
+    name: str
+    amount: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take on this machine with one process.
+
+    Args:
+        memory: bytes of the process at its peak.
+        gpu_memory: bytes that tensors take on the GPU at the peak; 0 without one.
+        cache, out: bytes on disk, in the cache and in the run folder.
+    """
+
+    stages: tuple[Stage, ...]
+    memory: int
+    gpu_memory: int
+    cache: int
+    out: int
+
+    @property
+    def seconds(self) -> float:
+        return sum(stage.seconds for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much there is of what a few images stand for.
+
+    Args:
+        num_images: with those of the test set.
+        num_train: training images of all classes; largest_class: of the class that has most.
+        pixel_bytes: of all images, decoded.
+        is_mapped: whether they stay in a file.
+        seconds_to_read: until they are there, by what was timed; 0 where they are there.
+        bytes_to_write: of them, in the cache.
+    """
+
+    num_images: int
+    num_train: int
+    largest_class: int
+    pixel_bytes: int
+    is_mapped: bool
+    seconds_to_read: float
+    bytes_to_write: int
+
+
+class _Over(Exception):
+    """A rehearsal's end."""
+
+
+class _Rehearsal(RunFolder):
+    """A run folder that lets a stage do its last few steps and keeps nothing but their seconds."""
+
+    def __init__(self, path: Path, num_steps: int, rehearsed: int) -> None:
+        super().__init__(path)
+        self.start, self.rehearsed, self.seconds = max(0, num_steps - rehearsed), min(rehearsed, num_steps), 0.0
+
+    def load_state(self, accelerator: Any, stage: str) -> int:
+        return self.start
+
+    def log(self, **entry: Any) -> None:
+        self.seconds += entry.get("seconds", 0.0)
+
+    def save_state(self, accelerator: Any, stage: str, step: int) -> None:
+        if step >= self.start + self.rehearsed:
+            raise _Over
+
+    def _forget_log(self, stage: str, after_step: int) -> None:
+        """There is none."""
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """No progress bars and no word of resumed stages."""
+    package = logging.getLogger("gencond")
+    level = package.level
+    package.setLevel(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        package.setLevel(level)
+
+
+def seconds_each(run: Callable[[int], float]) -> float:
+    """Seconds of one step, by several after a first one, in which caches fill and code is compiled.
+
+    Args:
+        run: number of steps -> seconds that they took.
+    """
+    first = run(1)
+    if first > REHEARSED_SECONDS * 5:  # long enough to tell without another
+        return first
+    count = max(1, min(REHEARSED_STEPS, int(REHEARSED_SECONDS / max(first, 1e-3))))
+    return run(count) / count
+
+
+def _timed(step: Callable[[int], object], device: torch.device) -> Callable[[int], float]:
+    """(number of steps) -> their seconds, of `step(number)`; steps go on where the last call ended."""
+    done = 0
+
+    def run(count: int) -> float:
+        nonlocal done
+        started = time.perf_counter()
+        for _ in range(count):
+            step(done)
+            done += 1
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    return run
+
+
+def forecast(recipe: Recipe, sample: LabeledImages, amount: Amount, device: torch.device) -> Forecast:
+    """Rehearses every stage of `recipe` on a few images.
+
+    Args:
+        sample: some real images, at least one of each class; their labels may be made up.
+        amount: of all images.
+    Raises:
+        InputError: parts that do not fit.
+    """
+    with _quietly(), tempfile.TemporaryDirectory() as folder:
+        rehearsed = _rehearse(recipe, sample, amount, device, Path(folder))
+    return rehearsed
+
+
+def _rehearse(recipe: Recipe, sample: LabeledImages, amount: Amount, device: torch.device, folder: Path) -> Forecast:
+    features, real = recipe.features, recipe.real
+    maker = extractor_maker(recipe, sample, device)
+    stages = [Stage("reading images", f"{amount.num_images:,} images", amount.seconds_to_read)]
+    makes_images = recipe.synthesizer.kind == "generator"
+    saves = replace(recipe, save_every_steps=10**9)
+
+    if makes_images and recipe.pretrain.num_steps:
+        num_steps = recipe.pretrain.num_steps
+        each = seconds_each(
+            lambda count: _stage_seconds(folder, num_steps, count, lambda run: pretrain(saves, sample, run))
+        )
+        stages.append(Stage("pretrain", f"{num_steps} steps", num_steps * each))
+
+    pool_bytes, num_nets = 0, 1
+    if features.kind == "pool":
+        num_nets = features.num_trajectories * len(features.snapshot_steps) + features.num_random
+        pool_bytes = num_nets * sum(tensor.nbytes for tensor in maker.network(0).state_dict().values())
+        num_steps = features.num_trajectories * max(features.snapshot_steps)
+        if num_steps:
+            each = seconds_each(lambda count: _training_seconds(recipe, sample, maker, count))
+            stages.append(Stage("extractors", f"{num_steps} steps, {num_nets} networks", num_steps * each))
+
+    extractors = _some_extractors(recipe, sample, maker)
+    extractor = extractors.at(0, torch.Generator())
+    statistics_bytes = 0
+    if real.kind == "statistics":
+        side: RealSide = StatisticsSide(
+            _blank_statistics(recipe, sample, extractor.feature_dim).to(device), extractors.pool
+        )
+        statistics = side.statistics
+        statistics_bytes = num_nets * sum(
+            tensor.nbytes
+            for tensor in (statistics.mean, statistics.spread, statistics.embedding, statistics.frequencies)
+        )
+        seen = (
+            amount.num_train if real.candidates is None else min(amount.num_train, real.candidates * sample.num_classes)
+        )
+        seconds = _pass_seconds(recipe, sample, extractors.pool, seen) * real.num_passes * num_nets
+        passes = f"{seen:,} images, {num_nets} networks" + (f", {real.num_passes} passes" * (real.num_passes > 1))
+        stages.append(Stage("statistics", passes, seconds))
+    else:
+        side = new_real_side(recipe, sample, extractors, "", device)
+
+    noise = replace(recipe, pixels=replace(recipe.pixels, init="noise"))  # a few images are too few to start from
+    representatives = choose_representatives(noise, sample, extractors).to(device)
+    if makes_images and len(representatives.labels):
+        seconds = _choice_seconds(recipe, sample, amount) * sample.num_classes
+        stages.append(Stage("representatives", f"{sample.num_classes} classes, k-means", seconds))
+
+    condensed = new_condensed(noise, sample, new_generator(recipe, sample) if makes_images else None, representatives)
+    if isinstance(condensed, CondensedDataset) and recipe.codes.encode_steps:
+        num_steps = recipe.codes.encode_steps
+        each = seconds_each(
+            lambda count: _stage_seconds(
+                folder, num_steps, count, lambda run: encode(saves, condensed, representatives, run)
+            )
+        )
+        stages.append(Stage("encode", f"{num_steps} steps", num_steps * each))
+
+    num_steps = recipe.condense.num_steps
+    if num_steps:
+        matching = Matching(noise, sample, condensed, extractors, side, representatives)
+        each = seconds_each(_timed(matching.step, device))
+        matching.accelerator.free_memory()
+        stages.append(Stage("condense", f"{num_steps} steps", num_steps * each))
+        if real.kind == "representatives":
+            choices = -(-num_steps // real.refresh_steps)
+            stages.append(
+                Stage(
+                    "representatives",
+                    f"{choices} choices",
+                    choices * _refresh_seconds(recipe, sample, amount, extractor),
+                )
+            )
+
+    weights = sum(parameter.nbytes for parameter in condensed.parameters())
+    held = 0 if amount.is_mapped else 2 * amount.pixel_bytes  # the parts beside the whole, while it is split
+    return Forecast(
+        tuple(stages),
+        memory=_peak_memory() + held + pool_bytes + 3 * statistics_bytes,  # sums have twice the bits of means
+        gpu_memory=_peak_gpu_memory(device, amount, recipe) + pool_bytes + 3 * statistics_bytes
+        if device.type == "cuda"
+        else 0,
+        cache=amount.bytes_to_write + pool_bytes + 3 * statistics_bytes,
+        out=8 * weights,  # artefact, pretrained, and states of weights, their average, two moments, twice for a moment
+    )
+
+
+def _stage_seconds(folder: Path, num_steps: int, count: int, stage: Callable[[RunFolder], object]) -> float:
+    """Of `count` steps of a stage that `run_stage` runs; of fewer where it has fewer."""
+    rehearsal = _Rehearsal(folder, num_steps, count)
+    with contextlib.suppress(_Over):
+        stage(rehearsal)
+    return rehearsal.seconds * count / rehearsal.rehearsed
+
+
+def _training_seconds(recipe: Recipe, sample: LabeledImages, maker: ExtractorMaker, count: int) -> float:
+    """Of `count` steps of training a network of the pool."""
+    part = recipe.features
+    network = maker.network(recipe.seed).to(maker.device)
+    started = time.perf_counter()
+    train_network(
+        network,
+        Shuffled(sample.images.to(maker.device), sample.labels.to(maker.device), part.batch_size),
+        num_steps=count,
+        learning_rate=part.learning_rate,
+        augmentation=Augmentation(recipe.data.augmentation, sample.image_size, maker.mean, maker.std),
+        cutmix=part.cutmix,
+        mean=maker.mean,
+        std=maker.std,
+        seed=recipe.seed,
+        forward=maker.logits,
+    )
+    if maker.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _some_extractors(recipe: Recipe, sample: LabeledImages, maker: ExtractorMaker) -> Extractors:
+    """One network in place of a pool, which counts as trained."""
+    if recipe.features.kind == "pool":
+        return PoolExtractors([maker.wrap(maker.network(recipe.seed), recipe.features.num_trajectories > 0)])
+    return new_extractors(recipe, sample, maker.device)[0]
+
+
+def _blank_statistics(recipe: Recipe, sample: LabeledImages, feature_dim: int) -> RealStatistics:
+    """Of one network, in the shapes of real ones: a step takes as long on them."""
+    classes, length, plain = sample.num_classes, recipe.real.num_frequencies, to_signed(sample.images[:1])
+    rng = torch.Generator().manual_seed(0)
+    return RealStatistics(
+        mean=torch.zeros(1, classes, feature_dim),
+        spread=torch.ones(1, classes),
+        embedding=torch.zeros(1, classes, 2 * length),
+        frequencies=torch.randn(1, feature_dim, length, generator=rng),
+        gap=torch.ones(1),
+        pooled=pooled_pixels(plain).expand(classes, -1),
+        contrast=contrast(plain).expand(classes, -1),
+    )
+
+
+def _pass_seconds(recipe: Recipe, sample: LabeledImages, pool: list, num_images: int) -> float:
+    """Of one pass of one network over `num_images` images."""
+    few = sample.subset(torch.arange(min(len(sample), images_at_once(max(sample.image_size, pool[0].resize or 0)))))
+
+    def run(count: int) -> float:
+        started = time.perf_counter()
+        real_statistics(
+            few, pool, augmentation=matching_augmentation(recipe, sample), num_passes=count,
+            num_frequencies=recipe.real.num_frequencies, seed=0,
+        )  # fmt: skip
+        return time.perf_counter() - started
+
+    first = run(1)  # a probe of as many images comes before the passes
+    if first > REHEARSED_SECONDS * 5 and not recipe.features.compile:
+        return first / (2 * len(few)) * num_images
+    return run(2) / (3 * len(few)) * num_images
+
+
+def _class_of_noise(amount: Amount, width: int) -> np.ndarray:
+    """Features of some images of a class, [n, width]."""
+    return np.random.default_rng(0).normal(size=(min(amount.largest_class, KMEANS_IMAGES), width)).astype(np.float32)
+
+
+def _choice_seconds(recipe: Recipe, sample: LabeledImages, amount: Amount) -> float:
+    """Of choosing the images of one class that its slots start from."""
+    per_slot = recipe.synthesizer.factor**2
+    sizes = sorted({min(size, recipe.codes.num_slots) * per_slot for size in recipe.codes.representative_sizes})
+    rows = _class_of_noise(amount, math.prod(sample.images.shape[1:]))
+    started = time.perf_counter()
+    nested_representatives(rows, [size for size in sizes if size <= len(rows)] or [len(rows)], recipe.seed)
+    return (time.perf_counter() - started) * amount.largest_class / len(rows)
+
+
+def _refresh_seconds(recipe: Recipe, sample: LabeledImages, amount: Amount, extractor: torch.nn.Module) -> float:
+    """Of choosing the representatives of all classes once: embedding the candidates, then k-means."""
+    part, num_classes = recipe.real, sample.num_classes
+    seen = amount.num_train if part.candidates is None else min(amount.num_train, part.candidates * num_classes)
+    device = extractor.mean.device
+    some = to_signed(sample.images[: images_at_once(max(sample.image_size, extractor.resize or 0))]).to(device)
+    with torch.no_grad():
+        each = seconds_each(_timed(lambda step: extractor(some), device)) / len(some)
+    rows = _class_of_noise(amount, extractor.feature_dim)
+    started = time.perf_counter()
+    kmeans_representatives(rows, min(part.batch_size, len(rows)), recipe.seed, distinct=False)
+    return each * seen + (time.perf_counter() - started) * seen / len(rows)
+
+
+def _peak_memory() -> int:
+    """Bytes that this process held at most, or holds where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().rss
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _peak_gpu_memory(device: torch.device, amount: Amount, recipe: Recipe) -> int:
+    """Bytes: what the rehearsal took, and the images that a network of the pool trains on."""
+    trains = recipe.features.kind == "pool" and recipe.features.num_trajectories > 0 and not amount.is_mapped
+    return torch.cuda.max_memory_allocated(device) + trains * amount.pixel_bytes
+
+
+def free_space(path: Path) -> int:
+    """Bytes that are free where `path` is or will be."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

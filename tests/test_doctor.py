@@ -1,0 +1,153 @@
+"""`gencond doctor` says what a run takes and what it lacks, and starts nothing."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+
+import gencond.sources
+from gencond.cli import main
+from gencond.config import load_recipe
+from gencond.data import LabeledImages
+from gencond.doctor import Findings, check_weights
+from gencond.forecast import Amount, forecast
+from gencond.progress import spoken_time
+
+
+def asked(capsys: pytest.CaptureFixture, *arguments: str, fails: bool = False) -> str:
+    """What the doctor prints; with the line that ends it where it finds something."""
+    capsys.readouterr()
+    if not fails:
+        main(["doctor", *arguments])
+        return capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", *arguments])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and len(re.findall("^gencond: ", err, re.M)) == 1
+    return out + err
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("ant", "bee", "cow"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(6):
+            Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(
+                tmp_path / "set" / name / f"{number}.png"
+            )
+    return tmp_path / "set"
+
+
+def test_every_stage_of_the_demo_has_its_line_and_nothing_is_left_behind(
+    capsys: pytest.CaptureFixture, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = asked(capsys, "--recipe", "demo", "--data", "digits", *TINY)
+    assert "1,198 training and 599 test images, 10 classes, 1x8x8 px" in said
+    for stage in ("reading images", "pretrain", "extractors", "statistics", "representatives", "encode", "condense"):
+        assert re.search(rf"^{stage} .* (s|min)$", said, re.M), stage
+    assert "nothing stands in the way" in said and re.search(r"memory +[\d.]+ GB; +disk", said)
+    assert not list(tmp_path.iterdir()) and not list(own_cache.iterdir())
+
+
+@pytest.mark.parametrize("recipe", ["dm:digits", "dream:digits", "m3d:digits", "cached:digits", "generative"])
+def test_every_kind_of_recipe_is_forecast(digits: tuple[LabeledImages, LabeledImages], recipe: str) -> None:
+    overrides = ["features.width=4", "real.batch_size=4", "features.train_images=16", "generator.width=8"]
+    small = [*overrides, "pretrain.num_steps=2", "pretrain.discriminator_width=8", "real.num_frequencies=12"]
+    chosen = load_recipe(recipe, [*small, "features.compile=false"], "digits")
+    sample = digits[0].subset(torch.arange(64))
+    found = forecast(chosen, sample, Amount(1797, 1198, 120, 115008, False, 0.5, 0), torch.device("cpu"))
+    assert found.stages[-1 - (chosen.real.kind == "representatives")].name == "condense" and found.seconds > 0.5
+    assert found.memory > 10**8 and found.out > 0 and found.gpu_memory == 0
+
+
+def test_more_images_take_the_pass_longer_and_more_disk_where_they_are_decoded(
+    digits: tuple[LabeledImages, LabeledImages],
+) -> None:
+    recipe, sample = load_recipe("demo", TINY, "digits"), digits[0].subset(torch.arange(64))
+    few, many = (
+        forecast(
+            recipe, sample, Amount(count, count, count // 10, 64 * count, True, 0.0, 64 * count), torch.device("cpu")
+        )
+        for count in (10**3, 10**6)
+    )
+    seconds = [{stage.name: stage.seconds for stage in one.stages}["statistics"] for one in (few, many)]
+    assert 100 < seconds[1] / seconds[0] < 10_000
+    assert many.cache - few.cache == 64 * (10**6 - 10**3) and abs(many.memory - few.memory) < 10**8
+
+
+def test_a_folder_is_counted_and_only_some_of_it_is_read(
+    photographs: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    monkeypatch.setattr("gencond.doctor.SAMPLE_IMAGES", 4)
+    monkeypatch.setattr(gencond.sources, "MAPPED_ABOVE_BYTES", 0)
+    (photographs / "ant" / "1.png").write_bytes(b"broken, but not among those that are read")
+    said = asked(capsys, "--recipe", "demo", "--data", str(photographs), *TINY, "generator.num_blocks=null")
+    assert "12 training and 6 test images, 3 classes, 3x20x20 px, 0.1 MB decoded once into the cache" in said
+    assert not list(own_cache.glob("images/*"))
+
+
+def test_what_is_missing_is_named_line_by_line_and_ends_with_status_2(
+    photographs: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("gencond.doctor.can_compile", lambda: False)
+    monkeypatch.setattr("gencond.doctor.SAMPLE_IMAGES", 20)
+    for path in list((photographs / "bee").iterdir())[1:]:
+        path.unlink()
+    said = asked(
+        capsys, "--data", str(photographs), "features.compile=true", "features.network=mobilenetv3_small_050",
+        f"features.weights={tmp_path / 'none.pth'}", "generator.width=8", "pretrain.num_steps=1", "features.resize=32",
+        "features.num_trajectories=0", "features.num_random=1", "objective.classification_weight=0",
+        "condense.num_steps=1", "evaluate.networks=[unheard]", fails=True,
+    )  # fmt: skip
+    missing = re.findall("^missing +(.*)$", said, re.M)
+    assert [re.sub(r"[=:].*", "", line) for line in missing] == [
+        "features.weights", "features.compile needs a C++ compiler (g++)",
+        "class 'bee' has too few images to hold one out", "unknown network 'unheard'",
+    ]  # fmt: skip
+    assert "gencond: this run would fail: features.weights" in said and "(and 3 more)" in said
+
+
+def test_weights_of_the_hub_are_looked_for_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def weights(cached: str | None, offline: str, network: str = "resnet18") -> Findings:
+        monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *where: cached)
+        found = Findings()
+        recipe = load_recipe("demo", [f"features.network={network}", "features.weights=pretrained"], "digits")
+        assert check_weights(recipe, found).features.weights is None  # what is timed needs none
+        return found
+
+    said = "the weights of resnet18 are not on this machine: the run downloads them (timm/resnet18"
+    online, offline = weights(None, "0"), weights(None, "1")
+    assert online.notes[0].startswith(said) and not online.blocks
+    assert offline.blocks[0].startswith(said) and not offline.notes
+    assert weights("model.safetensors", "1") == Findings()
+    assert weights(None, "0", "test_resnet").blocks == [] and weights(None, "0", "unheard") == Findings()
+
+
+def test_too_little_space_is_said(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gencond.doctor.free_space", lambda path: 1000)
+    memory = SimpleNamespace(total=10**8, available=10**8)
+    monkeypatch.setattr("gencond.doctor.psutil.virtual_memory", lambda: memory)
+    said = asked(capsys, "--recipe", "demo", "--data", "digits", *TINY, fails=True)
+    assert "of memory are needed, the machine has 0.1 GB" in said
+    assert "the cache needs" in said and "the run folder needs" in said and "choose another --out" in said
+
+
+def test_missing_data_and_parts_without_meaning_are_said_together(capsys: pytest.CaptureFixture) -> None:
+    said = asked(capsys, "--recipe", "dm", "--data", "/nowhere", "real.kind=statistics", fails=True)
+    assert "missing  recipe dm: statistics cannot be kept" in said and "missing  no such data: '/nowhere'" in said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.04, "0.0 s"), (7.26, "7.3 s"), (88.0, "88 s"), (600.0, "10 min"), (7300.0, "2.0 h"), (3e5, "3.5 days")],
+)
+def test_times_are_said_as_people_say_them(seconds: float, words: str) -> None:
+    assert spoken_time(seconds) == words
