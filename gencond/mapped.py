@@ -1,7 +1,8 @@
 """Images in a file: a set that does not fit in memory, whose rows are read as they are asked for.
 
 A folder `images/<key>` of the cache holds `pixels` (uint8, one image after the other, channels first), `facts` (what
-is known of each image, see `FACTS`) and `about.json`. It is written by `sources` and never changed.
+is known of each image, see `FACTS`), `identities` (of the files) and `about.json`. `sources` writes it, and it never
+changes.
 """
 
 from collections.abc import Iterator
@@ -52,17 +53,19 @@ class MappedImages:
         return int(np.prod(self._stored[1:]))
 
     @cached_property
-    def _pixels(self) -> np.memmap:
+    def pixels(self) -> np.memmap:
+        """All images that are stored, [n, c, h, w]."""
         return np.memmap(self.folder / "pixels", np.uint8, "r", shape=self._stored)
 
     @cached_property
-    def _facts(self) -> np.memmap:
+    def known(self) -> np.memmap:
+        """What is known of all images that are stored, see `FACTS`."""
         return np.memmap(self.folder / "facts", FACTS, "r", shape=self._stored[:1])
 
     def __getitem__(self, index: int | slice | Int64[Tensor, "..."]) -> UInt8[Tensor, "..."]:
         """The images at some positions, as a tensor of their shape: [c, h, w], [k, c, h, w] or more."""
         rows = self._rows[index.cpu() if isinstance(index, Tensor) else index]
-        images = torch.from_numpy(self._pixels[rows.flatten().numpy()])  # numpy copies what is listed
+        images = torch.from_numpy(self.pixels[rows.flatten().numpy()])  # numpy copies what is listed
         return images.view(*rows.shape, *self._stored[1:]).to(self.device)
 
     def split(self, size: int) -> Iterator[UInt8[Tensor, "k c h w"]]:
@@ -80,4 +83,4 @@ class MappedImages:
     def facts(self) -> Iterator[np.ndarray]:
         """What is known of each image, in order, some at a time; no pixel is read."""
         for rows in self._rows.split(AT_ONCE):
-            yield self._facts[rows.numpy()]
+            yield self.known[rows.numpy()]

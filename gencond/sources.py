@@ -13,16 +13,17 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, UInt8, UInt64
 from torch import Tensor
 
 from gencond.distributed import from_all, from_main, rank_and_world
 from gencond.errors import InputError
-from gencond.files import cache_dir, require_writable, write_json
+from gencond.files import cache_dir, read_json, require_writable, write_json
 from gencond.mapped import FACTS, MappedImages
 from gencond.progress import progress
 
@@ -74,15 +75,27 @@ class ImageSource:
             file.seek(offset)
             return io.BytesIO(file.read(size))
 
-    def key(self, image_size: int) -> str:
-        """Identifies what decoding gives: names, sizes and times of all files, and how they are decoded."""
-        digest = hashlib.sha256(f"{DECODING} {image_size} {self.class_names} {self.num_train}".encode())
-        for name in self.names if self.places is None else self.shards:
+    @cached_property
+    def identities(self) -> UInt64[np.ndarray, " n"]:
+        """Of each image a number that stays while its file does: from name, size and time of change."""
+        files = self.names if self.places is None else self.shards
+        of_file = []
+        for name in files:
             try:
                 about = (self.root / name).stat()
-                digest.update(f"{name}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
+                of_file.append(f"{name}\0{about.st_size}\0{about.st_mtime_ns}")
             except OSError:  # a dangling link: it is named when it is read
-                digest.update(f"{name}\n".encode())
+                of_file.append(name)
+        if self.places is not None:
+            shards = self.places[:, 0].tolist()
+            of_file = [f"{of_file[shard]}\0{name}" for shard, name in zip(shards, self.names, strict=True)]
+        digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in of_file)
+        return np.frombuffer(digests, np.uint64)
+
+    def key(self, image_size: int) -> str:
+        """Identifies what decoding gives: all files, and how they are decoded."""
+        digest = hashlib.sha256(f"{DECODING} {image_size} {self.class_names} {self.num_train}".encode())
+        digest.update(self.identities.data)
         return digest.hexdigest()[:16]
 
 
@@ -352,7 +365,8 @@ def decode_into_cache(source: ImageSource, image_size: int) -> MappedImages:
 
     Every `CHUNK_BYTES` of pixels are written, then noted as done: killed at any moment, the next start goes on behind
     them, with as many processes as it likes. The folder gets its name when all is there. Two runs that decode the same
-    images at once write the same bytes to the same places.
+    images at once write the same bytes to the same places. What was decoded before some files of a folder were mended,
+    added or removed is copied.
 
     Raises:
         InputError: images that cannot be read, too little space.
@@ -387,11 +401,49 @@ def _prepare(partial: Path, source: ImageSource, image_size: int) -> list[int]:
         for name, size in sizes.items():
             with (partial / name).open("wb") as file:
                 file.truncate(size)
-        write_json(partial / "about.json", {"shape": shape})
+        (partial / "identities").write_bytes(source.identities.tobytes())
+        write_json(partial / "about.json", {"shape": shape, "decoding": DECODING})
+        logger.info(
+            "data: %d images are decoded once, into %.1f GB of %s", shape[0], sizes["pixels"] / 1e9, partial.parent
+        )
+        for about in sorted(partial.parent.glob("*/about.json")):  # hidden folders too
+            if about.parent != partial:
+                _adopt(partial, about.parent)
     done = (partial / "done").read_bytes()
     if any(done):
         logger.info("data: decoding goes on, %d of %d parts are done", sum(done), len(done))
     return [chunk for chunk, is_done in enumerate(done) if not is_done]
+
+
+def _adopt(partial: Path, other: Path) -> None:
+    """Copies what was decoded of the same files, before some were mended, added or removed."""
+    about, others = read_json(partial / "about.json"), read_json(other / "about.json")
+    shape, old_shape = about["shape"], others["shape"]
+    if shape[1:] != old_shape[1:] or about["decoding"] != others["decoding"]:
+        return
+    wanted, there = (np.fromfile(folder / "identities", np.uint64) for folder in (partial, other))
+    order = there.argsort()
+    place = order[np.searchsorted(there, wanted, sorter=order).clip(max=len(there) - 1)]
+    is_there = there[place] == wanted
+    if (other / "done").is_file():
+        done = np.fromfile(other / "done", np.uint8).astype(bool)
+        is_there &= done[place // len(rows_of_chunk(old_shape, 0))]
+    if not is_there.any():
+        return
+    old = MappedImages(other)
+    images, known = old.pixels, old.known
+    with (
+        (partial / "pixels").open("r+b") as pixels,
+        (partial / "facts").open("r+b") as facts,
+        (partial / "done").open("r+b") as done_file,
+    ):
+        for chunk in range((partial / "done").stat().st_size):
+            rows = rows_of_chunk(shape, chunk)
+            span = slice(rows.start, rows.stop)
+            if is_there[span].all():
+                _write_chunk(pixels, facts, done_file, chunk, rows, images[place[span]], known[place[span]])
+    if other.name.startswith("."):  # it was of the files as they were, and was never whole
+        shutil.rmtree(other)
 
 
 def _decode_share(partial: Path, source: ImageSource, image_size: int, pending: Sequence[int]) -> list[tuple[str, str]]:
@@ -432,9 +484,7 @@ def _decode_share(partial: Path, source: ImageSource, image_size: int, pending: 
             why = list(pool.map(read, range(len(rows))))
             broken += [(source.names[row], reason) for row, reason in zip(rows, why, strict=True) if reason]
             if not any(why):
-                _write_at(pixels, rows.start * images[0].nbytes, images)
-                _write_at(facts, rows.start * FACTS.itemsize, known)
-                _write_at(done, chunk, np.ones(1, np.uint8))  # last: what it says is on disk by now
+                _write_chunk(pixels, facts, done, chunk, rows, images, known)
             bar.update(min(len(rows) * world, len(source) - bar.n))  # the others are as fast
     bar.close()
     return broken
@@ -447,6 +497,21 @@ def _facts_of(image: UInt8[np.ndarray, "c h w"]) -> np.ndarray:
     values = image.reshape(len(image), -1).astype(np.int64)
     facts["sum"][: len(image)], facts["square"][: len(image)] = values.sum(1), np.square(values).sum(1)
     return facts
+
+
+def _write_chunk(
+    pixels: io.BufferedRandom,
+    facts: io.BufferedRandom,
+    done: io.BufferedRandom,
+    chunk: int,
+    rows: range,
+    images: UInt8[np.ndarray, "n c h w"],
+    known: np.ndarray,
+) -> None:
+    """Images and what is known of them, then that they are there: what is noted is on disk by then."""
+    _write_at(pixels, rows.start * images[0].nbytes, images)
+    _write_at(facts, rows.start * FACTS.itemsize, known)
+    _write_at(done, chunk, np.ones(1, np.uint8))
 
 
 def _write_at(file: io.BufferedRandom, position: int, array: np.ndarray) -> None:

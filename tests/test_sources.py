@@ -127,12 +127,38 @@ def test_a_killed_run_goes_on_where_it_was(
         assert_equal(one, other)
 
 
-def test_changed_files_and_another_size_are_decoded_anew(folder: Path, large: None, decoded: list[str]) -> None:
+def test_another_size_is_decoded_anew(folder: Path, large: None, decoded: list[str]) -> None:
+    load_real(str(folder), SIZE)
+    assert load_real(str(folder), 8)[0].image_size == 8 and len(decoded) == 48
+
+
+def test_of_a_changed_folder_only_what_lies_around_the_change_is_decoded_again(
+    folder: Path, large: None, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, _ = load_real(str(folder), SIZE)
-    Image.new("RGB", (20, 20), "red").save(folder / "ant" / "0.png")
-    after, _ = load_real(str(folder), SIZE)
+    Image.new("RGB", (20, 20), "red").save(folder / "ant" / "0.png")  # another image
+    (folder / "cow" / "1.png").unlink()
+    Image.new("RGB", (20, 20), "blue").save(folder / "ant" / "00.png")  # moves all behind it
+    decoded.clear()
+    after, test = load_real(str(folder), SIZE)
     assert before.fingerprint != after.fingerprint and before.images.folder != after.images.folder
-    assert load_real(str(folder), 8)[0].image_size == 8 and len(decoded) == 72
+    assert len(decoded) == 5  # at once, and both new images are among the first five
+    monkeypatch.setattr(gencond.sources, "MAPPED_ABOVE_BYTES", 2**30)
+    for one, other in zip((after, test), load_real(str(folder), SIZE), strict=True):
+        assert_equal(one, other)
+
+
+def test_a_broken_image_is_mended_without_decoding_the_others_again(
+    folder: Path, large: None, decoded: list[str], own_cache: Path
+) -> None:
+    whole = (folder / "bee" / "2.png").read_bytes()
+    (folder / "bee" / "2.png").write_bytes(whole[:100])
+    with pytest.raises(InputError, match="bee/2.png"):
+        load_real(str(folder), SIZE)
+    (folder / "bee" / "2.png").write_bytes(whole)
+    decoded.clear()
+    train, _ = load_real(str(folder), SIZE)
+    assert len(decoded) == 5 and [path.name for path in (own_cache / "images").iterdir()] == [train.images.folder.name]
 
 
 def test_broken_images_are_named_and_nothing_is_kept_as_whole(folder: Path, large: None, own_cache: Path) -> None:
