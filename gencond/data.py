@@ -171,12 +171,14 @@ def load_real(
         train, test = _load_npz(Path(source))
     elif Path(source).is_dir():
         found = find_images(Path(source))
+        require_two_classes(found.class_names, source)  # what is missing is said before an hour of decoding
+        if not found.has_test:
+            require_two_of_each(found.labels.bincount(minlength=len(found.class_names)), found.class_names)
         side = image_size or size_of(found)
         train, test = _parts(found, (decode_into_cache if is_mapped(found, side) else read_into_memory)(found, side))
     else:
         raise InputError(f"{source} is no data: expected a folder with one folder per class, shards, or an .npz file")
-    if train.num_classes < 2:
-        raise InputError(f"{source} has one class, {train.class_names[0]!r}: condensing needs two or more")
+    require_two_classes(train.class_names, source)
     height, width = train.images.shape[-2:]
     if image_size is None and (height != width or height not in GENERATOR_SIZES):
         image_size = automatic_image_size([min(height, width)])
@@ -193,17 +195,29 @@ def split_off(data: LabeledImages, fraction: float) -> tuple[LabeledImages, Labe
     Raises:
         InputError: a class with fewer than two images.
     """
+    require_two_of_each(data.counts, data.class_names)
     held = []
     digests = list(data.digests())
-    for label, name in enumerate(data.class_names):
+    for label in range(data.num_classes):
         rows = data.rows_of(label)
-        if len(rows) < 2:
-            raise InputError(f"class {name!r} has {len(rows)} image(s): two are needed to hold one out for testing")
         count = min(max(round(len(rows) * fraction), 1), len(rows) - 1)
         held.append(torch.tensor(sorted(rows.tolist(), key=digests.__getitem__)[:count]))
     is_held = torch.zeros(len(data), dtype=torch.bool)
     is_held[torch.cat(held)] = True
     return data.subset((~is_held).nonzero()[:, 0]), data.subset(is_held.nonzero()[:, 0])
+
+
+def require_two_of_each(counts: Int64[Tensor, " classes"], class_names: Sequence[str]) -> None:
+    """Raises InputError where a class has too few images to hold one out."""
+    for name, count in zip(class_names, counts.tolist(), strict=True):
+        if count < 2:
+            raise InputError(f"class {name!r} has {count} image(s): two are needed to hold one out for testing")
+
+
+def require_two_classes(class_names: Sequence[str], source: str) -> None:
+    """Raises InputError where there is nothing to tell apart."""
+    if len(class_names) < 2:
+        raise InputError(f"{source} has one class, {class_names[0]!r}: condensing needs two or more")
 
 
 def rows_seen(train: LabeledImages, test: LabeledImages) -> Int64[Tensor, " k"]:

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from gencond.assembly import check_counts, check_networks, check_parts
 from gencond.config import Recipe
-from gencond.data import NAMED_SETS, LabeledImages, is_mapped, load_real, size_of, split_off
+from gencond.data import (
+    NAMED_SETS,
+    LabeledImages,
+    is_mapped,
+    load_real,
+    require_two_classes,
+    require_two_of_each,
+    size_of,
+    split_off,
+)
 from gencond.distributed import new_accelerator
 from gencond.errors import InputError
 from gencond.eval.networks import build_network
@@ -59,14 +68,14 @@ class Patient:
         sample: images that repeat until each class has one; their classes are made up.
         counts: training images of each class, without those that are held out.
         num_test: images that are held out, or come apart.
-        too_small: a class that none can be held out of.
+        held_from: images of each class before some are held out, each time.
     """
 
     sample: LabeledImages
     counts: Int64[Tensor, " classes"]
     num_test: int
     amount: Amount
-    too_small: str | None = None
+    held_from: tuple[Int64[Tensor, " classes"], ...] = ()
 
 
 def doctor(recipe: Recipe, out: Path | None) -> None:
@@ -189,18 +198,16 @@ def _examine(recipe: Recipe) -> Patient:
             train, test = split_off(train, part.validation_fraction)
         counts, num_test = train.counts, len(test)
         images, names, num_bytes = train.images[:SAMPLE_IMAGES], train.class_names, train.images.nbytes
-        to_write, mapped, too_small, num_images = 0, False, None, len(train) + num_test
+        to_write, mapped, held_from, num_images = 0, False, [], len(train) + num_test
     else:
         source = find_images(Path(part.source))
-        if len(source.class_names) < 2:
-            raise InputError(f"{part.source} has one class, {source.class_names[0]!r}: condensing needs two or more")
+        require_two_classes(source.class_names, part.source)
         side = part.image_size or size_of(source)
         images, seconds_each = _read_some(source, side)
         counts = source.labels[: source.num_train].bincount(minlength=len(source.class_names))
-        num_test, too_small = len(source) - source.num_train, None
+        num_test, held_from = len(source) - source.num_train, []
         for held_out in _fractions(recipe, source.has_test):
-            if counts.min() < 2:
-                too_small = source.class_names[int(counts.argmin())]
+            held_from.append(counts)
             num_test = int(counts.sum())
             counts = counts - (counts * held_out).round().long().clamp(1).minimum((counts - 1).clamp(0))
             num_test -= int(counts.sum())
@@ -213,7 +220,7 @@ def _examine(recipe: Recipe) -> Patient:
     rows = torch.arange(wanted)
     sample = LabeledImages(images[rows % len(images)], rows % len(names), names)
     amount = Amount(num_images, int(counts.sum()), int(counts.max()), num_bytes, mapped, seconds, to_write)
-    return Patient(sample, counts, num_test, amount, too_small)
+    return Patient(sample, counts, num_test, amount, tuple(held_from))
 
 
 def _fractions(recipe: Recipe, has_test: bool) -> list[float]:
@@ -245,8 +252,8 @@ def _read_some(source: ImageSource, side: int) -> tuple[UInt8[Tensor, "n c h w"]
 
 def _check_held_out(patient: Patient) -> None:
     """Raises InputError where a class is too small to hold an image out."""
-    if patient.too_small is not None:
-        raise InputError(f"class {patient.too_small!r} has too few images to hold one out: two are needed each time")
+    for counts in patient.held_from:
+        require_two_of_each(counts, patient.sample.class_names)
 
 
 # --- the recipe ----------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_what_is_missing_is_named_line_by_line_and_ends_with_status_2(
     missing = re.findall("^missing +(.*)$", said, re.M)
     assert [re.sub(r"[=:].*", "", line) for line in missing] == [
         "features.weights", "features.compile needs a C++ compiler (g++)",
-        "class 'bee' has too few images to hold one out", "unknown network 'unheard'",
+        "class 'bee' has 1 image(s)", "unknown network 'unheard'",
     ]  # fmt: skip
     assert "gencond: this run would fail: features.weights" in said and "(and 3 more)" in said
 

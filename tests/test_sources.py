@@ -177,6 +177,14 @@ def test_grey_images_stay_grey_in_a_file(folder: Path, large: None) -> None:
     assert train.channels == 1 and train.images.shape[1:] == (1, SIZE, SIZE) and len(train.mean_std[0]) == 1
 
 
+def test_what_classes_lack_is_said_before_anything_is_decoded(folder: Path, large: None, decoded: list[str]) -> None:
+    for path in list((folder / "bee").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(InputError, match="class 'bee' has 1 image"):
+        load_real(str(folder), SIZE)
+    assert not decoded
+
+
 def test_too_little_space_is_said_before_anything_is_decoded(
     folder: Path, large: None, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
