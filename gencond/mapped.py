@@ -52,6 +52,10 @@ class MappedImages:
         """Of one image."""
         return int(np.prod(self._stored[1:]))
 
+    def numel(self) -> int:
+        """Bytes of all images."""
+        return len(self) * self.image_bytes
+
     @cached_property
     def pixels(self) -> np.memmap:
         """All images that are stored, [n, c, h, w]."""

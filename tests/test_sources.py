@@ -1,16 +1,20 @@
 """Sets that do not fit in memory: decoded once into a file, from folders and from shards."""
 
+import json
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from PIL import Image
 
 import gencond.sources
+from gencond.cli import main
 from gencond.data import LabeledImages, load_real, rows_seen
 from gencond.errors import InputError
+from gencond.eval.baselines import BASELINES, CODEC_REAL
 from gencond.generator.exporting import WRITERS
 from gencond.mapped import MappedImages
 from gencond.training import Shuffled
@@ -192,6 +196,14 @@ def test_too_little_space_is_said_before_anything_is_decoded(
     with pytest.raises(InputError, match="24 decoded images need .* GB .* GENCOND_CACHE"):
         load_real(str(folder), SIZE)
     assert not decoded
+
+
+def test_a_set_in_a_file_is_condensed_and_judged(folder: Path, large: None, tmp_path: Path) -> None:
+    tiny = [*TINY, "generator.num_blocks=null", f"data.image_size={SIZE}", "evaluate.ipc=[1]", "evaluate.num_seeds=1"]
+    main(["condense", "--recipe", "demo", "--data", str(folder), "--out", str(tmp_path / "run"), *tiny])
+    main(["evaluate", str(tmp_path / "run")])
+    rows = json.loads((tmp_path / "run" / "report.json").read_text())["rows"]
+    assert {row["images"] for row in rows} >= {"gencond", *BASELINES} - {CODEC_REAL}
 
 
 # --- shards ------------------------------------------------------------------------------------------------------

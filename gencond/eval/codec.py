@@ -66,7 +66,7 @@ def codec_subsets(train: LabeledImages, num_bytes: int, seeds: Sequence[int]) ->
         ipc = found
     while True:  # what a later seed allows fits an earlier one, but for a few bytes of luck
         real = [random_subset(train, ipc, seed) for seed in seeds]
-        files = [encode_mosaic(one.images) for one in real]
+        files = [encode_mosaic(one.images[:]) for one in real]
         if max(map(len, files)) <= num_bytes:
             break
         if ipc == 1:
@@ -83,7 +83,7 @@ def _most_that_fit(train: LabeledImages, most: int, num_bytes: int, seed: int) -
     """How many images a class a file of `num_bytes` holds, to one in a hundred; at most `most`."""
     held, too_many, ipc = 0, most + 1, min(most, 32)
     while True:
-        size = len(encode_mosaic(random_subset(train, ipc, seed).images))
+        size = len(encode_mosaic(random_subset(train, ipc, seed).images[:]))
         if size <= num_bytes:
             held = ipc
         else:

@@ -29,7 +29,7 @@ class Nearest:
 
 def nearest_training_images(images: LabeledImages, train: LabeledImages) -> Nearest:
     """Among all classes, in pixel space."""
-    points = to_signed(images.images).flatten(1)
+    points = to_signed(images.images[:]).flatten(1)
     distance, row = torch.full((len(points),), torch.inf), torch.zeros(len(points), dtype=torch.int64)
     for start in range(0, len(train), AT_ONCE):
         nearest = torch.cdist(points, to_signed(train.images[start : start + AT_ONCE]).flatten(1)).min(1)

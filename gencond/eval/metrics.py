@@ -13,6 +13,7 @@ from torch import Tensor
 from gencond.data import LabeledImages
 from gencond.errors import InputError
 from gencond.features import Extractor
+from gencond.mapped import MappedImages
 from gencond.progress import progress
 from gencond.ranges import as_bytes, to_signed
 
@@ -113,8 +114,10 @@ def compare_sets(
 
 
 @torch.no_grad()
-def embed(network: Extractor, images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+def embed(
+    network: Extractor, images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"] | MappedImages
+) -> Float[Tensor, "n d"]:
     """Features of images, floats in [-1, 1] as rounded to bytes, on the CPU."""
-    chunks = as_bytes(images).split(EMBEDDED_AT_ONCE)
-    bar = progress(chunks, description="quality", unit="batch", disable=len(chunks) < 20)
-    return torch.cat([network(to_signed(some).to(network.mean.device)).float().cpu() for some in bar])
+    count = -(-len(images) // EMBEDDED_AT_ONCE)
+    bar = progress(images.split(EMBEDDED_AT_ONCE), description="quality", total=count, unit="batch", disable=count < 20)
+    return torch.cat([network(to_signed(as_bytes(some)).to(network.mean.device)).float().cpu() for some in bar])
