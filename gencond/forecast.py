@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ from gencond.condense import Matching, encode, new_condensed
 from gencond.config import Recipe
 from gencond.data import LabeledImages
 from gencond.extractors import ExtractorMaker, PoolExtractors
+from gencond.features import Extractor
 from gencond.generator.condensed import CondensedDataset
+from gencond.generator.face import Condensed
 from gencond.losses.anchor import contrast, pooled_pixels
 from gencond.pretrain import new_generator, pretrain
 from gencond.ranges import to_signed
@@ -109,17 +112,19 @@ class _Over(Exception):
 
 
 class _Rehearsal(RunFolder):
-    """A run folder that lets a stage do its last few steps and keeps nothing but their seconds."""
+    """A run folder that lets a stage do its last few steps and keeps nothing but what they took."""
 
     def __init__(self, path: Path, num_steps: int, rehearsed: int) -> None:
         super().__init__(path)
-        self.start, self.rehearsed, self.seconds = max(0, num_steps - rehearsed), min(rehearsed, num_steps), 0.0
+        self.start, self.rehearsed = max(0, num_steps - rehearsed), min(rehearsed, num_steps)
+        self.seconds, self.memory = 0.0, 0
 
     def load_state(self, accelerator: Any, stage: str) -> int:
         return self.start
 
     def log(self, **entry: Any) -> None:
         self.seconds += entry.get("seconds", 0.0)
+        self.memory = max(self.memory, entry.get("memory", 0))
 
     def save_state(self, accelerator: Any, stage: str, step: int) -> None:
         if step >= self.start + self.rehearsed:
@@ -182,105 +187,122 @@ def forecast(recipe: Recipe, sample: LabeledImages, amount: Amount, device: torc
         InputError: parts that do not fit.
     """
     with _quietly(), tempfile.TemporaryDirectory() as folder:
-        rehearsed = _rehearse(recipe, sample, amount, device, Path(folder))
-    return rehearsed
+        return _Case(recipe, sample, amount, device, Path(folder)).forecast()
 
 
-def _rehearse(recipe: Recipe, sample: LabeledImages, amount: Amount, device: torch.device, folder: Path) -> Forecast:
-    features, real = recipe.features, recipe.real
-    maker = extractor_maker(recipe, sample, device)
-    stages = [Stage("reading images", f"{amount.num_images:,} images", amount.seconds_to_read)]
-    makes_images = recipe.synthesizer.kind == "generator"
-    saves = replace(recipe, save_every_steps=10**9)
+class _Case:
+    """A recipe, some images, and what its stages are found to take, one after the other."""
 
-    if makes_images and recipe.pretrain.num_steps:
-        num_steps = recipe.pretrain.num_steps
-        each = seconds_each(
-            lambda count: _stage_seconds(folder, num_steps, count, lambda run: pretrain(saves, sample, run))
+    def __init__(
+        self, recipe: Recipe, sample: LabeledImages, amount: Amount, device: torch.device, folder: Path
+    ) -> None:
+        self.recipe, self.sample, self.amount, self.device, self.folder = recipe, sample, amount, device, folder
+        self.maker = extractor_maker(recipe, sample, device)
+        self.makes_images = recipe.synthesizer.kind == "generator"
+        self.num_nets, self.pool_bytes, self.statistics_bytes = 1, 0, 0
+        self.stages = [Stage("reading images", f"{amount.num_images:,} images", amount.seconds_to_read)]
+        self.peaks = [0]  # of a GPU, which the log of a stage starts anew
+
+    def forecast(self) -> Forecast:
+        """All stages, in a run's order."""
+        if self.makes_images and self.recipe.pretrain.num_steps:
+            self._in_stage("pretrain", self.recipe.pretrain.num_steps, partial(pretrain, self._unsaved, self.sample))
+        if self.recipe.features.kind == "pool":
+            self._pool()
+        extractors = _some_extractors(self.recipe, self.sample, self.maker)
+        side = self._real_side(extractors)
+        condensed = self._matching(extractors, side)
+        weights = sum(parameter.nbytes for parameter in condensed.parameters())
+        held = 0 if self.amount.is_mapped else 2 * self.amount.pixel_bytes  # its parts beside the whole, to split it
+        kept = self.pool_bytes + 3 * self.statistics_bytes  # the sums have twice the bits
+        of_gpu = 0
+        if self.device.type == "cuda":
+            of_gpu = max(*self.peaks, torch.cuda.max_memory_allocated(self.device)) + kept
+            if self.recipe.features.kind == "pool" and self.recipe.features.num_trajectories and held:
+                of_gpu += self.amount.pixel_bytes  # which a pool's network trains on
+        return Forecast(
+            tuple(self.stages),
+            memory=_peak_memory() + held + kept,
+            gpu_memory=of_gpu,
+            cache=self.amount.bytes_to_write + kept,
+            out=8 * weights,  # artefact, pretrained, and a state of weights, average and two moments, for a moment two
         )
-        stages.append(Stage("pretrain", f"{num_steps} steps", num_steps * each))
 
-    pool_bytes, num_nets = 0, 1
-    if features.kind == "pool":
-        num_nets = features.num_trajectories * len(features.snapshot_steps) + features.num_random
-        pool_bytes = num_nets * sum(tensor.nbytes for tensor in maker.network(0).state_dict().values())
-        num_steps = features.num_trajectories * max(features.snapshot_steps)
-        if num_steps:
-            each = seconds_each(lambda count: _training_seconds(recipe, sample, maker, count))
-            stages.append(Stage("extractors", f"{num_steps} steps, {num_nets} networks", num_steps * each))
+    @property
+    def _unsaved(self) -> Recipe:
+        """The recipe without states in the midst of a stage."""
+        return replace(self.recipe, save_every_steps=10**9)
 
-    extractors = _some_extractors(recipe, sample, maker)
-    extractor = extractors.at(0, torch.Generator())
-    statistics_bytes = 0
-    if real.kind == "statistics":
-        side: RealSide = StatisticsSide(
-            _blank_statistics(recipe, sample, extractor.feature_dim).to(device), extractors.pool
+    def _add(self, name: str, amount: str, seconds: float) -> None:
+        self.stages.append(Stage(name, amount, seconds))
+
+    def _in_stage(self, name: str, num_steps: int, stage: Callable[[RunFolder], object]) -> None:
+        """A stage that `run_stage` runs."""
+
+        def run(count: int) -> float:
+            rehearsal = _Rehearsal(self.folder, num_steps, count)
+            with contextlib.suppress(_Over):
+                stage(rehearsal)
+            self.peaks.append(rehearsal.memory)
+            return rehearsal.seconds * count / rehearsal.rehearsed  # a stage may have fewer steps
+
+        self._add(name, f"{num_steps} steps", num_steps * seconds_each(run))
+
+    def _pool(self) -> None:
+        part = self.recipe.features
+        self.num_nets = part.num_trajectories * len(part.snapshot_steps) + part.num_random
+        self.pool_bytes = self.num_nets * sum(t.nbytes for t in self.maker.network(0).state_dict().values())
+        if num_steps := part.num_trajectories * max(part.snapshot_steps):
+            each = seconds_each(lambda count: _training_seconds(self.recipe, self.sample, self.maker, count))
+            self._add("extractors", f"{num_steps} steps, {self.num_nets} networks", num_steps * each)
+
+    def _real_side(self, extractors: Extractors) -> RealSide:
+        part = self.recipe.real
+        if part.kind != "statistics":
+            return new_real_side(self.recipe, self.sample, extractors, "", self.device)
+        extractor = extractors.pool[0]
+        statistics = _blank_statistics(self.recipe, self.sample, extractor.feature_dim).to(self.device)
+        of_net = (statistics.mean, statistics.spread, statistics.embedding, statistics.frequencies)
+        self.statistics_bytes = self.num_nets * sum(tensor.nbytes for tensor in of_net)
+        seconds = _pass_seconds(self.recipe, self.sample, extractors.pool, self._seen)
+        passes = f", {part.num_passes} passes" if part.num_passes > 1 else ""
+        self._add(
+            "statistics",
+            f"{self._seen:,} images, {self.num_nets} networks{passes}",
+            seconds * part.num_passes * self.num_nets,
         )
-        statistics = side.statistics
-        statistics_bytes = num_nets * sum(
-            tensor.nbytes
-            for tensor in (statistics.mean, statistics.spread, statistics.embedding, statistics.frequencies)
-        )
-        seen = (
-            amount.num_train if real.candidates is None else min(amount.num_train, real.candidates * sample.num_classes)
-        )
-        seconds = _pass_seconds(recipe, sample, extractors.pool, seen) * real.num_passes * num_nets
-        passes = f"{seen:,} images, {num_nets} networks" + (f", {real.num_passes} passes" * (real.num_passes > 1))
-        stages.append(Stage("statistics", passes, seconds))
-    else:
-        side = new_real_side(recipe, sample, extractors, "", device)
+        return StatisticsSide(statistics, extractors.pool)
 
-    noise = replace(recipe, pixels=replace(recipe.pixels, init="noise"))  # a few images are too few to start from
-    representatives = choose_representatives(noise, sample, extractors).to(device)
-    if makes_images and len(representatives.labels):
-        seconds = _choice_seconds(recipe, sample, amount) * sample.num_classes
-        stages.append(Stage("representatives", f"{sample.num_classes} classes, k-means", seconds))
+    @property
+    def _seen(self) -> int:
+        """Real images that are looked at."""
+        candidates, most = self.recipe.real.candidates, self.amount.num_train
+        return most if candidates is None else min(most, candidates * self.sample.num_classes)
 
-    condensed = new_condensed(noise, sample, new_generator(recipe, sample) if makes_images else None, representatives)
-    if isinstance(condensed, CondensedDataset) and recipe.codes.encode_steps:
-        num_steps = recipe.codes.encode_steps
-        each = seconds_each(
-            lambda count: _stage_seconds(
-                folder, num_steps, count, lambda run: encode(saves, condensed, representatives, run)
-            )
-        )
-        stages.append(Stage("encode", f"{num_steps} steps", num_steps * each))
-
-    num_steps = recipe.condense.num_steps
-    if num_steps:
-        matching = Matching(noise, sample, condensed, extractors, side, representatives)
-        each = seconds_each(_timed(matching.step, device))
-        matching.accelerator.free_memory()
-        stages.append(Stage("condense", f"{num_steps} steps", num_steps * each))
-        if real.kind == "representatives":
-            choices = -(-num_steps // real.refresh_steps)
-            stages.append(
-                Stage(
-                    "representatives",
-                    f"{choices} choices",
-                    choices * _refresh_seconds(recipe, sample, amount, extractor),
-                )
-            )
-
-    weights = sum(parameter.nbytes for parameter in condensed.parameters())
-    held = 0 if amount.is_mapped else 2 * amount.pixel_bytes  # the parts beside the whole, while it is split
-    return Forecast(
-        tuple(stages),
-        memory=_peak_memory() + held + pool_bytes + 3 * statistics_bytes,  # sums have twice the bits of means
-        gpu_memory=_peak_gpu_memory(device, amount, recipe) + pool_bytes + 3 * statistics_bytes
-        if device.type == "cuda"
-        else 0,
-        cache=amount.bytes_to_write + pool_bytes + 3 * statistics_bytes,
-        out=8 * weights,  # artefact, pretrained, and states of weights, their average, two moments, twice for a moment
-    )
-
-
-def _stage_seconds(folder: Path, num_steps: int, count: int, stage: Callable[[RunFolder], object]) -> float:
-    """Of `count` steps of a stage that `run_stage` runs; of fewer where it has fewer."""
-    rehearsal = _Rehearsal(folder, num_steps, count)
-    with contextlib.suppress(_Over):
-        stage(rehearsal)
-    return rehearsal.seconds * count / rehearsal.rehearsed
+    def _matching(self, extractors: Extractors, side: RealSide) -> Condensed:
+        """What learning starts from, and the learning; returns what is learned."""
+        recipe, sample = self.recipe, self.sample
+        recipe = replace(recipe, pixels=replace(recipe.pixels, init="noise"))  # the sample is too small to start from
+        representatives = choose_representatives(recipe, sample, extractors).to(self.device)
+        if self.makes_images and len(representatives.labels):
+            seconds = _choice_seconds(recipe, sample, self.amount) * sample.num_classes
+            self._add("representatives", f"{sample.num_classes} classes, k-means", seconds)
+        generator = new_generator(recipe, sample) if self.makes_images else None
+        condensed = new_condensed(recipe, sample, generator, representatives)
+        if isinstance(condensed, CondensedDataset) and recipe.codes.encode_steps:
+            stage = partial(encode, self._unsaved, condensed, representatives)
+            self._in_stage("encode", recipe.codes.encode_steps, stage)
+        if num_steps := recipe.condense.num_steps:
+            matching = Matching(recipe, sample, condensed, extractors, side, representatives)
+            each = seconds_each(_timed(matching.step, self.device))
+            matching.accelerator.free_memory()
+            self._add("condense", f"{num_steps} steps", num_steps * each)
+            if recipe.real.kind == "representatives":
+                choices = -(-num_steps // recipe.real.refresh_steps)
+                extractor = extractors.at(0, torch.Generator())
+                seconds = choices * _refresh_seconds(recipe, sample, self.amount, extractor, self._seen)
+                self._add("representatives", f"{choices} choices", seconds)
+        return condensed
 
 
 def _training_seconds(recipe: Recipe, sample: LabeledImages, maker: ExtractorMaker, count: int) -> float:
@@ -360,17 +382,15 @@ def _choice_seconds(recipe: Recipe, sample: LabeledImages, amount: Amount) -> fl
     return (time.perf_counter() - started) * amount.largest_class / len(rows)
 
 
-def _refresh_seconds(recipe: Recipe, sample: LabeledImages, amount: Amount, extractor: torch.nn.Module) -> float:
-    """Of choosing the representatives of all classes once: embedding the candidates, then k-means."""
-    part, num_classes = recipe.real, sample.num_classes
-    seen = amount.num_train if part.candidates is None else min(amount.num_train, part.candidates * num_classes)
+def _refresh_seconds(recipe: Recipe, sample: LabeledImages, amount: Amount, extractor: Extractor, seen: int) -> float:
+    """Of choosing the representatives of all classes once: embedding the `seen` candidates, then k-means."""
     device = extractor.mean.device
     some = to_signed(sample.images[: images_at_once(max(sample.image_size, extractor.resize or 0))]).to(device)
     with torch.no_grad():
         each = seconds_each(_timed(lambda step: extractor(some), device)) / len(some)
     rows = _class_of_noise(amount, extractor.feature_dim)
     started = time.perf_counter()
-    kmeans_representatives(rows, min(part.batch_size, len(rows)), recipe.seed, distinct=False)
+    kmeans_representatives(rows, min(recipe.real.batch_size, len(rows)), recipe.seed, distinct=False)
     return each * seen + (time.perf_counter() - started) * seen / len(rows)
 
 
@@ -384,12 +404,6 @@ def _peak_memory() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _peak_gpu_memory(device: torch.device, amount: Amount, recipe: Recipe) -> int:
-    """Bytes: what the rehearsal took, and the images that a network of the pool trains on."""
-    trains = recipe.features.kind == "pool" and recipe.features.num_trajectories > 0 and not amount.is_mapped
-    return torch.cuda.max_memory_allocated(device) + trains * amount.pixel_bytes
 
 
 def free_space(path: Path) -> int:

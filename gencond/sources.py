@@ -36,7 +36,7 @@ GREY_MODES = ("1", "L", "LA", *WIDE_MODES)
 # Each process, each split and each classifier in training holds a copy: a few GB where a set is as large as this.
 MAPPED_ABOVE_BYTES = 2**30
 CHUNK_BYTES = 2**25  # of pixels that a process holds while it decodes, and loses when it is killed
-DECODING = "decoded-1"  # changes whenever the same file would become other pixels
+DECODING = "decoded-1"  # changes whenever the same file would become other pixels, or chunks would have another size
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def find_images(root: Path) -> ImageSource:
         InputError: no classes, classes without images, images without a class, a test set of other classes.
     """
     shards = {folder.name.lower(): folder for folder in visible_folders(root) if any(folder.glob("*.tar"))}
-    if any(root.glob("*.tar")):
+    if any(root.glob("*.tar")) and not visible_folders(root):
         return _find_in_shards(root, root, None)
     if "train" in shards and not visible_folders(shards["train"]):
         test = next((shards[name] for name in TEST_FOLDERS if name in shards), None)
@@ -523,9 +523,9 @@ def _write_at(file: io.BufferedRandom, position: int, array: np.ndarray) -> None
 
 
 def _finish(partial: Path, folder: Path) -> None:
-    (partial / "done").unlink(missing_ok=True)
     try:
         partial.rename(folder)
     except OSError:
         if not folder.is_dir():  # another run was there first
             raise
+    (folder / "done").unlink(missing_ok=True)

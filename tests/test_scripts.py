@@ -77,3 +77,12 @@ def test_the_bench_of_seeds_prints_a_ratio_for_each_ipc() -> None:
     ).splitlines()  # fmt: skip
     assert [line.split()[0] for line in lines] == ["IPC", "1", "10"] and all(line.endswith("x") for line in lines[1:])
     assert "side by side" in lines[1]
+
+
+@pytest.mark.slow
+def test_the_bench_of_the_pass_shows_that_memory_stays_flat_in_a_file() -> None:
+    lines = run("bench_statistics", "--images", "400", "--times", "1", "8", "--side", "32", "--width", "4").splitlines()
+    rows = [line.split() for line in lines[-4:]]
+    assert [row[:2] for row in rows] == [["400", "file"], ["400", "memory"], ["3200", "file"], ["3200", "memory"]]
+    peaks = {(int(row[0]), row[1]): int(row[-1]) for row in rows}
+    assert peaks[3200, "file"] - peaks[400, "file"] < 30  # MB; the images more are 9 MB of pixels
