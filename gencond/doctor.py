@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from gencond.assembly import check_counts, check_networks, check_parts
+from gencond.backbones import IMAGENET1K
 from gencond.config import Recipe
 from gencond.data import (
     NAMED_SETS,
@@ -33,6 +35,8 @@ from gencond.eval.protocols import get_protocol
 from gencond.features import can_compile
 from gencond.files import cache_dir, require_writable
 from gencond.forecast import Amount, Forecast, forecast, free_space
+from gencond.generator.pretrained import IMAGENET1K as PUBLISHED
+from gencond.generator.pretrained import kept_file
 from gencond.mapped import FACTS
 from gencond.progress import spoken_time
 from gencond.sources import ImageSource, find_images, read_image
@@ -40,6 +44,7 @@ from gencond.sources import ImageSource, find_images, read_image
 logger = logging.getLogger(__name__)
 
 SAMPLE_IMAGES = 512
+HUB_ID = r"[\w.-]+/[\w.-]+(/[\w./=-]+)?"
 PLENTY = 0.9  # of the memory there is: beyond it a run is likely to be killed
 
 
@@ -104,9 +109,7 @@ def doctor(recipe: Recipe, out: Path | None) -> None:
         _consult(recipe, patient, found)
         if fits:
             logger.info("doctor: a few steps of each stage are timed ...")
-            expected = forecast(ready, patient.sample, patient.amount, device)
-            print(_table(expected))
-            _space(expected, out or Path.cwd(), device, found)
+            found.hold(lambda: _predict(ready, patient, device, out or Path.cwd(), found))
     if device.type == "cpu":
         found.notes.append("no GPU is used: fine for small images, days for large ones")
     if importlib.util.find_spec("torch_fidelity") is None:
@@ -260,17 +263,33 @@ def _check_held_out(patient: Patient) -> None:
 
 
 def check_weights(recipe: Recipe, found: Findings) -> Recipe:
-    """Says whether the extractors' weights are there; returns the recipe without them, which is as fast."""
-    part = recipe.features
-    if part.weights is None:
-        return recipe
+    """Says which weights are not on this machine; returns the recipe without those, of the same shapes, to be timed."""
+    part, offline = recipe.features, os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
     if part.weights == "pretrained":
         if why := _absent_from_hub_cache(part.network):
-            offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
             (found.blocks if offline else found.notes).append(why)
-    elif not Path(part.weights).is_file():
+    elif part.weights is not None and not Path(part.weights).is_file():
         found.blocks.append(f"features.weights={part.weights}: no such file")
-    return replace(recipe, features=replace(part, weights=None))
+    recipe = replace(recipe, features=replace(part, weights=None))
+    source = recipe.generator.weights
+    if source is None or recipe.synthesizer.kind != "generator" or Path(source).exists():
+        return recipe
+    url = source
+    if source == IMAGENET1K and recipe.data.image_size in PUBLISHED:
+        url = PUBLISHED[recipe.data.image_size].url
+    is_url = "://" in url
+    if is_url and kept_file(url).is_file():
+        return recipe
+    if is_url or re.fullmatch(HUB_ID, source):
+        said = f"generator.weights={source} are not looked for in the Hub's cache: the run reads or downloads them"
+        if is_url:
+            said = f"generator.weights={source} are not on this machine: the run downloads {url}"
+        found.notes.append(said)
+    else:
+        found.blocks.append(f"generator.weights={source}: no such file, folder, URL or Hub id")
+    shape = {"width": 128, "latent_dim": 128, "class_embed_dim": 128, "attention_resolution": 64}
+    sizes = shape if source == IMAGENET1K else {}
+    return replace(recipe, generator=replace(recipe.generator, weights=None, **sizes))
 
 
 def _absent_from_hub_cache(network: str) -> str | None:
@@ -295,6 +314,13 @@ def _check_judge(recipe: Recipe, sample: LabeledImages) -> None:
     get_protocol(recipe.evaluate.protocol)
     for network in recipe.evaluate.networks:
         build_network(network, sample.channels, sample.num_classes, sample.image_size, seed=0)
+
+
+def _predict(recipe: Recipe, patient: Patient, device: torch.device, out: Path, found: Findings) -> None:
+    """Prints the forecast. Raises InputError for weights that cannot be used."""
+    expected = forecast(recipe, patient.sample, patient.amount, device)
+    print(_table(expected))
+    _space(expected, out, device, found)
 
 
 # --- space ---------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from gencond.assembly import (
     new_real_side,
 )
 from gencond.augment import Augmentation
+from gencond.backbones import new_generator, published_generator
 from gencond.checkpoint import RunFolder
 from gencond.condense import Matching, encode, new_condensed
 from gencond.config import Recipe
@@ -35,7 +36,7 @@ from gencond.features import Extractor
 from gencond.generator.condensed import CondensedDataset
 from gencond.generator.face import Condensed
 from gencond.losses.anchor import contrast, pooled_pixels
-from gencond.pretrain import new_generator, pretrain
+from gencond.pretrain import pretrain
 from gencond.ranges import to_signed
 from gencond.selection import kmeans_representatives, nested_representatives
 from gencond.statistics import RealStatistics, images_at_once, real_statistics
@@ -287,7 +288,8 @@ class _Case:
         if self.makes_images and len(representatives.labels):
             seconds = _choice_seconds(recipe, sample, self.amount) * sample.num_classes
             self._add("representatives", f"{sample.num_classes} classes, k-means", seconds)
-        generator = new_generator(recipe, sample) if self.makes_images else None
+        make = new_generator if recipe.generator.weights is None else published_generator
+        generator = make(recipe, sample) if self.makes_images else None
         condensed = new_condensed(recipe, sample, generator, representatives)
         if isinstance(condensed, CondensedDataset) and recipe.codes.encode_steps:
             stage = partial(encode, self._unsaved, condensed, representatives)

@@ -27,8 +27,8 @@ ALLOWED = {
     "pretrain": {"config", "data", "augment", "backbones", "losses", "generator", "checkpoint"},
     "step": {"assembly", "augment", "targets", "losses", "generator"},
     "forecast": {
-        "config", "data", "augment", "features", "losses", "generator", "checkpoint", "selection", "extractors",
-        "training", "statistics", "targets", "assembly", "pretrain", "condense",
+        "backbones", "config", "data", "augment", "features", "losses", "generator", "checkpoint", "selection",
+        "extractors", "training", "statistics", "targets", "assembly", "pretrain", "condense",
     },
     "condense": {"config", "data", "targets", "losses", "generator", "checkpoint", "pretrain", "assembly", "step"},
 }  # fmt: skip

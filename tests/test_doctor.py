@@ -16,6 +16,7 @@ from gencond.config import load_recipe
 from gencond.data import LabeledImages
 from gencond.doctor import Findings, check_weights
 from gencond.forecast import Amount, forecast
+from gencond.generator.pretrained import kept_file
 from gencond.progress import spoken_time
 
 
@@ -129,6 +130,25 @@ def test_weights_of_the_hub_are_looked_for_on_this_machine(monkeypatch: pytest.M
     assert offline.blocks[0].startswith(said) and not offline.notes
     assert weights("model.safetensors", "1") == Findings()
     assert weights(None, "0", "test_resnet").blocks == [] and weights(None, "0", "unheard") == Findings()
+
+
+def test_weights_of_generators_are_looked_for_on_this_machine(tmp_path: Path) -> None:
+    def weights(source: str) -> tuple[Findings, str | None]:
+        found = Findings()
+        recipe = load_recipe("imagenet1k-128", ["features.weights=null", f"generator.weights={source}"], "digits")
+        return found, check_weights(recipe, found).generator.weights
+
+    found, timed = weights("imagenet1k")
+    assert "the run downloads https://" in found.notes[0] and timed is None and not found.blocks
+    url = found.notes[0].rpartition(" ")[2]
+    kept_file(url).parent.mkdir(parents=True)
+    kept_file(url).touch()
+    assert weights("imagenet1k") == (Findings(), "imagenet1k")
+    assert weights(str(tmp_path)) == (Findings(), str(tmp_path))
+    assert "reads or downloads" in weights("owner/name")[0].notes[0]
+    assert weights("/no/such/file.pth")[0].blocks == [
+        "generator.weights=/no/such/file.pth: no such file, folder, URL or Hub id"
+    ]
 
 
 def test_too_little_space_is_said(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

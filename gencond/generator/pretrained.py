@@ -191,9 +191,14 @@ def _from_hub(name: str) -> Path:
         raise InputError(f"{name} is no file, and not read from the Hub: {_first_line(error)}") from None
 
 
+def kept_file(url: str) -> Path:
+    """Where the cache keeps what is downloaded from `url`."""
+    return cache_dir() / "weights" / f"{short_hash(url)}-{PurePosixPath(urlsplit(url).path).name}"
+
+
 def _download(url: str, sha256: str | None, at_least: int = 0) -> Path:
     """The cache's copy of `url`, downloaded where there is none of that hash; kept only if it can be read."""
-    kept = cache_dir() / "weights" / f"{short_hash(url)}-{PurePosixPath(urlsplit(url).path).name}"
+    kept = kept_file(url)
     if kept.is_file() and (sha256 is None or _has_hash(kept, sha256)):
         return kept
     try:
