@@ -320,6 +320,7 @@ def _predict(recipe: Recipe, patient: Patient, device: torch.device, out: Path, 
     """Prints the forecast. Raises InputError for weights that cannot be used."""
     expected = forecast(recipe, patient.sample, patient.amount, device)
     print(_table(expected))
+    found.notes.extend(expected.notes)
     _space(expected, out, device, found)
 
 

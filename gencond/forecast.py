@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 REHEARSED_SECONDS = 3.0  # of each stage, after a first step that is not counted
 REHEARSED_STEPS = 5
+LONGEST_STEP = 10.0  # seconds; of longer ones a small one is timed
+FEW_CLASSES = 2
 KMEANS_IMAGES = 500  # of the one class that representatives are timed with
 
 
@@ -70,12 +72,14 @@ class Forecast:
     """What a run will take on this machine with one process.
 
     Args:
+        notes: what it leaves out.
         memory: bytes of the process at its peak.
         gpu_memory: bytes that tensors take on the GPU at the peak; 0 without one.
         cache, out: bytes on disk, in the cache and in the run folder.
     """
 
     stages: tuple[Stage, ...]
+    notes: tuple[str, ...]
     memory: int
     gpu_memory: int
     cache: int
@@ -202,6 +206,7 @@ class _Case:
         self.makes_images = recipe.synthesizer.kind == "generator"
         self.num_nets, self.pool_bytes, self.statistics_bytes = 1, 0, 0
         self.stages = [Stage("reading images", f"{amount.num_images:,} images", amount.seconds_to_read)]
+        self.notes: list[str] = []
         self.peaks = [0]  # of a GPU, which the log of a stage starts anew
 
     def forecast(self) -> Forecast:
@@ -223,6 +228,7 @@ class _Case:
                 of_gpu += self.amount.pixel_bytes  # which a pool's network trains on
         return Forecast(
             tuple(self.stages),
+            tuple(self.notes),
             memory=_peak_memory() + held + kept,
             gpu_memory=of_gpu,
             cache=self.amount.bytes_to_write + kept,
@@ -274,6 +280,17 @@ class _Case:
         )
         return StatisticsSide(statistics, extractors.pool)
 
+    def _seconds_of_full_step(self, short: Matching) -> float:
+        """Of a step with all its classes, by one with few classes and few slots: the time follows the images."""
+        part = self.recipe.condense
+        lengths = {step: short.draw(step).length for step in range(20)}
+        step = min(lengths, key=lengths.__getitem__)
+        seconds = seconds_each(_timed(lambda _: short.step(step), self.device))
+        fixed = sum(short.lengths) / len(short.lengths)
+        mean_length = fixed + part.stream_probability * (part.stream_length - fixed)
+        num_classes = min(self.sample.num_classes, part.classes_per_step)
+        return seconds / (min(FEW_CLASSES, num_classes) * lengths[step]) * num_classes * mean_length
+
     @property
     def _seen(self) -> int:
         """Real images that are looked at."""
@@ -295,9 +312,18 @@ class _Case:
             stage = partial(encode, self._unsaved, condensed, representatives)
             self._in_stage("encode", recipe.codes.encode_steps, stage)
         if num_steps := recipe.condense.num_steps:
-            matching = Matching(recipe, sample, condensed, extractors, side, representatives)
-            each = seconds_each(_timed(matching.step, self.device))
-            matching.accelerator.free_memory()
+            few = replace(recipe, condense=replace(recipe.condense, classes_per_step=FEW_CLASSES))
+            short = Matching(few, sample, condensed, extractors, side, representatives)
+            each = self._seconds_of_full_step(short)
+            if each < LONGEST_STEP:
+                matching = Matching(recipe, sample, condensed, extractors, side, representatives)
+                each = seconds_each(_timed(matching.step, self.device))
+                matching.accelerator.free_memory()
+            else:
+                self.notes.append(
+                    "a step is so long here that a small one was timed; its memory is not in the forecast"
+                )
+            short.accelerator.free_memory()
             self._add("condense", f"{num_steps} steps", num_steps * each)
             if recipe.real.kind == "representatives":
                 choices = -(-num_steps // recipe.real.refresh_steps)

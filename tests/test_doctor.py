@@ -83,6 +83,17 @@ def test_more_images_take_the_pass_longer_and_more_disk_where_they_are_decoded(
     assert many.cache - few.cache == 64 * (10**6 - 10**3) and abs(many.memory - few.memory) < 10**8
 
 
+def test_of_a_long_step_a_small_one_is_timed(
+    digits: tuple[LabeledImages, LabeledImages], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, sample = load_recipe("demo", TINY, "digits"), digits[0].subset(torch.arange(64))
+    amount = Amount(1797, 1198, 120, 115008, False, 0.5, 0)
+    assert not forecast(recipe, sample, amount, torch.device("cpu")).notes
+    monkeypatch.setattr("gencond.forecast.LONGEST_STEP", 0.0)
+    found = forecast(recipe, sample, amount, torch.device("cpu"))
+    assert "a small one was timed" in found.notes[0] and found.stages[-1].name == "condense"
+
+
 def test_a_folder_is_counted_and_only_some_of_it_is_read(
     photographs: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:
