@@ -37,12 +37,7 @@ def with_weights(weights: Path, *overrides: str) -> Recipe:
 def test_a_random_backbone_of_the_published_shape_has_its_widths(few_digits: LabeledImages) -> None:
     images = torch.zeros(20, 3, 128, 128, dtype=torch.uint8)
     photographs = LabeledImages(images, torch.arange(20) % 10, few_digits.class_names)
-    asked = (
-        "generator.num_blocks=null",
-        "generator.width=128",
-        "generator.latent_dim=128",
-        "generator.class_embed_dim=128",
-    )
+    asked = ("generator.num_blocks=null", "generator.width=128", "generator.latent_dim=128", "generator.class_embed_dim=128")
     with torch.device("meta"):
         made = new_generator(tiny_recipe(*DEEP, *asked, "generator.attention_resolution=64"), photographs)
     assert made.config.block_out_channels == [2048, 1024, 512, 256, 128]
