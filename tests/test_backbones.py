@@ -37,9 +37,10 @@ def with_weights(weights: Path, *overrides: str) -> Recipe:
 def test_a_random_backbone_of_the_published_shape_has_its_widths(few_digits: LabeledImages) -> None:
     images = torch.zeros(20, 3, 128, 128, dtype=torch.uint8)
     photographs = LabeledImages(images, torch.arange(20) % 10, few_digits.class_names)
-    asked = ("generator.num_blocks=null", "generator.width=128", "generator.latent_dim=128", "generator.class_embed_dim=128")
+    asked = [f"generator.{name}=128" for name in ("width", "latent_dim", "class_embed_dim")]
+    asked += ["generator.num_blocks=null", "generator.attention_resolution=64"]
     with torch.device("meta"):
-        made = new_generator(tiny_recipe(*DEEP, *asked, "generator.attention_resolution=64"), photographs)
+        made = new_generator(tiny_recipe(*DEEP, *asked), photographs)
     assert made.config.block_out_channels == [2048, 1024, 512, 256, 128]
     # the published network with 10 classes of 128 numbers instead of 1000
     assert sum(weight.numel() for weight in made.parameters()) == 50_244_484 - 990 * 128
