@@ -16,7 +16,7 @@ from torch import Tensor
 from gencond.errors import InputError
 from gencond.generator.exporting import check_export, export_images
 from gencond.generator.packing import decode
-from gencond.generator.sampling import SampledDataset, SampleStream, Synthesize, sample_class_major
+from gencond.generator.sampling import SampledDataset, SampleStream, Synthesize, sample_class_major, threads_for
 from gencond.generator.storage import from_stored, num_stored_bytes, to_stored
 from gencond.ranges import to_uint8
 
@@ -146,7 +146,8 @@ class Condensed(ModelMixin, ConfigMixin):
         if len(set(wanted)) < len(wanted):
             raise InputError("a class is asked for twice")
         synthesize, ipc = self._synthesizer(seed), operator.index(ipc)
-        return sample_class_major(synthesize, list(wanted), ipc, self.num_classes, self.image_size)
+        threads = threads_for(self.device)
+        return sample_class_major(synthesize, list(wanted), ipc, self.num_classes, self.image_size, threads)
 
     def as_dataset(
         self, ipc: SupportsIndex, transform: Callable | None = None, seed: int | None = None
