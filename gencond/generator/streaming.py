@@ -113,10 +113,11 @@ def export_in_parts(
                     (work / "done" / f"{part:06d}").touch()
             if rank == 0:
                 _wait_for_parts(work, len(parts), num_processes, bar)
+        if rank == 0:
+            if out.is_dir():
+                out.rmdir()
+            folder.rename(out)
     if rank == 0:
-        if out.is_dir():
-            out.rmdir()
-        folder.rename(out)
         shutil.rmtree(work)
 
 
