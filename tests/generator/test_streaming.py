@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow.parquet
 import pytest
 import torch
@@ -44,15 +45,15 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def counted(condensed: CondensedDataset, calls: list[int], fail_at: int | None = None) -> CondensedDataset:
     """`condensed`, with a note of each block that is sampled; the one of number `fail_at` raises."""
-    sampled = condensed._images_of
+    synthesize = condensed._synthesizer(None)
 
-    def images_of(labels: Tensor, slots: Tensor, seed: int | None) -> Tensor:
+    def synthesize_counted(labels: Tensor, slots: Tensor) -> Tensor:
         calls.append(len(labels))
         if len(calls) == fail_at:
             raise KeyboardInterrupt
-        return sampled(labels, slots, seed)
+        return synthesize(labels, slots)
 
-    condensed._images_of = images_of
+    condensed._synthesizer = lambda seed: synthesize_counted
     return condensed
 
 
@@ -241,8 +242,7 @@ def test_a_killed_command_goes_on_with_two_processes_that_are_killed_too(tmp_pat
     launch = command(condensed, tmp_path, out, "-m", *accelerate_launch())
     both = subprocess.Popen(launch, env=environment(), stderr=subprocess.PIPE, text=True)
     wait_for(lambda: len(os.listdir(done)) > first + 20)
-    worker = subprocess.run(["pgrep", "-P", str(both.pid)], capture_output=True, text=True, check=True)
-    os.kill(int(worker.stdout.split()[-1]), signal.SIGKILL)
+    psutil.Process(both.pid).children()[-1].kill()
     _, said = both.communicate(timeout=60)
     assert both.returncode != 0 and not out.exists()
     assert "gencond: interrupted; the same command goes on" in said or "ended before its share" in said
