@@ -29,14 +29,9 @@ from gencond.config import Recipe, first_difference, load_recipe, to_dict, to_ya
 from gencond.data import LabeledImages
 from gencond.distributed import memory_used, rank_and_world
 from gencond.errors import InputError
-from gencond.files import read_json, require_writable, write_json, write_text, written_whole
+from gencond.files import read_json, require_writable, take_lock, write_json, write_text, written_whole
 from gencond.generator.condensed import ARTEFACT_FOLDER
 from gencond.progress import progress
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs in one folder are not kept apart there
-    fcntl = None
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -96,13 +91,9 @@ class RunFolder:
 
     def _lock(self) -> None:
         """Keeps other processes out of the folder until the `with` block of this run ends. Raises InputError."""
-        if fcntl is None:
-            return
-        self._descriptor = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"another process works in {self.path}: wait for it or choose another --out") from None
+        self._descriptor = take_lock(self.path / LOCK_NAME)
+        if self._descriptor is None:
+            raise InputError(f"another process works in {self.path}: wait for it or choose another --out")
 
     def __enter__(self) -> "RunFolder":
         return self

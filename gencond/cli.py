@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ def run_cleanly(command: Callable[[], None]) -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         command()
     except InputError as error:
@@ -47,7 +49,13 @@ def run_cleanly(command: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _end("interrupted; the same command goes on from the last saved state", 130)
     finally:
+        signal.signal(signal.SIGTERM, before)
         logger.removeHandler(handler)
+
+
+def _interrupt(*of_signal: object) -> None:
+    """What a launcher sends when another process died, or a scheduler that wants the machine back."""
+    raise KeyboardInterrupt
 
 
 def _write_errors() -> type[Exception]:
@@ -230,10 +238,16 @@ def run_doctor(args: argparse.Namespace) -> None:
 
 
 def run_sample(args: argparse.Namespace) -> None:
-    condensed = gencond.load(args.path)
-    out = condensed.export(args.out, args.ipc, args.format, args.seed)
-    count = args.ipc * condensed.num_classes * condensed.images_per_slot
-    print(f"{count} images of {condensed.num_classes} classes in {out}")
+    from gencond.distributed import new_accelerator
+
+    accelerator = new_accelerator()
+    condensed = gencond.load(args.path, accelerator.device)
+    out = condensed.export(
+        args.out, args.ipc, args.format, args.seed, accelerator.process_index, accelerator.num_processes
+    )
+    if accelerator.is_main_process:
+        count = args.ipc * condensed.num_classes * condensed.images_per_slot
+        print(f"{count} images of {condensed.num_classes} classes in {out}")
 
 
 def run_store(args: argparse.Namespace) -> None:

@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from gencond.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows: two runs in one folder are not kept apart there
+    fcntl = None
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -64,6 +69,27 @@ def written_whole(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def take_lock(file: Path) -> int | None:
+    """A descriptor that keeps other processes from taking this lock until it is closed; None where one has it."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT)
+    try:
+        if fcntl is not None:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def is_locked(file: Path) -> bool:
+    """Whether another process has a lock; where the system has no such locks, as if one had it."""
+    if fcntl is None:
+        return True
+    if (descriptor := take_lock(file)) is not None:
+        os.close(descriptor)
+    return descriptor is None
 
 
 def _give_usual_mode(file: Path) -> None:

@@ -315,9 +315,13 @@ def test_no_space_left_is_one_line(tmp_path: Path, monkeypatch, capsys: pytest.C
     def full(*arguments) -> None:
         raise OSError(28, "No space left on device", "runs/x")
 
-    monkeypatch.setattr("gencond.generator.exporting.png_bytes", full)
-    line = fails(capsys, "sample", str(run), "--ipc", "1", "--out", str(tmp_path / "out"))
-    assert line == "gencond: No space left on device: runs/x" and not any(tmp_path.iterdir())
+    monkeypatch.setattr("gencond.generator.streaming.png_bytes", full)
+    asked = ["sample", str(run), "--ipc", "1", "--out", str(tmp_path / "out")]
+    assert fails(capsys, *asked) == "gencond: No space left on device: runs/x"
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    main(asked)  # once there is space, it goes on
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_hub_load_from_another_working_directory(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 from gencond.data import LabeledImages
 from gencond.errors import InputError
 from gencond.foreign import is_foreign, read_foreign, side_of
-from gencond.generator.exporting import export_images
 from gencond.generator.packing import decode
+from gencond.generator.pixels import CondensedPixels
 from gencond.ranges import to_signed, to_unit
 from gencond.selection import random_subset
 
@@ -203,6 +203,8 @@ def test_our_own_folders_are_read_back_whatever_the_classes_are_called(
     names = ("T-shirt/top", "Trouser", *(f"c{number}" for number in range(8)))
     real = replace(few_digits, class_names=names)
     one = random_subset(real, 1, seed=0)
-    export_images(one.images, one.labels, names, tmp_path / "set", "imagefolder")
+    bank = CondensedPixels(names, num_slots=1, image_size=8, channels=1)
+    bank.fill_(to_signed(one.images))
+    bank.export(tmp_path / "set", ipc=1)
     assert side_of(tmp_path / "set") == 8
     assert torch.equal(read_foreign(tmp_path / "set", real).sample(1).images, one.images)

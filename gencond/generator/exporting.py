@@ -1,11 +1,15 @@
-"""Class-major samples in the formats that others read."""
+"""Samples in the formats that others read."""
 
+import importlib.util
 import io
 import json
+import os
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +18,8 @@ from torch import Tensor
 
 from gencond.errors import InputError
 from gencond.files import require_new, written_whole
-from gencond.pictures import png_bytes
-from gencond.progress import progress
 
 RESERVED_FOLDERS = ("train", "test", "val", "validation")
-SHARD_IMAGES = 10_000
 SUFFIXES = {"npz": ".npz", "ddranking": ".pt"}  # of the formats that are one file
 DDRANKING_SETS = {(10, 3, 32): "CIFAR10", (100, 3, 32): "CIFAR100"}  # (classes, channels, side in pixels) of each
 DDRANKING_MEAN, DDRANKING_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # what it normalises both by
@@ -35,15 +36,99 @@ def class_folders(class_names: Sequence[str]) -> list[str]:
 
 
 def check_export(out: Path, format: str, num_classes: int, channels: int, image_size: int) -> Path:
-    """Where exactly an export goes. Raises InputError as `export_images` does, before anything is sampled."""
-    if format not in WRITERS:
-        raise InputError(f"unknown format {format!r}; known: {', '.join(WRITERS)}")
+    """Where exactly an export goes: what is one file gets its suffix where that is missing.
+
+    Raises:
+        InputError: an unknown format, images that it does not take, or `out` exists and is not empty.
+    """
+    if format not in FORMATS:
+        raise InputError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+    if format == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise InputError("format parquet needs pyarrow: pip install 'gencond[parquet]'")
     if format == "ddranking":
         ddranking_set(num_classes, channels, image_size)
     suffix = SUFFIXES.get(format, "")
     out = out if out.suffix == suffix else Path(f"{out}{suffix}")
     require_new(out)
     return out
+
+
+# --- files of a part ---------------------------------------------------------------------------------------------
+
+
+class Layout(NamedTuple):
+    """What the files of a part have to know of the whole export. `folders` are those of the classes."""
+
+    class_names: Sequence[str]
+    folders: Sequence[str]
+    images_per_class: int
+    num_parts: int
+
+    def file_of(self, image: "EncodedImage") -> str:
+        """Its path in an ImageFolder: names sort as the numbers do."""
+        digits = max(6, len(str(self.images_per_class - 1)))
+        return f"{self.folders[image.label]}/{image.number:0{digits}d}.png"
+
+
+class EncodedImage(NamedTuple):
+    """A PNG file; `number` counts the images of its class."""
+
+    label: int
+    number: int
+    png: bytes
+
+
+def lay_out(format: str, folder: Path, layout: Layout) -> None:
+    """Writes what belongs to no part; doing it again changes nothing."""
+    if format == "imagefolder":
+        for name in layout.folders:
+            (folder / name).mkdir(exist_ok=True)
+    if format == "webdataset":
+        (folder / "classes.txt").write_text("\n".join(layout.class_names) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _placed(file: Path) -> Iterator[Path]:
+    """Yields a path outside of the folder that is exported; what was written there becomes `file`."""
+    temporary = file.parent.with_name(file.name)
+    yield temporary
+    os.replace(temporary, file)
+
+
+def _write_imagefolder(images: Iterable[EncodedImage], folder: Path, layout: Layout, part: int) -> None:
+    for image in images:
+        (folder / layout.file_of(image)).write_bytes(image.png)
+
+
+def _write_webdataset(images: Iterable[EncodedImage], folder: Path, layout: Layout, part: int) -> None:
+    with _placed(folder / f"{part:06d}.tar") as temporary, tarfile.open(temporary, "w") as shard:
+        for image in images:
+            key = image.label * layout.images_per_class + image.number
+            for suffix, content in (("png", image.png), ("cls", str(image.label).encode())):
+                member = tarfile.TarInfo(f"{key:09d}.{suffix}")
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
+
+
+def _write_parquet(images: Iterable[EncodedImage], folder: Path, layout: Layout, part: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    images = list(images)
+    table = pa.table({
+        "image": pa.array(
+            [{"bytes": image.png, "path": layout.file_of(image)} for image in images],
+            pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+        ),
+        "label": pa.array([image.label for image in images], pa.int64()),
+    })  # fmt: skip
+    features = {"image": {"_type": "Image"}, "label": {"names": list(layout.class_names), "_type": "ClassLabel"}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    with _placed(folder / f"train-{part:05d}-of-{layout.num_parts:05d}.parquet") as temporary:
+        pyarrow.parquet.write_table(table, temporary)
+
+
+# --- one file ----------------------------------------------------------------------------------------------------
 
 
 def export_images(
@@ -53,75 +138,21 @@ def export_images(
     out: Path,
     format: str,
 ) -> Path:
-    """Writes class-major samples in a format that others read, whole or not at all; where they are.
+    """Writes class-major samples as one file of `FILE_WRITERS`, whole or not at all; where it is.
 
-    Args:
-        out: a folder; for npz and ddranking a file, which gets its suffix where that is missing.
-        format: `imagefolder` (<class>/<slot>.png), `npz` (x_train, y_train, names), `webdataset` (tar shards of
-            png + cls), `parquet` (the Hub's image-classification layout, needs pyarrow), `ddranking` (a .pt of images,
-            normalised, and labels: what its hard-label scores take as `image_tensor` and `hard_labels`). Folder names
-            sort as the classes and file names as the slots: who takes the first k files of each class has IPC k.
     Raises:
-        InputError: an unknown format, images that it does not take, or `out` exists and is not empty.
+        InputError: as `check_export`.
     """
     out = check_export(out, format, len(class_names), images.shape[1], images.shape[-1])
     arrays = images.permute(0, 2, 3, 1).cpu().numpy()
     with written_whole(out) as temporary:
-        WRITERS[format](arrays, labels.tolist(), class_names, temporary)
+        FILE_WRITERS[format](arrays, labels.tolist(), class_names, temporary)
     return out
-
-
-def _write_imagefolder(images: np.ndarray, labels: list[int], class_names: Sequence[str], out: Path) -> None:
-    folders = class_folders(class_names)
-    for name in folders:
-        (out / name).mkdir(parents=True)
-    written = [0] * len(folders)
-    bar = progress(
-        zip(images, labels, strict=True),
-        description="writing images",
-        total=len(labels),
-        unit="image",
-        disable=len(labels) < 5000,
-    )
-    for image, label in bar:
-        (out / folders[label] / f"{written[label]:06d}.png").write_bytes(png_bytes(image))
-        written[label] += 1
 
 
 def _write_npz(images: np.ndarray, labels: list[int], class_names: Sequence[str], out: Path) -> None:
     with out.open("wb") as file:
         np.savez(file, x_train=images, y_train=np.array(labels), names=np.array(class_names))
-
-
-def _write_webdataset(images: np.ndarray, labels: list[int], class_names: Sequence[str], out: Path) -> None:
-    out.mkdir(parents=True)
-    for first in range(0, len(labels), SHARD_IMAGES):
-        with tarfile.open(out / f"{first // SHARD_IMAGES:06d}.tar", "w") as shard:
-            for row in range(first, min(first + SHARD_IMAGES, len(labels))):
-                for suffix, content in (("png", png_bytes(images[row])), ("cls", str(labels[row]).encode())):
-                    member = tarfile.TarInfo(f"{row:09d}.{suffix}")
-                    member.size = len(content)
-                    shard.addfile(member, io.BytesIO(content))
-    (out / "classes.txt").write_text("\n".join(class_names) + "\n", encoding="utf-8")
-
-
-def _write_parquet(images: np.ndarray, labels: list[int], class_names: Sequence[str], out: Path) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet
-    except ImportError:
-        raise InputError("format parquet needs pyarrow: pip install 'gencond[parquet]'") from None
-    table = pa.table({
-        "image": pa.array(
-            [{"bytes": png_bytes(image), "path": None} for image in images],
-            pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-        ),
-        "label": pa.array(labels, pa.int64()),
-    })  # fmt: skip
-    features = {"image": {"_type": "Image"}, "label": {"names": list(class_names), "_type": "ClassLabel"}}
-    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    out.mkdir(parents=True)
-    pyarrow.parquet.write_table(table, out / "train-00000-of-00001.parquet")
 
 
 def ddranking_set(num_classes: int, channels: int, image_size: int) -> str:
@@ -146,10 +177,6 @@ def _write_ddranking(images: np.ndarray, labels: list[int], class_names: Sequenc
         torch.save({"images": normalised_for_ddranking(unit), "labels": torch.tensor(labels)}, file)
 
 
-WRITERS = {
-    "imagefolder": _write_imagefolder,
-    "npz": _write_npz,
-    "webdataset": _write_webdataset,
-    "parquet": _write_parquet,
-    "ddranking": _write_ddranking,
-}
+PART_WRITERS = {"imagefolder": _write_imagefolder, "webdataset": _write_webdataset, "parquet": _write_parquet}
+FILE_WRITERS = {"npz": _write_npz, "ddranking": _write_ddranking}
+FORMATS = (*PART_WRITERS, *FILE_WRITERS)

@@ -1,6 +1,8 @@
 """What every artefact can do, whatever makes its images: sample at any IPC, datasets, streams, exports."""
 
 import functools
+import hashlib
+import json
 import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gencond.errors import InputError
-from gencond.generator.exporting import check_export, export_images
+from gencond.generator.exporting import PART_WRITERS, check_export, export_images
 from gencond.generator.packing import decode
-from gencond.generator.sampling import SampledDataset, SampleStream, Synthesize, sample_class_major
+from gencond.generator.sampling import SampledDataset, SampleStream, Synthesize, sample_class_major, threads_for
 from gencond.generator.storage import from_stored, num_stored_bytes, to_stored
+from gencond.generator.streaming import export_in_parts
 from gencond.ranges import to_uint8
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -132,12 +135,7 @@ class Condensed(ModelMixin, ConfigMixin):
         Raises:
             InputError: `ipc` below 1 or above `largest_ipc`, an unknown class, a seed that is not in 0 .. 2^64 - 1.
         """
-        if isinstance(ipc, bool) or not hasattr(ipc, "__index__") or operator.index(ipc) < 1:
-            raise InputError(f"ipc (images per class) must be a whole number of at least 1, not {ipc!r}")
-        if self.largest_ipc is not None and operator.index(ipc) > self.largest_ipc:
-            raise InputError(
-                f"this set holds {self.largest_ipc} images of each class: IPC {ipc} is more than there are"
-            )
+        ipc = self._checked_ipc(ipc)
         if isinstance(classes, str) or (classes is not None and len(classes) == 0):
             raise InputError(f"classes must be a list of indices or names with something in it, not {classes!r}")
         if device is not None:
@@ -145,8 +143,9 @@ class Condensed(ModelMixin, ConfigMixin):
         wanted = range(self.num_classes) if classes is None else [self._class_index(one) for one in classes]
         if len(set(wanted)) < len(wanted):
             raise InputError("a class is asked for twice")
-        synthesize, ipc = self._synthesizer(seed), operator.index(ipc)
-        return sample_class_major(synthesize, list(wanted), ipc, self.num_classes, self.image_size)
+        return sample_class_major(
+            self._synthesizer(seed), list(wanted), ipc, self.num_classes, self.image_size, threads_for(self.device)
+        )
 
     def as_dataset(
         self, ipc: SupportsIndex, transform: Callable | None = None, seed: int | None = None
@@ -173,16 +172,67 @@ class Condensed(ModelMixin, ConfigMixin):
             self._synthesizer(seed), self.num_classes, self.num_slots, batch_size, seed, self.images_per_slot
         )
 
-    def export(self, out: str | Path, ipc: int, format: str = "imagefolder", seed: int | None = None) -> Path:
-        """Writes `ipc` images of each class to `out`; where they are. `exporting.export_images` has the formats.
+    def export(
+        self,
+        out: str | Path,
+        ipc: SupportsIndex,
+        format: str = "imagefolder",
+        seed: int | None = None,
+        rank: int = 0,
+        num_processes: int = 1,
+    ) -> Path:
+        """Writes `ipc` images of each class to `out`, whole or not at all; where they are.
 
+        Folders are written as they are sampled, so they may be of any size: killed at any moment, the same call goes
+        on, and ends with the same bytes on however many processes (`streaming`). One file is sampled into memory first.
+
+        Args:
+            out: a folder; for npz and ddranking a file, which gets its suffix where that is missing.
+            ipc, seed: as in `sample`.
+            format: `imagefolder` (<class>/<slot>.png), `webdataset` (tar shards of png + cls, and classes.txt),
+                `parquet` (the Hub's image-classification layout, needs pyarrow), `npz` (x_train, y_train, names),
+                `ddranking` (a .pt of images, normalised, and labels: what its hard-label scores take as `image_tensor`
+                and `hard_labels`). Folder names sort as the classes and file names as the slots: who takes the first k
+                files of each class has IPC k. Shards hold the first slots of all classes first.
+            rank, num_processes: of processes that share the work and all make this call; rank 0 returns last.
         Raises:
-            InputError: `ipc` below 1, an unknown format or one that such images do not fit, or `out` exists and is not
-                empty.
+            InputError: as `sample`; an unknown format or one that such images do not fit or that is one file and shared
+                by processes; `out` exists and is not empty, or beside it lies an unfinished export of something else.
         """
-        check_export(Path(out), format, self.num_classes, self.channels, self.image_size)
+        ipc = self._checked_ipc(ipc)
+        synthesize = self._synthesizer(seed)
+        out = check_export(Path(out), format, self.num_classes, self.channels, self.image_size)
+        if format in PART_WRITERS:
+            origin = {
+                "artefact": self._fingerprint(), "seed": seed, "device": self.device.type, "torch": torch.__version__,
+            }  # fmt: skip
+            export_in_parts(
+                synthesize, self.class_names, out, format, ipc, self.image_size, self.images_per_slot, origin,
+                threads_for(self.device), rank, num_processes,
+            )  # fmt: skip
+            return out
+        if num_processes > 1:
+            raise InputError(f"format {format} is one file, which one process writes: start one, or choose a folder")
         images, labels = self.sample(ipc, seed=seed)
-        return export_images(to_uint8(images), labels, self.class_names, Path(out), format)
+        return export_images(to_uint8(images), labels, self.class_names, out, format)
+
+    def _checked_ipc(self, ipc: SupportsIndex) -> int:
+        if isinstance(ipc, bool) or not hasattr(ipc, "__index__") or operator.index(ipc) < 1:
+            raise InputError(f"ipc (images per class) must be a whole number of at least 1, not {ipc!r}")
+        if self.largest_ipc is not None and operator.index(ipc) > self.largest_ipc:
+            raise InputError(
+                f"this set holds {self.largest_ipc} images of each class: IPC {ipc} is more than there are"
+            )
+        return operator.index(ipc)
+
+    def _fingerprint(self) -> str:
+        """16 hex digits of all that its images depend on."""
+        own = {name: value for name, value in self.config.items() if not name.startswith("_") and name != "provenance"}
+        digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
 
     def _class_index(self, one: SupportsIndex | str) -> int:
         if isinstance(one, str) and one in self.config.class_names:

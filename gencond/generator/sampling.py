@@ -4,10 +4,16 @@ The bits of a convolution can depend on the batch it runs in, so an image is alw
 same position: the (class, slot) grid is cut once and for all into blocks, and a block is computed whole even when only
 some of its images are wanted. Blocks of slots double from one slot up to a full batch, so that little is computed in
 vain whether one image per class is asked for or thousands.
+
+They can depend on the number of threads that share a convolution, too. So each block is computed by one thread, and
+the threads of a machine compute as many blocks at once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +30,7 @@ Synthesize = Callable[[Int64[Tensor, " n"], Int64[Tensor, " n"]], Float[Tensor, 
 
 LARGEST_BLOCK = 128
 PIXELS_PER_BLOCK = LARGEST_BLOCK * 32 * 32
+MOST_THREADS = 16  # each holds the activations of a block
 
 
 class Block(NamedTuple):
@@ -50,41 +57,72 @@ def block_of(label: int, slot: int, num_classes: int, image_size: int) -> Block:
     return Block(first_class, min(first_class + classes, num_classes), first_slot, last_slot)
 
 
-def sample_blocks(
-    synthesize: Synthesize, classes: Sequence[int], ipc: int, num_classes: int, image_size: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(labels, slots, images) of the first `ipc` slots of `classes`, a block at a time, each image once.
-
-    Images [n, parts, c, h, w] in [-1, 1]: all that one (class, slot) gives.
-    """
-    wanted = torch.zeros(num_classes, dtype=torch.bool)
-    wanted[list(classes)] = True
-    blocks, slot = set(), 0
+def blocks_of(classes: Sequence[int], ipc: int, num_classes: int, image_size: int) -> list[Block]:
+    """The blocks that hold the first `ipc` slots of `classes`: first slots first, so that a small set comes first."""
+    starts = {block_of(label, 0, num_classes, image_size).first_class for label in classes}
+    blocks, slot = [], 0
     while slot < ipc:
-        blocks |= {block_of(label, slot, num_classes, image_size) for label in classes}
-        slot = block_of(0, slot, num_classes, image_size).last_slot
-    for block in sorted(blocks, key=lambda block: (block.first_slot, block.first_class)):
-        block_slots = torch.arange(block.first_slot, block.last_slot)
-        block_classes = torch.arange(block.first_class, block.last_class)
-        labels, slots_ = block_classes.repeat_interleave(len(block_slots)), block_slots.repeat(len(block_classes))
-        keep = wanted[labels] & (slots_ < ipc)
-        images = synthesize(labels, slots_).unflatten(0, (len(labels), -1))
-        yield labels[keep], slots_[keep], images[keep.to(images.device)]
+        blocks += [block_of(first_class, slot, num_classes, image_size) for first_class in sorted(starts)]
+        slot = blocks[-1].last_slot
+    return blocks
+
+
+def sample_block(synthesize: Synthesize, block: Block, ipc: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(labels [n], slots [n], images [n, parts, c, h, w] in [-1, 1]) of a block, but for the slots from `ipc` on.
+
+    `parts` images are all that one (class, slot) gives.
+    """
+    block_slots = torch.arange(block.first_slot, block.last_slot)
+    block_classes = torch.arange(block.first_class, block.last_class)
+    labels, slots = block_classes.repeat_interleave(len(block_slots)), block_slots.repeat(len(block_classes))
+    keep = slots < ipc
+    images = synthesize(labels, slots).unflatten(0, (len(labels), -1))
+    return labels[keep], slots[keep], images[keep.to(images.device)]
+
+
+def threads_for(device: torch.device) -> int:
+    """How many blocks are worked on at once. A GPU computes while the threads do what comes after the images."""
+    if device.type == "cpu":
+        return min(torch.get_num_threads(), MOST_THREADS)
+    return max(1, min((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), MOST_THREADS))
+
+
+def in_threads(function: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Iterator[Any]:
+    """`function` of each item, in their order; at most `threads` + 1 results are alive at once.
+
+    Each call runs in one thread, torch's own included.
+    """
+    torch_threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    waiting: deque[Future] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(torch_threads)  # what a thread sets for itself is the default of those to come
 
 
 def sample_class_major(
-    synthesize: Synthesize, classes: Sequence[int], ipc: int, num_classes: int, image_size: int
+    synthesize: Synthesize, classes: Sequence[int], ipc: int, num_classes: int, image_size: int, threads: int
 ) -> tuple[Float[Tensor, "n c h w"], Int64[Tensor, " n"]]:
     """Slots 0..ipc-1 of `classes` in the order given, in [0, 1]."""
     images: Tensor | None = None
     bar = progress(description="sampling", total=len(classes) * ipc, unit="image", disable=len(classes) * ipc < 5000)
-    position = {label: row for row, label in enumerate(classes)}
-    for labels, slots, batch in sample_blocks(synthesize, classes, ipc, num_classes, image_size):
+    first_row = torch.full((num_classes,), -1)
+    first_row[list(classes)] = torch.arange(len(classes)) * ipc
+    blocks = blocks_of(classes, ipc, num_classes, image_size)
+    for labels, slots, batch in in_threads(lambda block: sample_block(synthesize, block, ipc), blocks, threads):
         if images is None:
             images = batch.new_empty(len(classes) * ipc, *batch.shape[1:])  # [n, parts, c, h, w]
-        rows = torch.tensor([position[label] for label in labels.tolist()]) * ipc + slots
-        images[rows.to(batch.device)] = to_unit(batch).clamp(0, 1)
-        bar.update(len(labels))
+        wanted = first_row[labels] >= 0
+        rows = (first_row[labels] + slots)[wanted]
+        images[rows.to(batch.device)] = to_unit(batch[wanted.to(batch.device)]).clamp(0, 1)
+        bar.update(len(rows))
     bar.close()
     return images.flatten(0, 1), torch.tensor(classes).repeat_interleave(ipc * images.shape[1]).to(images.device)
 

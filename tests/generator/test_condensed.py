@@ -105,6 +105,22 @@ def test_an_image_does_not_depend_on_the_classes_asked_for_or_their_order(conden
     assert torch.equal(images.view(2, 6, 1, 8, 8), everything[[2, 0]])
 
 
+@pytest.mark.parametrize(("num_classes", "width"), [(3, 8), (10, 64)])
+def test_an_image_does_not_depend_on_the_number_of_threads(num_classes: int, width: int) -> None:
+    """Convolutions of such sizes do, where threads share them."""
+    condensed = make([f"{label:03d}" for label in range(num_classes)], width=width)
+    threads = torch.get_num_threads()
+    samples = []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            samples.append(condensed.sample(ipc=20)[0])
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(samples[0], samples[1]) and torch.equal(samples[0], samples[2])
+
+
 def test_more_images_than_learned_codes_are_no_repetitions_and_follow_the_seed(condensed: CondensedDataset) -> None:
     images = condensed.sample(ipc=600)[0]
     assert len(images.flatten(1).unique(dim=0)) == 1800
@@ -205,6 +221,7 @@ def test_npz_webdataset_and_parquet_hold_the_same_images(condensed: CondensedDat
     with tarfile.open(tmp_path / "webdataset" / "000000.tar") as shard:
         members = {member.name: shard.extractfile(member).read() for member in shard}
     table = pyarrow.parquet.read_table(tmp_path / "parquet").to_pylist()
+    table.sort(key=lambda row: row["image"]["path"])  # class-major
     for row in range(6):
         assert int(members[f"{row:09d}.cls"]) == table[row]["label"] == labels[row]
         for content in (members[f"{row:09d}.png"], table[row]["image"]["bytes"]):
