@@ -1,5 +1,6 @@
 """The artefact: a condensed dataset is a folder of weights from which any number of images per class is sampled."""
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,6 +96,10 @@ class CondensedDataset(Condensed):
         self, labels: Int64[Tensor, " n"], slots: Int64[Tensor, " n"], seed: int | None = None
     ) -> Float[Tensor, "n c h w"]:
         return self.generator(self.codes(labels, slots, seed), labels)
+
+    def _for_sampling(self) -> "CondensedDataset":
+        """A copy that convolves channels-last, twice as fast on a CPU; by rounding, others than training's bits."""
+        return copy.deepcopy(self).to(memory_format=torch.channels_last)
 
 
 KINDS: dict[str, type[Condensed]] = {kind.__name__: kind for kind in (CondensedDataset, CondensedPixels)}

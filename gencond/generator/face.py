@@ -245,7 +245,11 @@ class Condensed(ModelMixin, ConfigMixin):
         """(labels, slots) -> images as they are sampled, without gradient; it pickles, as loader workers need it."""
         if seed is not None and not 0 <= seed < 2**64:
             raise InputError(f"seed must be in 0 .. 2^64 - 1, not {seed}")
-        return functools.partial(self._images_of, seed=seed)
+        return functools.partial(self._for_sampling()._images_of, seed=seed)
+
+    def _for_sampling(self) -> "Condensed":
+        """This model as it is sampled; never one that training would find changed."""
+        return self
 
     @torch.no_grad()
     def _images_of(self, labels: Tensor, slots: Tensor, seed: int | None) -> Tensor:

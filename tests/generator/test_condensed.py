@@ -121,6 +121,14 @@ def test_an_image_does_not_depend_on_the_number_of_threads(num_classes: int, wid
     assert torch.equal(samples[0], samples[1]) and torch.equal(samples[0], samples[2])
 
 
+def test_sampling_leaves_the_model_as_training_had_it(condensed: CondensedDataset) -> None:
+    condensed.train()
+    strides = [parameter.stride() for parameter in condensed.parameters()]
+    condensed.sample(2)
+    condensed.stream(batch_size=3).batch(0)
+    assert condensed.training and [parameter.stride() for parameter in condensed.parameters()] == strides
+
+
 def test_more_images_than_learned_codes_are_no_repetitions_and_follow_the_seed(condensed: CondensedDataset) -> None:
     images = condensed.sample(ipc=600)[0]
     assert len(images.flatten(1).unique(dim=0)) == 1800
