@@ -27,12 +27,7 @@ from gencond.config import load_recipe
 from gencond.data import LabeledImages
 from gencond.distributed import memory_used
 
-SMALL = (
-    "real.num_frequencies=255",
-    "condense.prefix_lengths=[1]",
-    "condense.stream_probability=0",
-    "codes.num_slots=1",
-)
+ONE_IMAGE = ("condense.prefix_lengths=[1]", "condense.stream_probability=0", "codes.num_slots=1")
 
 
 def peak(device: torch.device) -> int:
