@@ -43,11 +43,12 @@ def biggan_deep(resolution=128, weights=None, truncation=1.0, sha256=None, devic
         >>> model = torch.hub.load("OWNER/gencond", "biggan_deep", 256, weights="imagenet1k", truncation=0.4)
         >>> images = model.sample([207, 250], rng=torch.Generator().manual_seed(0))
     """
-    from gencond.generator import biggan_deep, pretrained
+    from gencond.generator import backbone, biggan_deep, pretrained
 
     config = {**biggan_deep.published_config(resolution), "truncation": truncation}
     if weights is None:
         model = biggan_deep.BigGANDeepGenerator(**config).eval()
+        backbone.own_truncation(model, truncation)
     elif weights == "imagenet1k":
         model = pretrained.load_imagenet1k(resolution, truncation, sha256)
     else:

@@ -99,7 +99,9 @@ def build_parser() -> argparse.ArgumentParser:
             default="gencond",
             help=f"{', '.join(available_recipes())}, or a YAML file; with variants as in dm:fashion_mnist:quick",
         )
-        sub.add_argument("--data", help="a folder with one folder per class, an .npz file, or a named set")
+        sub.add_argument(
+            "--data", help="a folder with one folder per class or WebDataset shards, an .npz file, or a named set"
+        )
         sub.add_argument("--out", type=Path, help="run folder; an unfinished run in it goes on")
         if command is run_condense:
             sub.add_argument("--pretrained", type=Path, metavar="DIR", help="a pretrained generator to start from")

@@ -88,7 +88,11 @@ def start(recipe: Recipe, data: LabeledImages, run: RunFolder, pretrained: Path 
     """
     accelerator = new_accelerator()
     makes_images = recipe.synthesizer.kind == "generator"
-    generator = pretrained_generator(recipe, data, run, pretrained) if makes_images else None
+    generator = None
+    if makes_images:
+        of_others = nullcontext() if recipe.generator.weights is None else accelerator.main_process_first()
+        with of_others:  # one process downloads them
+            generator = pretrained_generator(recipe, data, run, pretrained)
     started = time.monotonic()
     with accelerator.main_process_first():
         extractors, pool_key = new_extractors(recipe, data, accelerator.device)

@@ -91,7 +91,7 @@ class Pixels:
 class Generator:
     """The backbone.
 
-    backbone: `biggan`, 8 to 256 px, which can be pretrained here; `biggan_deep`, of which published weights exist.
+    backbone: `biggan`, 8 to 512 px, which can be pretrained here; `biggan_deep`, of which published weights exist.
     weights: of a pretrained one instead of pretraining: a file, a folder, a URL or a Hub id; `imagenet1k` of
         biggan_deep, at 128, 256 or 512 px. They say all sizes below.
     sha256: of the file of weights; null checks none.

@@ -35,8 +35,8 @@ from gencond.eval.protocols import get_protocol
 from gencond.features import can_compile
 from gencond.files import cache_dir, require_writable
 from gencond.forecast import Amount, Forecast, forecast, free_space
+from gencond.generator.pretrained import HUB_FILE, kept_file
 from gencond.generator.pretrained import IMAGENET1K as PUBLISHED
-from gencond.generator.pretrained import kept_file
 from gencond.mapped import FACTS
 from gencond.progress import spoken_time
 from gencond.sources import ImageSource, find_images, read_image
@@ -44,7 +44,6 @@ from gencond.sources import ImageSource, find_images, read_image
 logger = logging.getLogger(__name__)
 
 SAMPLE_IMAGES = 512
-HUB_ID = r"[\w.-]+/[\w.-]+(/[\w./=-]+)?"
 PLENTY = 0.9  # of the memory there is: beyond it a run is likely to be killed
 
 
@@ -280,7 +279,7 @@ def check_weights(recipe: Recipe, found: Findings) -> Recipe:
     is_url = "://" in url
     if is_url and kept_file(url).is_file():
         return recipe
-    if is_url or re.fullmatch(HUB_ID, source):
+    if is_url or re.fullmatch(HUB_FILE, source):
         said = f"generator.weights={source} are not looked for in the Hub's cache: the run reads or downloads them"
         if is_url:
             said = f"generator.weights={source} are not on this machine: the run downloads {url}"
@@ -318,7 +317,13 @@ def _check_judge(recipe: Recipe, sample: LabeledImages) -> None:
 
 def _predict(recipe: Recipe, patient: Patient, device: torch.device, out: Path, found: Findings) -> None:
     """Prints the forecast. Raises InputError for weights that cannot be used."""
-    expected = forecast(recipe, patient.sample, patient.amount, device)
+    try:
+        expected = forecast(recipe, patient.sample, patient.amount, device)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            "the GPU's memory does not hold a few steps: lower condense.images_at_once, pretrain.batch_size or "
+            "real.batch_size, or set generator.gradient_checkpointing=true"
+        ) from None
     print(_table(expected))
     found.notes.extend(expected.notes)
     _space(expected, out, device, found)

@@ -7,3 +7,8 @@ class InputError(ValueError):
     The message is one line that says what is wrong, where, and what to do. The command line prints it and
     ends with exit status 2; a library user catches it as a `ValueError`.
     """
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

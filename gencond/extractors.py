@@ -191,7 +191,7 @@ def build_pool(
         strategy: augmentation of the training.
     """
     key = short_hash(
-        "pool-2", data.fingerprint, architecture, num_trajectories, list(snapshot_steps), num_random, batch_size,
+        "pool-3", data.fingerprint, architecture, num_trajectories, list(snapshot_steps), num_random, batch_size,
         learning_rate, cutmix, strategy, seed,
     )  # fmt: skip
     file = cache / "pools" / f"{key}.safetensors"

@@ -4,13 +4,14 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gencond.errors import InputError
+from gencond.errors import InputError, first_line
 
 try:
     import fcntl
@@ -141,6 +142,51 @@ def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's content, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def numpy_scalars() -> list[Any]:
+    """What a pickled numpy number is made of, for `safe_globals` of torch: some files keep scores beside tensors."""
+    import numpy as np
+
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "b1")]
+    return [np.dtype, *kinds, scalar, (scalar, "numpy.core.multiarray.scalar")]  # the name before numpy 2
+
+
+def read_state_dict(path: Path, source: str | Path) -> "dict[str, Tensor]":
+    """The state dict in a file, safetensors or torch's: the whole of it, or under the key `state_dict`.
+
+    Args:
+        source: what messages call it.
+    Raises:
+        InputError: unreadable, not only tensors, or holding what could run code.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        with path.open("rb") as file:  # safetensors begin with a length and a JSON object; names say little
+            is_safetensors = file.read(9)[8:] == b"{"
+        if is_safetensors:
+            content: Any = load_file(path)
+        else:
+            with torch.serialization.safe_globals(numpy_scalars()):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle, zip and safetensors raise many kinds; all mean the same here
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            raise InputError(
+                f"{source} holds {refused[1]} beside tensors, which could run code and is not read: save its state dict"
+            ) from None
+        reason = first_line(error).partition(" In PyTorch 2.6")[0]  # torch goes on to advise the unsafe way
+        raise InputError(
+            f"{source} cannot be read as weights ({reason}): it is damaged, cut short or no such file"
+        ) from None
+    entries = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(entries, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in entries.items()
+    ):
+        raise InputError(f"{source} holds no state dict: expected names with tensors, alone or under 'state_dict'")
+    return dict(entries)
 
 
 def file_hash(path: Path) -> str:

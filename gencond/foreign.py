@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gencond.data import LabeledImages, load_folder
 from gencond.errors import InputError
+from gencond.files import numpy_scalars
 from gencond.generator.exporting import class_folders
 from gencond.generator.packing import decode
 from gencond.ranges import from_unit, to_signed
@@ -20,12 +21,6 @@ from gencond.sources import image_files
 
 TENSOR_FILES = (".pt", ".pth", ".safetensors", ".npz")
 IMAGE_NAMES = ("images", "image", "x_train", "x", "data", "imgs")
-NUMPY_NUMBERS = [
-    np._core.multiarray.scalar,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # as numpy 1 wrote it
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64")),
-]
 LABEL_NAMES = ("labels", "label", "y_train", "y", "targets", "target")
 
 
@@ -156,7 +151,7 @@ def _read_tensors(path: Path) -> tuple[Tensor, Tensor, list[str] | None]:
 
             content = load_file(path)
         else:
-            with torch.serialization.safe_globals(NUMPY_NUMBERS):  # the accuracies in the files of DC and DM
+            with torch.serialization.safe_globals(numpy_scalars()):  # the accuracies in the files of DC and DM
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file, or one with other objects, makes torch and numpy raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]

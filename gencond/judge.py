@@ -283,6 +283,8 @@ def judge(
         condensed.to(device)
     samples = subject.sample(max(ipcs))
     known: list[Row] = old["rows"] if old.get("augmentation") == augmentation else []
+    if taught_by is not None:  # the report names one teacher
+        known = [row for row in known if row.get("teacher", taught_by.key) == taught_by.key]
     command = _command(
         path,
         {

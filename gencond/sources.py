@@ -10,8 +10,10 @@ import logging
 import os
 import shutil
 import tarfile
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from gencond.distributed import from_all, from_main, rank_and_world
 from gencond.errors import InputError
-from gencond.files import cache_dir, read_json, require_writable, write_json
+from gencond.files import cache_dir, is_locked, read_json, require_writable, take_lock, write_json
 from gencond.mapped import FACTS, MappedImages
 from gencond.progress import progress
 
@@ -36,6 +38,7 @@ GREY_MODES = ("1", "L", "LA", *WIDE_MODES)
 # Each process, each split and each classifier in training holds a copy: a few GB where a set is as large as this.
 MAPPED_ABOVE_BYTES = 2**30
 CHUNK_BYTES = 2**25  # of pixels that a process holds while it decodes, and loses when it is killed
+SECONDS_BETWEEN_LOOKS = 10
 DECODING = "decoded-1"  # changes whenever the same file would become other pixels, or chunks would have another size
 
 
@@ -77,24 +80,24 @@ class ImageSource:
 
     @cached_property
     def identities(self) -> UInt64[np.ndarray, " n"]:
-        """Of each image a number that stays while its file does: from name, size and time of change."""
+        """Of each image a number that stays while its file does: from path, size and time of change."""
         files = self.names if self.places is None else self.shards
-        of_file = []
+        root, of_file = self.root.resolve(), []
         for name in files:
             try:
                 about = (self.root / name).stat()
-                of_file.append(f"{name}\0{about.st_size}\0{about.st_mtime_ns}")
+                of_file.append(f"{root}\0{name}\0{about.st_size}\0{about.st_mtime_ns}")
             except OSError:  # a dangling link: it is named when it is read
-                of_file.append(name)
+                of_file.append(f"{root}\0{name}")
         if self.places is not None:
             shards = self.places[:, 0].tolist()
             of_file = [f"{of_file[shard]}\0{name}" for shard, name in zip(shards, self.names, strict=True)]
-        digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in of_file)
+        digests = b"".join(hashlib.blake2b(os.fsencode(text), digest_size=8).digest() for text in of_file)
         return np.frombuffer(digests, np.uint64)
 
     def key(self, image_size: int) -> str:
         """Identifies what decoding gives: all files, and how they are decoded."""
-        digest = hashlib.sha256(f"{DECODING} {image_size} {self.class_names} {self.num_train}".encode())
+        digest = hashlib.sha256(os.fsencode(f"{DECODING} {image_size} {self.class_names} {self.num_train}"))
         digest.update(self.identities.data)
         return digest.hexdigest()[:16]
 
@@ -116,7 +119,12 @@ def find_images(root: Path) -> ImageSource:
         return _find_in_shards(root, root, None)
     if "train" in shards and not visible_folders(shards["train"]):
         test = next((shards[name] for name in TEST_FOLDERS if name in shards), None)
+        beside = [folder for folder in visible_folders(root) if folder.name.lower() in TEST_FOLDERS]
+        if test is None and beside:
+            raise InputError(f"{beside[0]} holds no shards, and {shards['train']} does: write both in one way")
         return _find_in_shards(root, shards["train"], test)
+    if of_test := [shards[name] for name in TEST_FOLDERS if name in shards and not visible_folders(shards[name])]:
+        raise InputError(f"{of_test[0]} holds shards, and the training images lie in folders: write both in one way")
     return _find_in_folders(root)
 
 
@@ -191,7 +199,7 @@ def _find_in_shards(root: Path, train: Path, test: Path | None) -> ImageSource:
     labels: list[int] = []
     places: list[tuple[int, int, int]] = []
     shards: list[str] = []
-    num_train = 0
+    ends: list[int] = []
     for folder in [train] if test is None else [train, test]:
         for shard in sorted(folder.glob("*.tar")):
             for name, offset, size, label in _index_shard(shard):
@@ -199,12 +207,16 @@ def _find_in_shards(root: Path, train: Path, test: Path | None) -> ImageSource:
                 labels.append(label)
                 places.append((len(shards), offset, size))
             shards.append(str(shard.relative_to(root)))
-        num_train = num_train or len(names)
-    if num_train == 0:
-        raise InputError(f"the shards of {train} hold no images with a class index (.png or .jpg, and .cls)")
+        ends.append(len(names))
+        if len(names) == (ends[-2] if len(ends) > 1 else 0):
+            raise InputError(f"the shards of {folder} hold no images with a class index (.png or .jpg, and .cls)")
+    num_train = ends[0]
     listed = next((file for file in (train / "classes.txt", root / "classes.txt") if file.is_file()), None)
     if listed is not None:
-        given = [line for line in listed.read_text(encoding="utf-8").splitlines() if line]
+        try:
+            given = [line for line in listed.read_text(encoding="utf-8").splitlines() if line]
+        except UnicodeDecodeError:
+            raise InputError(f"{listed} is no UTF-8 text: write a class name on each line") from None
     else:
         count = max(labels[:num_train]) + 1
         given = [f"{label:0{len(str(count - 1))}d}" for label in range(count)]
@@ -364,20 +376,41 @@ def decode_into_cache(source: ImageSource, image_size: int) -> MappedImages:
     """All images from a file in the cache, which all processes decode their share into where it is not whole yet.
 
     Every `CHUNK_BYTES` of pixels are written, then noted as done: killed at any moment, the next start goes on behind
-    them, with as many processes as it likes. The folder gets its name when all is there. Two runs that decode the same
-    images at once write the same bytes to the same places. What was decoded before some files of a folder were mended,
-    added or removed is copied.
+    them, with as many processes as it likes. The folder gets its name when all is there. A second run that needs the
+    same images waits for the first. What was decoded before some files of a folder were mended, added or removed is
+    copied.
 
     Raises:
         InputError: images that cannot be read, too little space.
     """
     folder = cache_dir() / "images" / source.key(image_size)
-    if not from_main(folder.is_dir):
-        partial = folder.with_name(f".{folder.name}.partial")
-        pending = from_main(lambda: _prepare(partial, source, image_size))
-        _require_whole(from_all(_decode_share(partial, source, image_size, pending)), source)
-        from_main(lambda: _finish(partial, folder))
+    with _alone(folder):
+        if not from_main(folder.is_dir):
+            partial = folder.with_name(f".{folder.name}.partial")
+            pending = from_main(lambda: _prepare(partial, source, image_size))
+            _require_whole(from_all(_decode_share(partial, source, image_size, pending)), source)
+            from_main(lambda: _finish(partial, folder))
     return MappedImages(folder)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name.removeprefix('.').removesuffix('.partial')}.lock")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other run decodes into `folder` meanwhile: the main process holds its lock, or waits for it."""
+    lock = None
+    if rank_and_world()[0] == 0 and not folder.is_dir():
+        require_writable(folder.parent)
+        while (lock := take_lock(_lock_of(folder))) is None:
+            logger.info("data: another run decodes these images: waiting for it")
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def rows_of_chunk(shape: Sequence[int], chunk: int) -> range:
@@ -442,7 +475,7 @@ def _adopt(partial: Path, other: Path) -> None:
             span = slice(rows.start, rows.stop)
             if is_there[span].all():
                 _write_chunk(pixels, facts, done_file, chunk, rows, images[place[span]], known[place[span]])
-    if other.name.startswith("."):  # it was of the files as they were, and was never whole
+    if other.name.startswith(".") and not is_locked(_lock_of(other)):  # of the files as they were, and never whole
         shutil.rmtree(other)
 
 
@@ -523,9 +556,5 @@ def _write_at(file: io.BufferedRandom, position: int, array: np.ndarray) -> None
 
 
 def _finish(partial: Path, folder: Path) -> None:
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # another run was there first
-            raise
-    (folder / "done").unlink(missing_ok=True)
+    partial.rename(folder)
+    (folder / "done").unlink()

@@ -125,7 +125,7 @@ def cached_statistics(
     All processes have to call it: they share the pass, and the main one writes.
     """
     key = short_hash(
-        "statistics-3",
+        "statistics-4",
         data.fingerprint,
         pool_key,
         augmentation.strategy,

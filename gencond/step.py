@@ -42,7 +42,8 @@ class CondenseStep:
         images_per_step: at most, of a class; more are drawn from at random.
         images_at_once: bounds memory: a chunk holds as many classes as have this many images together. Where one class
             has more, its images are made again, so many at a time, when the gradient of its images is known
-            (`torch.utils.checkpoint`). None takes all classes at once.
+            (`torch.utils.checkpoint`); the extractor sees a class's images at once all the same. None takes all
+            classes at once.
         scale: of the matching terms: `relative` is a mean over classes, in gaps between real classes; `sum` adds up.
     """
 
@@ -76,6 +77,7 @@ class CondenseStep:
 
         # All that is random is drawn for all classes, on every process and for every chunk alike.
         of_class = draw.length * factor**2
+        self.made_of_class = max(draw.length, min(of_class, images_per_step or of_class))  # before or after the cut
         self.num_images = of_class if images_per_step is None else min(of_class, images_per_step)
         self.kept: Int64[Tensor, "classes m"] | None = None
         if self.num_images < of_class:
@@ -88,7 +90,7 @@ class CondenseStep:
         share = own_share(self.num_classes, rank, num_processes)
         largest_share = classes_at_once = -(-self.num_classes // num_processes)
         if images_at_once is not None:
-            classes_at_once = max(1, images_at_once // self.num_images)
+            classes_at_once = max(1, images_at_once // self.made_of_class)
         self.in_chunks = classes_at_once < largest_share  # on some process: they all gather alike
         self.chunks: list[slice] = [
             slice(first, min(first + classes_at_once, share.stop))
@@ -170,7 +172,7 @@ class CondenseStep:
         return images, images_anchored
 
     def _synthesized(self, labels: Tensor, slots: Tensor) -> Tensor:
-        if self.images_at_once is None or self.num_images <= self.images_at_once or not torch.is_grad_enabled():
+        if self.images_at_once is None or self.made_of_class <= self.images_at_once or not torch.is_grad_enabled():
             return self.synthesize(labels, slots)  # of classes that fit, with their part of the anchored images
         pairs = zip(labels.split(self.images_at_once), slots.split(self.images_at_once), strict=True)
         return torch.cat([

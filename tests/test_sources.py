@@ -1,6 +1,8 @@
 """Sets that do not fit in memory: decoded once into a file, from folders and from shards."""
 
 import json
+import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from gencond.cli import main
 from gencond.data import LabeledImages, load_real, rows_seen
 from gencond.errors import InputError
 from gencond.eval.baselines import BASELINES, CODEC_REAL
-from gencond.generator.exporting import WRITERS
+from gencond.generator.exporting import PART_WRITERS, EncodedImage, Layout, lay_out
 from gencond.mapped import MappedImages
+from gencond.pictures import png_bytes
 from gencond.training import Shuffled
 
 SIZE = 16
@@ -152,6 +155,11 @@ def test_of_a_changed_folder_only_what_lies_around_the_change_is_decoded_again(
         assert_equal(one, other)
 
 
+def kept(cache: Path) -> list[str]:
+    """The decoded sets of a cache, without the locks beside them."""
+    return [path.name for path in (cache / "images").iterdir() if path.suffix != ".lock"]
+
+
 def test_a_broken_image_is_mended_without_decoding_the_others_again(
     folder: Path, large: None, decoded: list[str], own_cache: Path
 ) -> None:
@@ -162,7 +170,7 @@ def test_a_broken_image_is_mended_without_decoding_the_others_again(
     (folder / "bee" / "2.png").write_bytes(whole)
     decoded.clear()
     train, _ = load_real(str(folder), SIZE)
-    assert len(decoded) == 5 and [path.name for path in (own_cache / "images").iterdir()] == [train.images.folder.name]
+    assert len(decoded) == 5 and kept(own_cache) == [train.images.folder.name]
 
 
 def test_broken_images_are_named_and_nothing_is_kept_as_whole(folder: Path, large: None, own_cache: Path) -> None:
@@ -171,7 +179,7 @@ def test_broken_images_are_named_and_nothing_is_kept_as_whole(folder: Path, larg
     for _ in range(2):
         with pytest.raises(InputError, match="2 of 25 images.*bee/2.png.*cow/gone.png"):
             load_real(str(folder), SIZE)
-    assert [path.name[0] for path in (own_cache / "images").iterdir()] == ["."]
+    assert [name[0] for name in kept(own_cache)] == ["."]
 
 
 def test_grey_images_stay_grey_in_a_file(folder: Path, large: None) -> None:
@@ -210,11 +218,10 @@ def test_a_set_in_a_file_is_condensed_and_judged(folder: Path, large: None, tmp_
 
 
 @pytest.fixture
-def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def exported(tmp_path: Path) -> Path:
     """The same images as an image folder and as shards of ten, each with its test set, class names not sorted."""
     rng = np.random.default_rng(0)
     names = ["cow", "ant", "bee"]
-    monkeypatch.setattr("gencond.generator.exporting.SHARD_IMAGES", 10)
     for split, count in (("train", 21), ("test", 6)):
         images = rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
         labels = sorted((number % 3 for number in range(count)), key=lambda label: names[label])
@@ -222,7 +229,12 @@ def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             path = tmp_path / "folder" / split / names[label] / f"{number:03d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
-        WRITERS["webdataset"](images, labels, names, tmp_path / "shards" / split)
+        layout, shards = Layout(names, names, count, 0), tmp_path / "shards" / split
+        shards.mkdir(parents=True)
+        lay_out("webdataset", shards, layout)
+        encoded = [EncodedImage(label, number, png_bytes(images[number])) for number, label in enumerate(labels)]
+        for part in range(-(-count // 10)):
+            PART_WRITERS["webdataset"](encoded[10 * part : 10 * part + 10], shards, layout, part)
     return tmp_path
 
 
@@ -273,3 +285,59 @@ def test_packed_shards_are_to_be_unpacked(tmp_path: Path) -> None:
     (tmp_path / "000000.tar.gz").touch()
     with pytest.raises(InputError, match="000000.tar.gz is compressed"):
         load_real(str(tmp_path))
+
+
+def test_a_second_run_waits_for_the_first_and_decodes_nothing(
+    folder: Path, large: None, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    really = gencond.sources.take_lock
+
+    def busy(file: Path) -> int | None:
+        return really(file) if len(waited) == 2 else None
+
+    monkeypatch.setattr("gencond.sources.take_lock", busy)
+
+    def first_run_ends(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 2:
+            source = gencond.sources.find_images(folder)
+            gencond.sources.decode_into_cache(source, SIZE)
+            decoded.clear()
+
+    monkeypatch.setattr("gencond.sources.time.sleep", first_run_ends)
+    load_real(str(folder), SIZE)
+    assert len(waited) == 2 and not decoded
+
+
+def test_folders_of_equal_names_and_times_are_not_taken_for_each_other(tmp_path: Path, large: None) -> None:
+    for number, name in enumerate(("one", "two")):
+        for label in "ab":
+            for image in range(3):
+                path = tmp_path / name / label / f"{image}.bmp"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (SIZE, SIZE), (100 * number, image, 0)).save(path)
+                os.utime(path, (0, 0))
+    one, two = (load_real(str(tmp_path / name), SIZE)[0] for name in ("one", "two"))
+    assert one.images[torch.arange(2)].max() < 100 <= two.images[torch.arange(2)].max()
+
+
+def test_shards_beside_folders_and_shards_without_images_are_refused(exported: Path) -> None:
+    (exported / "mixed").mkdir()
+    (exported / "shards" / "train").rename(exported / "mixed" / "train")
+    (exported / "folder" / "test").rename(exported / "mixed" / "test")
+    with pytest.raises(InputError, match="test holds no shards, and .*train does: write both in one way"):
+        load_real(str(exported / "mixed"))
+    (exported / "shards" / "test").rename(exported / "folder" / "test")
+    with pytest.raises(InputError, match="test holds shards, and the training images lie in folders"):
+        load_real(str(exported / "folder"))
+    shutil.rmtree(exported / "mixed" / "test")
+    (exported / "mixed" / "test").mkdir()
+    with tarfile.open(exported / "mixed" / "test" / "000000.tar", "w"):
+        pass
+    with pytest.raises(InputError, match="the shards of .*test hold no images"):
+        load_real(str(exported / "mixed"))
+    (exported / "mixed" / "train" / "classes.txt").write_bytes(b"\xff")
+    shutil.rmtree(exported / "mixed" / "test")
+    with pytest.raises(InputError, match="classes.txt is no UTF-8 text"):
+        load_real(str(exported / "mixed"))

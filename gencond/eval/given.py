@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gencond.data import LabeledImages
-from gencond.errors import InputError
+from gencond.errors import InputError, first_line
 from gencond.eval.classifier import top1_on_real, trained_on_all
 from gencond.eval.networks import build_network, is_own
 from gencond.eval.protocols import Protocol
@@ -20,7 +20,7 @@ from gencond.features import Extractor, state_fingerprint
 from gencond.files import cache_dir, read_cache, short_hash, written_whole
 from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import CifarResNet
-from gencond.networks.weights import first_line, load_weights
+from gencond.networks.weights import load_weights
 from gencond.ranges import as_bytes
 
 logger = logging.getLogger(__name__)

@@ -243,6 +243,12 @@ def _codec_facts(rows: Sequence[Row], num_classes: int) -> list[tuple[str, str]]
     return [(f"AVIF from IPC {ipc} on", text) for text, ipc in sorted(held.items(), key=lambda item: item[1])]
 
 
+def _evaluation_cost(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of report.json; older ones hold the time alone."""
+    older = {"seconds": content["evaluation_seconds"]} if "evaluation_seconds" in content else {}
+    return content.get("cost", older)
+
+
 def _costs(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Of each stage of a log: its time, and the most memory that was seen."""
     seconds: dict[str, float] = {}
@@ -310,7 +316,7 @@ def facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[
             ("Recipe", made["recipe"]["name"] if "recipe" in made else "unknown, and so is what it was chosen by"),
         ],
         "Cost": [
-            *_costs([*log, {"stage": "evaluation, all rows", **content.get("cost", {})}]),
+            *_costs([*log, {"stage": "evaluation, all rows", **_evaluation_cost(content)}]),
             ("what must be stored", f"{made['bytes']:,} bytes"),
         ],
         "To reproduce": [

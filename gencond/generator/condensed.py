@@ -17,8 +17,8 @@ from gencond.generator.backbone import Backbone, own_truncation
 from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.biggan_deep import BigGANDeepGenerator
 from gencond.generator.codes import Codes
-from gencond.generator.face import WEIGHTS_NAME, Condensed
-from gencond.generator.loading import read_model
+from gencond.generator.face import Condensed
+from gencond.generator.loading import HUB_ID, WEIGHTS_NAME, read_model
 from gencond.generator.pixels import CondensedPixels
 
 ARTEFACT_FOLDER = "condensed"
@@ -119,7 +119,7 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
         folder = path / ARTEFACT_FOLDER if (path / ARTEFACT_FOLDER).is_dir() else path
         kind = _require_artefact(folder)
         source = str(folder)
-    elif not path.exists() and not path.parent.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
+    elif not path.exists() and not path.parent.is_dir() and re.fullmatch(HUB_ID, str(name_or_path)):
         source = str(name_or_path)
         kind = KINDS.get(_name_on_hub(source), CondensedDataset)
     else:

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from gencond.errors import InputError
 from gencond.generator.exporting import PART_WRITERS, check_export, export_images
+from gencond.generator.loading import WEIGHTS_NAME
 from gencond.generator.packing import decode
 from gencond.generator.sampling import SampledDataset, SampleStream, Synthesize, sample_class_major, threads_for
-from gencond.generator.storage import from_stored, num_stored_bytes, to_stored
+from gencond.generator.storage import check_storage, from_stored, num_stored_bytes, to_stored
 from gencond.generator.streaming import export_in_parts
 from gencond.ranges import to_uint8
-
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 
 class Condensed(ModelMixin, ConfigMixin):
@@ -86,6 +85,8 @@ class Condensed(ModelMixin, ConfigMixin):
         if self.config.storage == "float32":
             super().save_pretrained(save_directory, **options)
             return
+        if options:
+            raise InputError(f"an artefact in {self.config.storage} takes no {next(iter(options))} when it is saved")
         self.save_config(save_directory)
         save_file(
             to_stored(self.state_dict(), self.config.storage),
@@ -96,12 +97,17 @@ class Condensed(ModelMixin, ConfigMixin):
     @classmethod
     def from_pretrained(cls, source: str | Path, output_loading_info: bool = False, **options: Any) -> Any:
         """diffusers' own, but for an artefact that is stored in fewer bits."""
-        config = cls.load_config(source)
+        of_hub = {name: options[name] for name in ("revision", "token", "cache_dir") if name in options}
+        config = cls.load_config(source, **of_hub)
         if config.get("storage", "float32") == "float32":
             return super().from_pretrained(source, output_loading_info=output_loading_info, **options)
+        check_storage(config["storage"])
+        if unknown := options.keys() - of_hub.keys() - {"use_safetensors"}:
+            raise InputError(f"an artefact in {config['storage']} takes no {min(unknown)} when it is loaded")
         condensed = cls.from_config(config)
         local = Path(source) / WEIGHTS_NAME
-        state = from_stored(load_file(local if local.is_file() else hf_hub_download(str(source), WEIGHTS_NAME)))
+        file = local if local.is_file() else hf_hub_download(str(source), WEIGHTS_NAME, **of_hub)
+        state = from_stored(load_file(file))
         own = condensed.state_dict()
         info = {
             "missing_keys": sorted(own.keys() - state.keys()),
@@ -204,7 +210,8 @@ class Condensed(ModelMixin, ConfigMixin):
         out = check_export(Path(out), format, self.num_classes, self.channels, self.image_size)
         if format in PART_WRITERS:
             origin = {
-                "artefact": self._fingerprint(), "seed": seed, "device": self.device.type, "torch": torch.__version__,
+                "artefact": self._fingerprint(), "seed": None if seed is None else operator.index(seed),
+                "device": self.device.type, "torch": torch.__version__,
             }  # fmt: skip
             export_in_parts(
                 synthesize, self.class_names, out, format, ipc, self.image_size, self.images_per_slot, origin,
@@ -243,8 +250,9 @@ class Condensed(ModelMixin, ConfigMixin):
 
     def _synthesizer(self, seed: int | None) -> Synthesize:
         """(labels, slots) -> images as they are sampled, without gradient; it pickles, as loader workers need it."""
-        if seed is not None and not 0 <= seed < 2**64:
+        if seed is not None and not (hasattr(seed, "__index__") and 0 <= operator.index(seed) < 2**64):
             raise InputError(f"seed must be in 0 .. 2^64 - 1, not {seed}")
+        seed = None if seed is None else operator.index(seed)
         return functools.partial(self._for_sampling()._images_of, seed=seed)
 
     def _for_sampling(self) -> "Condensed":

@@ -5,7 +5,10 @@ from typing import TypeVar
 
 from diffusers import ModelMixin
 
-from gencond.errors import InputError
+from gencond.errors import InputError, first_line
+
+HUB_ID = r"[\w.-]+/[\w.-]+"  # owner/name
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"  # of one file, as diffusers calls it
 
 Model = TypeVar("Model", bound=ModelMixin)
 
@@ -23,9 +26,7 @@ def read_model(kind: type[Model], source: str | Path, what: str) -> Model:
     try:
         model, info = kind.from_pretrained(source, use_safetensors=True, output_loading_info=True)
     except Exception as error:  # diffusers, safetensors and the Hub raise many kinds; all mean the same here
-        text = str(error).strip()
-        reason = text.splitlines()[0] if text else type(error).__name__
-        raise InputError(f"{source} cannot be loaded as {what}: {reason}") from error
+        raise InputError(f"{source} cannot be loaded as {what}: {first_line(error)}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := info.get(problem):
             first = keys[0] if isinstance(keys[0], str) else keys[0][0]

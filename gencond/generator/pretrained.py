@@ -16,18 +16,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
-from gencond.errors import InputError
-from gencond.files import cache_dir, file_sha256, read_json, short_hash, written_whole
+from gencond.errors import InputError, first_line
+from gencond.files import cache_dir, file_sha256, read_json, read_state_dict, short_hash, written_whole
 from gencond.generator.backbone import Backbone
 from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.biggan_deep import BLOCKS_PER_STAGE, BigGANDeepGenerator
-from gencond.generator.loading import read_model
+from gencond.generator.loading import HUB_ID, WEIGHTS_NAME, read_model
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +43,7 @@ class PublishedFile(NamedTuple):
     sha256: str | None
 
 
+HUB_FILE = rf"{HUB_ID}(/[\w./=-]+)?"
 _S3 = "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-{}-pytorch_model.bin"
 IMAGENET1K = {
     128: PublishedFile(_S3.format(128), 210_749_700, None),
@@ -133,7 +132,7 @@ def _load(kind: type[Kind], source: str | Path, sha256: str | None, truncation: 
     path = _fetch(source, sha256)
     neighbour = path.parent / "config.json"
     described = read_json(neighbour) if neighbour.is_file() else {}
-    if described.get("_class_name") in LOADERS:
+    if described.get("_class_name") in LOADERS and path.name == WEIGHTS_NAME:
         _require_kind(kind, described["_class_name"], source)
         return read_model(kind, path.parent, f"a {kind.__name__}")
     entries = read_entries(path, source)
@@ -142,7 +141,7 @@ def _load(kind: type[Kind], source: str | Path, sha256: str | None, truncation: 
     except InputError:
         raise  # it says already what is wrong
     except Exception as error:  # whatever tensors of other shapes, or a config.json of other words, can break
-        raise InputError(f"{source} looks like a BigGAN, but its sizes fit none: {_first_line(error)}") from error
+        raise InputError(f"{source} looks like a BigGAN, but its sizes fit none: {first_line(error)}") from error
     _require_kind(kind, type(made).__name__, source)
     for name, tensor in made.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
@@ -163,7 +162,7 @@ def _fetch(source: str | Path, sha256: str | None) -> Path:
     if re.match(r"(https?|file)://", str(source)):
         return _download(str(source), sha256)
     path = Path(source).expanduser()
-    if not path.exists() and not path.parent.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./=-]+)?", str(source)):
+    if not path.exists() and not path.parent.is_dir() and re.fullmatch(HUB_FILE, str(source)):
         path = _from_hub(str(source))
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES)
@@ -188,7 +187,7 @@ def _from_hub(name: str) -> Path:
         patterns = ["config.json", *(f"*{suffix}" for suffix in WEIGHT_SUFFIXES)]
         return Path(snapshot_download(f"{owner}/{repository}", allow_patterns=patterns))
     except Exception as error:  # the Hub raises many kinds; all mean the same here
-        raise InputError(f"{name} is no file, and not read from the Hub: {_first_line(error)}") from None
+        raise InputError(f"{name} is no file, and not read from the Hub: {first_line(error)}") from None
 
 
 def kept_file(url: str) -> Path:
@@ -215,7 +214,7 @@ def _download(url: str, sha256: str | None, at_least: int = 0) -> Path:
         raise  # it says already what is wrong
     except (OSError, ValueError, HTTPException) as error:  # no such host, refused, unknown file, a full disk
         raise InputError(
-            f"{url} cannot be downloaded ({_first_line(error)}): download it elsewhere and give the file's path"
+            f"{url} cannot be downloaded ({first_line(error)}): download it elsewhere and give the file's path"
         ) from None
     return kept
 
@@ -231,52 +230,12 @@ def _require_hash(path: Path, sha256: str | None, source: str | Path) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
 # --- from a file to tensors ----------------------------------------------------------------------------------------
 
 
-def _numpy_scalars() -> list[Any]:
-    """What a pickled numpy number is made of; StudioGAN keeps scores as such beside its state dict."""
-    scalar = np.float64(0).__reduce__()[0]
-    kinds = [type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "b1")]
-    return [np.dtype, *kinds, scalar, (scalar, "numpy.core.multiarray.scalar")]  # the name before numpy 2
-
-
-def _is_safetensors(path: Path) -> bool:
-    """By what it begins with, 8 bytes of length and a JSON object: a download's name says little."""
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
-
-
 def read_entries(path: Path, source: str | Path) -> dict[str, Tensor]:
-    """The state dict in a file: the whole of it, or under the key `state_dict`; float32 where it is of another float.
-
-    Args:
-        source: what messages call it.
-    Raises:
-        InputError: unreadable, not only tensors, or holding what could run code.
-    """
-    try:
-        if _is_safetensors(path):
-            content: Any = load_file(path)
-        else:
-            with torch.serialization.safe_globals(_numpy_scalars()):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, pickle, zip and safetensors raise many kinds; all mean the same here
-        if refused := re.search(r"GLOBAL (\S+)", str(error)):
-            raise InputError(
-                f"{source} holds {refused[1]} beside tensors, which could run code and is not read: save its state dict"
-            ) from None
-        raise InputError(
-            f"{source} cannot be read as weights ({_first_line(error)}): it is damaged, cut short or no such file"
-        ) from None
-    entries = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(entries, Mapping) or not all(isinstance(value, Tensor) for value in entries.values()):
-        raise InputError(f"{source} holds no state dict: expected names with tensors, alone or under 'state_dict'")
+    """`files.read_state_dict`, in float32 where it is of another float. Raises InputError as that does."""
+    entries = read_state_dict(path, source)
     return {name: value.float() if value.is_floating_point() else value for name, value in entries.items()}
 
 

@@ -36,6 +36,8 @@ def to_stored(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
         if storage == "float32" or not tensor.is_floating_point():
             stored[name] = tensor.contiguous()
         elif storage == "int8" and tensor.dim() > 1:
+            if not bool(tensor.isfinite().all()):
+                raise InputError(f"{name} holds values that are not finite")
             stored[name], stored[name + SCALE] = _quantised(tensor.float())
         else:
             stored[name] = tensor.half()
@@ -45,11 +47,17 @@ def to_stored(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
 
 
 def from_stored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `to_stored` made -> a state dict with all floats in float32."""
+    """What `to_stored` made -> a state dict with all floats in float32.
+
+    Raises:
+        InputError: whole numbers of a byte without their scale.
+    """
     state: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         if name + SCALE in stored:
             state[name] = tensor.float() * stored[name + SCALE].float().view(-1, *[1] * (tensor.dim() - 1))
+        elif tensor.dtype == torch.int8:
+            raise InputError(f"{name} has lost its scale: the file is damaged")
         elif not name.endswith(SCALE):
             state[name] = tensor.float() if tensor.is_floating_point() else tensor
     return state

@@ -76,9 +76,11 @@ def export_in_parts(
         origin: what else decides the bytes, as JSON: an unfinished export of another is not gone on with.
         threads: blocks worked on at once.
     Raises:
-        InputError: beside `out` lies an unfinished export of something else; another process is writing it; one of
-            the processes ended before its share was done.
+        InputError: a rank out of range; an unfinished export of something else beside `out`; another process is writing
+            it; one of the processes ended before its share was done.
     """
+    if not 0 <= rank < num_processes:
+        raise InputError(f"rank {rank} is none of {num_processes} processes")
     out = out.resolve()
     work = out.with_name(f".{out.name}.unfinished")
     blocks = blocks_of(range(len(class_names)), ipc, len(class_names), image_size)
@@ -158,7 +160,9 @@ def _done(work: Path) -> set[int]:
 def _wait_for_parts(work: Path, num_parts: int, num_processes: int, bar: "_Bar") -> None:
     """Returns when all parts are whole. Raises InputError when a process has ended and its parts are not."""
     while len(_done(work)) < num_parts:
-        ended = [rank for rank in range(1, num_processes) if not is_locked(work / f"lock.{rank}")]
+        # One that never was there may still come, where nobody launched them together.
+        locks = {rank: work / f"lock.{rank}" for rank in range(1, num_processes)}
+        ended = [rank for rank, lock in locks.items() if lock.is_file() and not is_locked(lock)]
         missing = set(range(num_parts)) - _done(work)  # looked at again: a process ends once its parts are there
         for rank in ended:
             if any(part % num_processes == rank for part in missing):

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gencond.errors import InputError
-from gencond.networks.weights import first_line, load_weights
+from gencond.errors import InputError, first_line
+from gencond.networks.weights import load_weights
 
 
 class TimmNetwork(nn.Module):

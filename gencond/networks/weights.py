@@ -1,37 +1,11 @@
 """Weights of a network from a file of anybody's."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from gencond.errors import InputError
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict, from safetensors or a plain one that torch saved, bare or under `state_dict`.
-
-    Raises:
-        InputError: unreadable, or with something else than tensors in it.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file of weights")
-    try:
-        if path.suffix == ".safetensors":
-            state: Mapping[str, Tensor] = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        state = dict(state.get("state_dict", state))
-    except Exception as error:  # whatever a damaged file makes torch raise
-        raise InputError(f"{path} cannot be read as weights of a network: {first_line(error)}") from None
-    parallel = all(name.startswith("module.") for name in state)  # torch's data parallelism leaves this behind
-    return {name.removeprefix("module.") if parallel else name: tensor for name, tensor in state.items()}
+from gencond.files import read_state_dict
 
 
 def load_weights(network: nn.Module, path: Path, but: nn.Module | None = None) -> None:
@@ -42,7 +16,11 @@ def load_weights(network: nn.Module, path: Path, but: nn.Module | None = None) -
     Raises:
         InputError: an unreadable file, weights missing or left over, or of another shape.
     """
-    state, own = read_weights(path), network.state_dict()
+    if not path.is_file():
+        raise InputError(f"{path}: no such file of weights")
+    state, own = read_state_dict(path, path), network.state_dict()
+    if all(name.startswith("module.") for name in state):  # torch's data parallelism leaves this behind
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     prefixes = [name for name, module in network.named_modules() if module is but and but is not None]
     skipped = {name for name in own if any(name.startswith(f"{prefix}.") for prefix in prefixes)}
     # Counters that older files do not have mean nothing to a trained network.
