@@ -73,6 +73,9 @@ def test_a_teacher_is_trained_once_and_its_answers_teach_every_row(
     with caplog.at_level("INFO", logger="gencond"):
         main(["evaluate", str(run), *asked, "--teacher", "convnet2w8"])
     assert "teacher: taken from" in caplog.text and "2 of 2 rows were measured before" in caplog.text
+    main(["evaluate", str(run), *asked, "--teacher", "convnet1w8", "--ipc", "1"])
+    content = json.loads((tmp_path / "report.json").read_text())  # rows of the other teacher are gone with its name
+    assert content["teacher"]["name"] == "convnet1w8" and {row["ipc"] for row in content["rows"]} == {1}
     assert "name one with --teacher" in fails(capsys, "evaluate", str(run), *asked)
     assert "leave --teacher out" in fails(capsys, "evaluate", str(run), "--teacher", "convnet2w8")
     assert "no such file" in fails(capsys, "evaluate", str(run), *asked, "--teacher", "convnet2w8=nowhere.pt")

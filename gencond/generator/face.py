@@ -200,7 +200,8 @@ class Condensed(ModelMixin, ConfigMixin):
                 `ddranking` (a .pt of images, normalised, and labels: what its hard-label scores take as `image_tensor`
                 and `hard_labels`). Folder names sort as the classes and file names as the slots: who takes the first k
                 files of each class has IPC k. Shards hold the first slots of all classes first.
-            rank, num_processes: of processes that share the work and all make this call; rank 0 returns last.
+            rank, num_processes: of processes that were started together, share the work and all make this call; rank 0
+                returns last.
         Raises:
             InputError: as `sample`; an unknown format or one that such images do not fit or that is one file and shared
                 by processes; `out` exists and is not empty, or beside it lies an unfinished export of something else.

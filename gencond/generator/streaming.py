@@ -160,9 +160,7 @@ def _done(work: Path) -> set[int]:
 def _wait_for_parts(work: Path, num_parts: int, num_processes: int, bar: "_Bar") -> None:
     """Returns when all parts are whole. Raises InputError when a process has ended and its parts are not."""
     while len(_done(work)) < num_parts:
-        # One that never was there may still come, where nobody launched them together.
-        locks = {rank: work / f"lock.{rank}" for rank in range(1, num_processes)}
-        ended = [rank for rank, lock in locks.items() if lock.is_file() and not is_locked(lock)]
+        ended = [rank for rank in range(1, num_processes) if not is_locked(work / f"lock.{rank}")]
         missing = set(range(num_parts)) - _done(work)  # looked at again: a process ends once its parts are there
         for rank in ended:
             if any(part % num_processes == rank for part in missing):

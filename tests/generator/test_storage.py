@@ -83,6 +83,17 @@ def test_a_small_artefact_of_another_layout_is_refused(tmp_path: Path) -> None:
         gencond.load(tmp_path / "small")
 
 
+def test_damaged_small_artefacts_are_refused(tmp_path: Path) -> None:
+    generator().stored_as("int8").save_pretrained(tmp_path / "small")
+    weights = load_file(tmp_path / "small" / WEIGHTS_NAME)
+    lost = {name: tensor for name, tensor in weights.items() if name != "codes.learned.int8_scale"}
+    save_file(lost, tmp_path / "small" / WEIGHTS_NAME)
+    with pytest.raises(InputError, match="codes.learned has lost its scale"):
+        gencond.load(tmp_path / "small")
+    with pytest.raises(InputError, match="matrix holds values that are not finite"):
+        to_stored({"matrix": torch.full((2, 2), torch.nan)}, "int8")
+
+
 def test_unknown_storages_and_values_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match="unknown storage 'int4'; known: float32, float16, int8"):
         generator().stored_as("int4")
