@@ -86,7 +86,7 @@ def test_killed_and_started_again_it_writes_the_same_bytes_and_does_no_part_twic
         else:
             again.export(tmp_path / "two", 30, format)
     assert files(tmp_path / "two") == files(tmp_path / "one")
-    assert sum(map(len, runs)) > len(whole) > len(runs[-1])
+    assert sum(map(len, runs)) > len(whole) >= len(runs[-1])  # with many threads the first part was never whole
     most = torch.get_num_threads() + 1 + 2  # what was being worked on, and the blocks of one part
     assert sum(map(len, runs)) - len(whole) <= 3 * most
 
