@@ -13,7 +13,7 @@ from gencond.errors import InputError
 from gencond.files import read_json
 from gencond.generator.backbone import Backbone
 from gencond.generator.biggan import BigGANGenerator
-from gencond.generator.biggan_deep import BigGANDeepGenerator
+from gencond.generator.biggan_deep import BigGANDeepGenerator, stage_widths
 from gencond.generator.condensed import BACKBONES, backbone_config, new_backbone
 from gencond.generator.discriminator import channels_at
 from gencond.generator.loading import read_model
@@ -21,7 +21,6 @@ from gencond.generator.pretrained import load_biggan, load_biggan_deep, load_ima
 
 logger = logging.getLogger(__name__)
 
-DEEP_WIDTHS = (16, 8, 4, 2, 1)  # channels of BigGAN-deep's stages, times the width
 IMAGENET1K = "imagenet1k"
 
 
@@ -36,17 +35,13 @@ def new_generator(recipe: Recipe, data: LabeledImages) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         if part.backbone == "biggan_deep":
-            # BigGAN-deep repeats a width where there are more than five stages, as its 256 and 512 px nets do.
-            widths = list(DEEP_WIDTHS)
-            while len(widths) < num_blocks:
-                widths.insert(1, DEEP_WIDTHS[1])
             return BigGANDeepGenerator(
                 sample_size=size,
                 out_channels=data.channels,
                 num_class_embeds=data.num_classes,
                 latent_dim=part.latent_dim,
                 class_embed_dim=part.class_embed_dim,
-                block_out_channels=[part.width * times for times in widths[:num_blocks]],
+                block_out_channels=[part.width * times for times in stage_widths(num_blocks)],
                 attention_resolution=part.attention_resolution,
                 truncation=part.truncation,
             )

@@ -166,6 +166,20 @@ class BigGANDeepGenerator(Backbone):
 WIDTHS = {128: (16, 8, 4, 2, 1), 256: (16, 8, 8, 4, 2, 1), 512: (16, 8, 8, 4, 2, 1, 1)}  # times 128 channels
 
 
+def stage_widths(num_stages: int) -> tuple[int, ...]:
+    """Channels of each stage, in units of the last stage's, as the published net of as many stages has them.
+
+    Fewer stages than the smallest has are its first ones.
+
+    Raises:
+        ValueError: more stages than the largest has.
+    """
+    widths = next((widths for widths in WIDTHS.values() if len(widths) >= num_stages), None)
+    if widths is None:
+        raise ValueError(f"BigGAN-deep has up to {max(map(len, WIDTHS.values()))} doubling stages, not {num_stages}")
+    return widths[:num_stages]
+
+
 def published_config(resolution: int) -> dict[str, Any]:
     """Arguments of `BigGANDeepGenerator` for the shape in which it is published, for the 1000 classes of ImageNet.
 
