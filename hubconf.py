@@ -45,10 +45,9 @@ def biggan_deep(resolution=128, weights=None, truncation=1.0, sha256=None, devic
     """
     from gencond.generator import backbone, biggan_deep, pretrained
 
-    config = {**biggan_deep.published_config(resolution), "truncation": truncation}
+    config = {**biggan_deep.published_config(resolution), "truncation": backbone.check_truncation(truncation)}
     if weights is None:
         model = biggan_deep.BigGANDeepGenerator(**config).eval()
-        backbone.own_truncation(model, truncation)
     elif weights == "imagenet1k":
         model = pretrained.load_imagenet1k(resolution, truncation, sha256)
     else:

@@ -38,7 +38,7 @@ from gencond.ranges import to_signed
 from gencond.selection import nested_representatives, pixel_features, some_of_each_class
 from gencond.statistics import cached_statistics
 from gencond.targets import BatchSide, RealSide, RepresentativeSide, StatisticsSide, embed_all
-from gencond.training import Shuffled, new_sgd, train_network
+from gencond.training import new_sgd
 
 logger = logging.getLogger(__name__)
 
@@ -239,23 +239,21 @@ def new_extractors(recipe: Recipe, data: LabeledImages, device: torch.device) ->
     fresh = FreshExtractors(maker.new, part.refresh_steps, recipe.seed)
     if part.kind == "fresh":
         return fresh, ""
-    augmentation = Augmentation(recipe.data.augmentation, data.image_size, *data.mean_std)
 
     def train(network: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
         """One pass over a random part of the real images, as IDC and DREAM train between two steps."""
         rows = torch.randperm(len(data), generator=_rng(seed))[: part.train_images]
-        train_network(
+        maker.train(
             network,
-            Shuffled(data.images[rows].to(device), data.labels[rows].to(device), part.batch_size),
+            data.images[rows],
+            data.labels[rows],
+            strategy=recipe.data.augmentation,
+            batch_size=part.batch_size,
             num_steps=-(-len(rows) // part.batch_size),
             learning_rate=part.learning_rate,
-            augmentation=augmentation,
             cutmix=part.cutmix,
-            mean=maker.mean,
-            std=maker.std,
             seed=seed,
             optimizer=optimizer,
-            forward=maker.logits,
         )
 
     return OnlineExtractors(fresh, partial(new_sgd, learning_rate=part.learning_rate), train), ""
@@ -319,11 +317,17 @@ def choose_representatives(recipe: Recipe, data: LabeledImages, extractors: Extr
     return Representatives(torch.cat(labels), torch.cat(slots), packed)
 
 
+def representative_sizes(recipe: Recipe) -> list[int]:
+    """How many images of a class stand for its first slots, in nested order, `factor` squared for each slot."""
+    per_slot = recipe.synthesizer.factor**2
+    return sorted({min(size, recipe.codes.num_slots) * per_slot for size in recipe.codes.representative_sizes})
+
+
 def _chooser(recipe: Recipe, data: LabeledImages, extractors: Extractors) -> Callable[[Tensor], Tensor]:
     """(rows of a class) -> those that its slots start from."""
     per_slot, rng = recipe.synthesizer.factor**2, _rng(recipe.seed)
     if recipe.synthesizer.kind == "generator":
-        sizes = sorted({min(size, recipe.codes.num_slots) * per_slot for size in recipe.codes.representative_sizes})
+        sizes = representative_sizes(recipe)
         if not (recipe.codes.encode_steps or recipe.objective.representative_weight):
             return lambda rows: rows[:0]
         return lambda rows: rows[nested_representatives(pixel_features(data.images[rows]), sizes, recipe.seed)]

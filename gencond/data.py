@@ -19,8 +19,8 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from gencond import sources
-from gencond.distributed import main_process_first
-from gencond.errors import InputError
+from gencond.distributed import new_accelerator
+from gencond.errors import InputError, first_line
 from gencond.files import cache_dir
 from gencond.mapped import MappedImages
 from gencond.ranges import as_bytes
@@ -163,7 +163,7 @@ def load_real(
         InputError: nothing there, classes without images, unreadable images, sets that do not fit each other.
     """
     if source in NAMED_SETS:
-        with main_process_first():  # one process downloads a set, the others find it
+        with new_accelerator().main_process_first():  # one process downloads a set, the others find it
             train, test = NAMED_SETS[source]()
     elif not Path(source).exists():
         raise InputError(f"no such data: {source!r} is neither a path nor one of {', '.join(NAMED_SETS)}")
@@ -250,7 +250,7 @@ def _torchvision_set(name: str) -> Callable[[], tuple[LabeledImages, LabeledImag
         try:
             train, test = (getattr(datasets, name)(root, train=train, download=True) for train in (True, False))
         except (OSError, RuntimeError) as error:
-            raise InputError(f"{name} could not be downloaded to {root} ({str(error).splitlines()[0]})") from None
+            raise InputError(f"{name} could not be downloaded to {root} ({first_line(error)})") from None
         order = sorted(range(len(train.classes)), key=lambda label: train.classes[label])
         names = tuple(train.classes[label] for label in order)
         rank = torch.tensor(order).argsort()

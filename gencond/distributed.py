@@ -1,7 +1,7 @@
 """Class-parallel processes: each takes its own classes; only class centers cross the wire, with gradient."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,24 +38,21 @@ def memory_used(device: torch.device) -> int:
     return psutil.Process().memory_info().rss
 
 
+def peak_memory() -> int:
+    """Bytes that this process held at most, or holds where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().rss
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def rank_and_world() -> tuple[int, int]:
     """This process's number and how many there are; (0, 1) where none were launched."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
-
-
-@contextmanager
-def main_process_first() -> Iterator[None]:
-    """The main process does the block alone, then the others: they find what it left on disk."""
-    rank, world = rank_and_world()
-    if world > 1 and rank > 0:
-        dist.barrier()
-    try:
-        yield
-    finally:
-        if world > 1 and rank == 0:
-            dist.barrier()
 
 
 def from_main(compute: Callable[[], Value]) -> Value:

@@ -33,13 +33,13 @@ from gencond.errors import InputError
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import get_protocol
 from gencond.features import can_compile
-from gencond.files import cache_dir, require_writable
-from gencond.forecast import Amount, Forecast, forecast, free_space
+from gencond.files import cache_dir, free_space, require_writable
+from gencond.forecast import Amount, Forecast, forecast
 from gencond.generator.pretrained import HUB_FILE, kept_file
 from gencond.generator.pretrained import IMAGENET1K as PUBLISHED
 from gencond.mapped import FACTS
 from gencond.progress import spoken_time
-from gencond.sources import ImageSource, find_images, read_image
+from gencond.sources import ImageSource, find_images, read_image, stacked
 
 logger = logging.getLogger(__name__)
 
@@ -244,12 +244,7 @@ def _read_some(source: ImageSource, side: int) -> tuple[UInt8[Tensor, "n c h w"]
             f"{len(broken)} of {len(chosen)} images that were tried cannot be read, {broken[0][0]} ({broken[0][1]}) "
             "first: repair or remove them"
         )
-    colour = any(image.ndim == 3 for image in read)
-    images = [torch.from_numpy(image.copy()) for image in read]
-    if not colour:
-        return torch.stack(images)[:, None], seconds
-    images = [image if image.ndim == 3 else image[..., None].expand(-1, -1, 3) for image in images]
-    return torch.stack(images).permute(0, 3, 1, 2).contiguous(), seconds
+    return stacked(read), seconds
 
 
 def _check_held_out(patient: Patient) -> None:

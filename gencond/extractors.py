@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
@@ -23,8 +23,9 @@ from gencond.augment import Augmentation
 from gencond.data import LabeledImages
 from gencond.features import Embedding, Extractor, resized
 from gencond.files import read_cache, short_hash, written_whole
+from gencond.mapped import MappedImages
 from gencond.ranges import to_signed
-from gencond.training import Shuffled, train_network
+from gencond.training import Pixels, Shuffled, train_network
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,32 @@ class ExtractorMaker:
             update_bn([extractor.normalise(images)], extractor.network)
             extractor.network.eval()
         return extractor
+
+    def train(
+        self,
+        network: nn.Module,
+        images: Pixels | MappedImages,
+        labels: Int64[Tensor, " n"],
+        *,
+        strategy: str,
+        batch_size: int,
+        **training: object,
+    ) -> None:
+        """Trains a network of this architecture in place, in batches of random order.
+
+        Args:
+            strategy: augmentation of the images.
+            training: see `training.train_network`.
+        """
+        train_network(
+            network,
+            Shuffled(images.to(self.device), labels.to(self.device), batch_size),
+            augmentation=Augmentation(strategy, images.shape[-1], self.mean, self.std),
+            mean=self.mean,
+            std=self.std,
+            forward=self.logits,
+            **training,
+        )
 
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
         """Of normalised images, for `train_network`: the arithmetic of training is that of extraction."""
@@ -206,7 +233,6 @@ def build_pool(
             network.load_state_dict(own)
     else:
         networks = []
-        augmentation = Augmentation(strategy, data.image_size, maker.mean, maker.std)
         for trajectory in range(num_trajectories):
             network = maker.network(seed * 1000 + len(networks)).to(maker.device)
 
@@ -214,17 +240,16 @@ def build_pool(
                 if step in snapshot_steps:
                     networks.append(copy.deepcopy(network))
 
-            train_network(
+            maker.train(
                 network,
-                Shuffled(data.images.to(maker.device), data.labels.to(maker.device), batch_size),
+                data.images,
+                data.labels,
+                strategy=strategy,
+                batch_size=batch_size,
                 num_steps=max(snapshot_steps),
                 learning_rate=learning_rate,
-                augmentation=augmentation,
                 cutmix=cutmix,
-                mean=maker.mean,
-                std=maker.std,
                 seed=seed * 1000 + trajectory,
-                forward=maker.logits,
                 on_step=keep,
                 description=f"extractors {trajectory + 1}/{num_trajectories}",
             )

@@ -1,7 +1,6 @@
 """Frozen extractors: images -> features."""
 
 import copy
-import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 
@@ -132,12 +131,3 @@ class Extractor(nn.Module):
     def train(self, mode: bool = True) -> "Extractor":
         """Stays in eval mode: a frozen extractor has no training behaviour."""
         return super().train(False)
-
-
-def state_fingerprint(module: nn.Module) -> str:
-    """16 hex digits of a module's weights and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -19,7 +19,7 @@ except ImportError:  # Windows: two runs in one folder are not kept apart there
     fcntl = None
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,13 @@ def require_writable(folder: Path) -> None:
         (folder / "probe").unlink()
     except OSError as error:
         raise InputError(f"{folder} cannot be written to ({error.strerror}): choose another place") from None
+
+
+def free_space(path: Path) -> int:
+    """Bytes that are free where `path` is or will be."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def require_new(path: Path) -> None:
@@ -134,7 +141,7 @@ def read_cache(file: Path) -> "dict[str, Tensor] | None":
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        logger.warning("%s is damaged (%s) and will be made again", file, str(error).splitlines()[0])
+        logger.warning("%s is damaged (%s) and will be made again", file, first_line(error))
         return None
 
 
@@ -142,6 +149,17 @@ def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's content, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def state_fingerprint(module: "nn.Module") -> str:
+    """16 hex digits of a module's weights and buffers."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def numpy_scalars() -> list[Any]:

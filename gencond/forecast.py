@@ -4,7 +4,6 @@ import contextlib
 import io
 import logging
 import math
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from gencond.assembly import (
@@ -24,13 +22,14 @@ from gencond.assembly import (
     matching_augmentation,
     new_extractors,
     new_real_side,
+    representative_sizes,
 )
-from gencond.augment import Augmentation
 from gencond.backbones import new_generator, published_generator
 from gencond.checkpoint import RunFolder
 from gencond.condense import Matching, encode, new_condensed
 from gencond.config import Recipe
 from gencond.data import LabeledImages
+from gencond.distributed import peak_memory
 from gencond.extractors import ExtractorMaker, PoolExtractors
 from gencond.features import Extractor
 from gencond.generator.condensed import CondensedDataset
@@ -41,7 +40,6 @@ from gencond.ranges import to_signed
 from gencond.selection import kmeans_representatives, nested_representatives
 from gencond.statistics import RealStatistics, images_at_once, real_statistics
 from gencond.targets import RealSide, StatisticsSide
-from gencond.training import Shuffled, train_network
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +227,7 @@ class _Case:
         return Forecast(
             tuple(self.stages),
             tuple(self.notes),
-            memory=_peak_memory() + held + kept,
+            memory=peak_memory() + held + kept,
             gpu_memory=of_gpu,
             cache=self.amount.bytes_to_write + kept,
             out=8 * weights,  # artefact, pretrained, and a state of weights, average and two moments, for a moment two
@@ -338,17 +336,16 @@ def _training_seconds(recipe: Recipe, sample: LabeledImages, maker: ExtractorMak
     part = recipe.features
     network = maker.network(recipe.seed).to(maker.device)
     started = time.perf_counter()
-    train_network(
+    maker.train(
         network,
-        Shuffled(sample.images.to(maker.device), sample.labels.to(maker.device), part.batch_size),
+        sample.images,
+        sample.labels,
+        strategy=recipe.data.augmentation,
+        batch_size=part.batch_size,
         num_steps=count,
         learning_rate=part.learning_rate,
-        augmentation=Augmentation(recipe.data.augmentation, sample.image_size, maker.mean, maker.std),
         cutmix=part.cutmix,
-        mean=maker.mean,
-        std=maker.std,
         seed=recipe.seed,
-        forward=maker.logits,
     )
     if maker.device.type == "cuda":
         torch.cuda.synchronize()
@@ -402,8 +399,7 @@ def _class_of_noise(amount: Amount, width: int) -> np.ndarray:
 
 def _choice_seconds(recipe: Recipe, sample: LabeledImages, amount: Amount) -> float:
     """Of choosing the images of one class that its slots start from."""
-    per_slot = recipe.synthesizer.factor**2
-    sizes = sorted({min(size, recipe.codes.num_slots) * per_slot for size in recipe.codes.representative_sizes})
+    sizes = representative_sizes(recipe)
     rows = _class_of_noise(amount, math.prod(sample.images.shape[1:]))
     started = time.perf_counter()
     nested_representatives(rows, [size for size in sizes if size <= len(rows)] or [len(rows)], recipe.seed)
@@ -420,22 +416,3 @@ def _refresh_seconds(recipe: Recipe, sample: LabeledImages, amount: Amount, extr
     started = time.perf_counter()
     kmeans_representatives(rows, min(recipe.real.batch_size, len(rows)), recipe.seed, distinct=False)
     return each * seen + (time.perf_counter() - started) * seen / len(rows)
-
-
-def _peak_memory() -> int:
-    """Bytes that this process held at most, or holds where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return psutil.Process().memory_info().rss
-    import sys
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def free_space(path: Path) -> int:
-    """Bytes that are free where `path` is or will be."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

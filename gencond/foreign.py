@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gencond.data import LabeledImages, load_folder
-from gencond.errors import InputError
+from gencond.errors import InputError, first_line
 from gencond.files import numpy_scalars
 from gencond.generator.exporting import class_folders
 from gencond.generator.packing import decode
@@ -154,9 +154,8 @@ def _read_tensors(path: Path) -> tuple[Tensor, Tensor, list[str] | None]:
             with torch.serialization.safe_globals(numpy_scalars()):  # the accuracies in the files of DC and DM
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file, or one with other objects, makes torch and numpy raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{path} cannot be read as tensors ({first[:120]}): save images and labels alone, as with "
+            f"{path} cannot be read as tensors ({first_line(error)[:120]}): save images and labels alone, as with "
             "torch.save((images, labels), path)"
         ) from None
     if isinstance(content, Mapping) and isinstance(content.get("data"), list | tuple) and content["data"]:

@@ -28,8 +28,7 @@ from gencond.eval.protocols import Protocol, get_protocol
 from gencond.eval.report import write_reports
 from gencond.eval.scoring import GENCOND, Row, score_tables
 from gencond.eval.wording import outside_summary, summary_table
-from gencond.features import state_fingerprint
-from gencond.files import read_json, short_hash, write_json, write_text
+from gencond.files import read_json, short_hash, state_fingerprint, write_json, write_text
 from gencond.foreign import ForeignSet, is_foreign, read_foreign, side_of
 from gencond.generator.card import model_card
 from gencond.generator.face import Condensed
@@ -292,15 +291,12 @@ def judge(
             "protocol": [chosen.name],
             "networks": networks,
             "seeds": [num_seeds],
-            "data": data and [data],
             "baselines": baselines,
             "augmentation": augmentation and [augmentation],
-            "normalised-by": normalised_by and [",".join(map(str, one)) for one in normalised_by],
-            "factor": None if factor == 1 else [factor],
             "quality": quality and [quality],
             "teacher": teacher and [teacher],
             "stream": [] if stream else None,
-            "out": [out],
+            **_options_of_set(out, data, normalised_by, factor),
         },
     )
     content = case.content(command) | {
@@ -404,10 +400,7 @@ def judge_outside(
             "ipc": ipcs,
             "networks": [settings.network],
             "seeds": [settings.num_eval],
-            "data": data and [data],
-            "normalised-by": normalised_by and [",".join(map(str, one)) for one in normalised_by],
-            "factor": None if factor == 1 else [factor],
-            "out": [out],
+            **_options_of_set(out, data, normalised_by, factor),
         },
     )
     content = _earlier(out, case) or case.content(command)
@@ -467,6 +460,21 @@ def _command(path: str, options: Mapping[str, Sequence | None]) -> str:
     for name, values in options.items():
         words += [] if values is None else [f"--{name}", *map(str, values)]
     return shlex.join(words)
+
+
+def _options_of_set(
+    out: Path,
+    data: str | None,
+    normalised_by: tuple[Sequence[float], Sequence[float]] | None,
+    factor: int,
+) -> dict[str, Sequence | None]:
+    """For `_command`: what is judged and where the report goes, as every judge takes it."""
+    return {
+        "data": data and [data],
+        "normalised-by": normalised_by and [",".join(map(str, one)) for one in normalised_by],
+        "factor": None if factor == 1 else [factor],
+        "out": [out],
+    }
 
 
 def _question(row: Row) -> tuple:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gencond.distributed import from_all, from_main, rank_and_world
 from gencond.errors import InputError
-from gencond.files import cache_dir, is_locked, read_json, require_writable, take_lock, write_json
+from gencond.files import cache_dir, free_space, is_locked, read_json, require_writable, take_lock, write_json
 from gencond.mapped import FACTS, MappedImages
 from gencond.progress import progress
 
@@ -362,8 +362,13 @@ def read_into_memory(source: ImageSource, image_size: int) -> UInt8[Tensor, "n c
             )
         )
     _require_whole([(source.names[row], why) for row, why in enumerate(decoded) if isinstance(why, str)], source)
+    return stacked(decoded)
+
+
+def stacked(decoded: Sequence[np.ndarray]) -> UInt8[Tensor, "n c h w"]:
+    """What `read_image` gave for images of one size, grey if all of them are."""
     channels = 3 if any(image.ndim == 3 for image in decoded) else 1
-    images = np.empty((len(decoded), channels, image_size, image_size), np.uint8)
+    images = np.empty((len(decoded), channels, *decoded[0].shape[:2]), np.uint8)
     for row, image in enumerate(decoded):
         images[row] = _with_channels(image, channels)
     return torch.from_numpy(images)
@@ -426,7 +431,7 @@ def _prepare(partial: Path, source: ImageSource, image_size: int) -> list[int]:
         shape = [len(source), 3 if any_colour(source) else 1, image_size, image_size]
         num_chunks = -(-shape[0] // len(rows_of_chunk(shape, 0)))
         sizes = {"pixels": int(np.prod(shape)), "facts": len(source) * FACTS.itemsize, "done": num_chunks}
-        if (free := shutil.disk_usage(partial).free) < sum(sizes.values()):
+        if (free := free_space(partial)) < sum(sizes.values()):
             raise InputError(
                 f"{len(source)} decoded images need {sum(sizes.values()) / 1e9:.1f} GB in {partial.parent}, and "
                 f"{free / 1e9:.1f} GB are free: make space or set GENCOND_CACHE to another disk"

@@ -77,8 +77,8 @@ class CondenseStep:
 
         # All that is random is drawn for all classes, on every process and for every chunk alike.
         of_class = draw.length * factor**2
-        self.made_of_class = max(draw.length, min(of_class, images_per_step or of_class))  # before or after the cut
         self.num_images = of_class if images_per_step is None else min(of_class, images_per_step)
+        self.most_of_class = max(draw.length, self.num_images)  # of a class at once: as made, or as looked at
         self.kept: Int64[Tensor, "classes m"] | None = None
         if self.num_images < of_class:
             order = torch.rand(self.num_classes, of_class, generator=draw.rng).argsort(1)
@@ -90,7 +90,7 @@ class CondenseStep:
         share = own_share(self.num_classes, rank, num_processes)
         largest_share = classes_at_once = -(-self.num_classes // num_processes)
         if images_at_once is not None:
-            classes_at_once = max(1, images_at_once // self.made_of_class)
+            classes_at_once = max(1, images_at_once // self.most_of_class)
         self.in_chunks = classes_at_once < largest_share  # on some process: they all gather alike
         self.chunks: list[slice] = [
             slice(first, min(first + classes_at_once, share.stop))
@@ -105,10 +105,10 @@ class CondenseStep:
 
     def objective(self, chunk: slice) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """(weighted total, unweighted parts) of the classes of one of `chunks`, both with gradient."""
-        on, own, params, targets = self.on, self._classes(chunk), self._params(chunk), self._targets(chunk)
+        on, own, targets = self.on, self._classes(chunk), self._targets(chunk)
         anchors = self.anchors[chunk.start].to(self.device)
         images, images_anchored = self._images(own, chunk, anchors)
-        augmented = self._augmented(images, params)
+        augmented = self._augmented(images, chunk)
         share_of_mean = len(own) * self.num_processes / self.num_classes  # the mean over processes is over all classes
         parts: dict[str, Tensor] = {}
         if on & OF_FEATURES:
@@ -172,14 +172,15 @@ class CondenseStep:
         return images, images_anchored
 
     def _synthesized(self, labels: Tensor, slots: Tensor) -> Tensor:
-        if self.images_at_once is None or self.made_of_class <= self.images_at_once or not torch.is_grad_enabled():
+        if self.images_at_once is None or self.most_of_class <= self.images_at_once or not torch.is_grad_enabled():
             return self.synthesize(labels, slots)  # of classes that fit, with their part of the anchored images
         pairs = zip(labels.split(self.images_at_once), slots.split(self.images_at_once), strict=True)
         return torch.cat([
             checkpoint(self.synthesize, *some, use_reentrant=False, preserve_rng_state=False) for some in pairs
         ])  # fmt: skip
 
-    def _augmented(self, images: Float[Tensor, "classes m c h w"], params: AugmentParams) -> Tensor:
+    def _augmented(self, images: Float[Tensor, "classes m c h w"], chunk: slice) -> Tensor:
+        params = self._params(chunk)
         if self.real.siamese:
             params = params.rows(torch.arange(len(images)).repeat_interleave(self.num_images))
         return self.augmentation(images.flatten(0, 1), params)
@@ -209,11 +210,11 @@ class CondenseStep:
         everywhere = gather_rows(centers, self.num_classes)
         if self.num_processes > 1:
             ways = 2 if centers.requires_grad else 1  # there, and the gradient back
-            self.wire_bytes += ways * everywhere.numel() * everywhere.element_size()
+            self.wire_bytes += ways * everywhere.nbytes
         return everywhere
 
     def _center(self, images: Float[Tensor, "classes m c h w"], chunk: slice) -> Float[Tensor, "classes d"]:
-        features = self.extractor(self._augmented(images, self._params(chunk)))
+        features = self.extractor(self._augmented(images, chunk))
         return features.unflatten(0, images.shape[:2]).mean(1)
 
     def _center_loss(self, centers: Float[Tensor, "classes d"], chunk: slice) -> Float[Tensor, ""]:

@@ -11,7 +11,6 @@ line is a process of its own.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from gencond.cli import run_cleanly
 from gencond.condense import start
 from gencond.config import load_recipe
 from gencond.data import LabeledImages
-from gencond.distributed import memory_used
+from gencond.distributed import memory_used, peak_memory
 
 ONE_IMAGE = ("condense.prefix_lengths=[1]", "condense.stream_probability=0", "codes.num_slots=1")
 
@@ -34,7 +33,7 @@ def peak(device: torch.device) -> int:
     """Bytes at most, since the process began or, on a GPU, since this was last asked."""
     if device.type == "cuda":
         return memory_used(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory()
 
 
 def measure(recipe_name: str, num_classes: int, at_once: str, side: int, overrides: list[str]) -> dict:

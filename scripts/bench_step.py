@@ -13,7 +13,6 @@ real images cost for one network (a pool holds 14), the only column that grows w
 import argparse
 import json
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -28,6 +27,7 @@ from gencond.cli import run_cleanly
 from gencond.condense import start
 from gencond.config import Recipe, load_recipe
 from gencond.data import LabeledImages
+from gencond.distributed import peak_memory
 
 RECIPES = ("dm", "m3d", "dream", "cached")
 CLASSES, SIDE = 10, 32
@@ -80,7 +80,7 @@ def measure(name: str, ipc: int, images_per_class: int, width: int, num_steps: i
         "warm_up_seconds": sum(seconds[:2]),
         "choice_seconds": choice,
         "pass_seconds_per_net": statistics_pass,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_memory_mb": peak_memory() / 2**20,
     }
 
 

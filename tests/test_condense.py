@@ -20,8 +20,7 @@ from gencond.condense import condense
 from gencond.config import Recipe, to_yaml
 from gencond.data import LabeledImages
 from gencond.errors import InputError
-from gencond.features import state_fingerprint
-from gencond.files import cache_dir
+from gencond.files import cache_dir, state_fingerprint
 from gencond.generator.condensed import CondensedDataset
 from gencond.losses.center import center_loss
 from gencond.losses.diversity import diversity_loss

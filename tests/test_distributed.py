@@ -140,15 +140,19 @@ def test_processes_share_decoding_and_the_pass_and_get_what_one_gets(
         assert files[0] == files[1] and len(files[0]) == 1
 
 
-def condense_on_two_processes(launcher: list[str], recipe: str, out: Path, overrides: list[str]) -> str:
-    """Runs the script on the digits with `launcher`; returns what it printed to standard error, with its status."""
+def condensing(launcher: list[str], recipe: str, out: Path, overrides: list[str]) -> dict:
+    """Arguments of `subprocess`: the script on the digits with `launcher`."""
     script = Path(__file__).parent.parent / "scripts" / "condense.py"
     command = [
         sys.executable, "-m", *launcher, str(script), "--recipe", recipe, "--data", "digits", "--out", str(out),
         *overrides,
     ]  # fmt: skip
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return {"args": command, "env": os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}, "text": True}
+
+
+def condense_on_two_processes(launcher: list[str], recipe: str, out: Path, overrides: list[str]) -> str:
+    """What `condensing` printed to standard error, with its status."""
+    result = subprocess.run(**condensing(launcher, recipe, out, overrides), capture_output=True)
     return f"{result.stderr}\nstatus {result.returncode}"
 
 
@@ -203,17 +207,12 @@ def every_slot() -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_process_that_dies_ends_the_run_which_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     out = tmp_path / "run"
     overrides = [*TINY, "condense.num_steps=200", "save_every_steps=5", "objective.center_weight=0.1"]
-    script = str(Path(__file__).parent.parent / "scripts" / "condense.py")
-    command = [
-        sys.executable, "-m", *accelerate_launch(), script, "--recipe", "demo", "--data", "digits", "--out", str(out),
-        *overrides,
-    ]  # fmt: skip
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as launcher:
+    started = condensing(accelerate_launch(), "demo", out, overrides)
+    with subprocess.Popen(**started, stderr=subprocess.PIPE) as launcher:
         while not list(out.glob("state/condense/step_*")):
             assert launcher.poll() is None, launcher.stderr.read()
             time.sleep(0.05)
-        workers = [child for child in psutil.Process(launcher.pid).children() if script in child.cmdline()]
+        workers = [child for child in psutil.Process(launcher.pid).children() if str(out) in child.cmdline()]
         assert len(workers) == 2
         workers[1].kill()
         said = launcher.communicate(timeout=120)[1]

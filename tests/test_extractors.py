@@ -5,7 +5,8 @@ import torch
 
 from gencond.data import LabeledImages
 from gencond.extractors import ExtractorMaker, FreshExtractors, OnlineExtractors, build_pool
-from gencond.features import Extractor, state_fingerprint
+from gencond.features import Extractor
+from gencond.files import state_fingerprint
 from gencond.networks.convnet import ConvNet
 from gencond.ranges import to_signed
 from gencond.training import Shuffled, train_network

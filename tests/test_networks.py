@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from gencond.errors import InputError
-from gencond.features import Extractor, state_fingerprint
+from gencond.features import Extractor
+from gencond.files import state_fingerprint
 from gencond.networks.classic import alexnet, lenet, mlp, vgg11
 from gencond.networks.convnet import ConvNet, automatic_depth
 from gencond.networks.resnet import CifarResNet, ResNet18, ResNetAP10

@@ -10,7 +10,7 @@ from gencond.backbones import new_generator
 from gencond.checkpoint import RunFolder
 from gencond.data import LabeledImages
 from gencond.errors import InputError
-from gencond.features import state_fingerprint
+from gencond.files import state_fingerprint
 from gencond.generator.biggan import BigGANGenerator
 from gencond.networks.convnet import ConvNet
 from gencond.pretrain import averaged, pretrain, pretrained_generator

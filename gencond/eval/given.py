@@ -16,8 +16,8 @@ from gencond.errors import InputError, first_line
 from gencond.eval.classifier import top1_on_real, trained_on_all
 from gencond.eval.networks import build_network, is_own
 from gencond.eval.protocols import Protocol
-from gencond.features import Extractor, state_fingerprint
-from gencond.files import cache_dir, read_cache, short_hash, written_whole
+from gencond.features import Extractor
+from gencond.files import cache_dir, read_cache, short_hash, state_fingerprint, written_whole
 from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import CifarResNet
 from gencond.networks.weights import load_weights
@@ -89,7 +89,7 @@ class GivenTeacher:
 
     def describe(self) -> dict[str, Any]:
         """For a report."""
-        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in self.network.network.state_dict().values())
+        num_bytes = sum(tensor.nbytes for tensor in self.network.network.state_dict().values())
         return {"name": self.name, "top1": self.top1, "bytes": num_bytes, "key": self.key, "trained": self.trained}
 
 

@@ -70,7 +70,11 @@ def own_truncation(backbone: Backbone, truncation: float | None) -> float | None
     Raises:
         InputError: out of (0, 1].
     """
-    truncation = backbone.config.get("truncation") if truncation is None else truncation
+    return check_truncation(backbone.config.get("truncation") if truncation is None else truncation)
+
+
+def check_truncation(truncation: float | None) -> float | None:
+    """It, or InputError where it is out of (0, 1]."""
     if truncation is not None and not 0 < truncation <= 1:
         raise InputError(f"truncation must be above 0 and at most 1, not {truncation}")
     return truncation

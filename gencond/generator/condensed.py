@@ -18,7 +18,7 @@ from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.biggan_deep import BigGANDeepGenerator
 from gencond.generator.codes import Codes
 from gencond.generator.face import Condensed
-from gencond.generator.loading import HUB_ID, WEIGHTS_NAME, read_model
+from gencond.generator.loading import HUB_ID, WEIGHTS_NAME, arguments_of, read_model
 from gencond.generator.pixels import CondensedPixels
 
 ARTEFACT_FOLDER = "condensed"
@@ -28,8 +28,7 @@ BACKBONES: dict[str, type[Backbone]] = {kind.__name__: kind for kind in (BigGANG
 
 def backbone_config(generator: Backbone) -> dict[str, Any]:
     """What makes an equal backbone with other weights: its arguments and, as `_class_name`, its class."""
-    arguments = {name: value for name, value in generator.config.items() if not name.startswith("_")}
-    return {"_class_name": type(generator).__name__, **arguments}
+    return {"_class_name": type(generator).__name__, **arguments_of(generator)}
 
 
 def new_backbone(config: Mapping[str, Any]) -> Backbone:

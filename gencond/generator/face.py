@@ -1,8 +1,6 @@
 """What every artefact can do, whatever makes its images: sample at any IPC, datasets, streams, exports."""
 
 import functools
-import hashlib
-import json
 import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gencond.errors import InputError
+from gencond.files import short_hash, state_fingerprint
 from gencond.generator.exporting import PART_WRITERS, check_export, export_images
-from gencond.generator.loading import WEIGHTS_NAME
+from gencond.generator.loading import WEIGHTS_NAME, arguments_of
 from gencond.generator.packing import decode
 from gencond.generator.sampling import SampledDataset, SampleStream, Synthesize, sample_class_major, threads_for
 from gencond.generator.storage import check_storage, from_stored, num_stored_bytes, to_stored
@@ -75,8 +74,7 @@ class Condensed(ModelMixin, ConfigMixin):
         Raises:
             InputError: another storage, or values that it cannot hold.
         """
-        own = {name: value for name, value in self.config.items() if not name.startswith("_")}
-        copy = type(self)(**own | {"storage": storage})
+        copy = type(self)(**arguments_of(self) | {"storage": storage})
         copy.load_state_dict(from_stored(to_stored(self.state_dict(), storage)))
         return copy.to(self.device).eval()
 
@@ -206,13 +204,12 @@ class Condensed(ModelMixin, ConfigMixin):
             InputError: as `sample`; an unknown format or one that such images do not fit or that is one file and shared
                 by processes; `out` exists and is not empty, or beside it lies an unfinished export of something else.
         """
-        ipc = self._checked_ipc(ipc)
+        ipc, seed = self._checked_ipc(ipc), self._checked_seed(seed)
         synthesize = self._synthesizer(seed)
         out = check_export(Path(out), format, self.num_classes, self.channels, self.image_size)
         if format in PART_WRITERS:
             origin = {
-                "artefact": self._fingerprint(), "seed": None if seed is None else operator.index(seed),
-                "device": self.device.type, "torch": torch.__version__,
+                "artefact": self._fingerprint(), "seed": seed, "device": self.device.type, "torch": torch.__version__,
             }  # fmt: skip
             export_in_parts(
                 synthesize, self.class_names, out, format, ipc, self.image_size, self.images_per_slot, origin,
@@ -233,14 +230,14 @@ class Condensed(ModelMixin, ConfigMixin):
             )
         return operator.index(ipc)
 
+    def _checked_seed(self, seed: SupportsIndex | None) -> int | None:
+        if seed is not None and not (hasattr(seed, "__index__") and 0 <= operator.index(seed) < 2**64):
+            raise InputError(f"seed must be in 0 .. 2^64 - 1, not {seed}")
+        return None if seed is None else operator.index(seed)
+
     def _fingerprint(self) -> str:
         """16 hex digits of all that its images depend on."""
-        own = {name: value for name, value in self.config.items() if not name.startswith("_") and name != "provenance"}
-        digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()[:16]
+        return short_hash(arguments_of(self) | {"provenance": None}, state_fingerprint(self))
 
     def _class_index(self, one: SupportsIndex | str) -> int:
         if isinstance(one, str) and one in self.config.class_names:
@@ -251,10 +248,7 @@ class Condensed(ModelMixin, ConfigMixin):
 
     def _synthesizer(self, seed: int | None) -> Synthesize:
         """(labels, slots) -> images as they are sampled, without gradient; it pickles, as loader workers need it."""
-        if seed is not None and not (hasattr(seed, "__index__") and 0 <= operator.index(seed) < 2**64):
-            raise InputError(f"seed must be in 0 .. 2^64 - 1, not {seed}")
-        seed = None if seed is None else operator.index(seed)
-        return functools.partial(self._for_sampling()._images_of, seed=seed)
+        return functools.partial(self._for_sampling()._images_of, seed=self._checked_seed(seed))
 
     def _for_sampling(self) -> "Condensed":
         """This model as it is sampled; never one that training would find changed."""

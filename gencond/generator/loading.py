@@ -1,7 +1,7 @@
 """Reading models that diffusers wrote, strictly: safetensors only, every weight there, none left over."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from diffusers import ModelMixin
 
@@ -11,6 +11,11 @@ HUB_ID = r"[\w.-]+/[\w.-]+"  # owner/name
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"  # of one file, as diffusers calls it
 
 Model = TypeVar("Model", bound=ModelMixin)
+
+
+def arguments_of(model: ModelMixin) -> dict[str, Any]:
+    """What its class was called with, defaults too: of its config all but diffusers' own entries."""
+    return {name: value for name, value in model.config.items() if not name.startswith("_")}
 
 
 def read_model(kind: type[Model], source: str | Path, what: str) -> Model:

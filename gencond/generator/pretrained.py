@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gencond.errors import InputError, first_line
 from gencond.files import cache_dir, file_sha256, read_json, read_state_dict, short_hash, written_whole
-from gencond.generator.backbone import Backbone
+from gencond.generator.backbone import Backbone, check_truncation
 from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.biggan_deep import BLOCKS_PER_STAGE, BigGANDeepGenerator
 from gencond.generator.loading import HUB_ID, WEIGHTS_NAME, read_model
@@ -102,8 +102,7 @@ def load_biggan_deep(source: str | Path, truncation: float = 1.0, sha256: str | 
         InputError: no such source, a file that is damaged, of another hash or layout, or not only tensors.
     Source: Brock et al., 1809.11096, appendix B; HuggingFace's conversion of TF Hub's `deepmind/biggan-deep`.
     """
-    if not 0 < truncation <= 1:
-        raise InputError(f"truncation must be above 0 and at most 1, not {truncation}")
+    check_truncation(truncation)
     generator = _load(BigGANDeepGenerator, source, sha256, truncation)
     own = generator.config.truncation
     if truncation != 1 and truncation != own:

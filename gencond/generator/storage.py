@@ -68,7 +68,7 @@ def num_stored_bytes(state: Mapping[str, Tensor], storage: str) -> int:
     count = 0
     for tensor in state.values():
         if storage == "float32" or not tensor.is_floating_point():
-            count += tensor.numel() * tensor.element_size()
+            count += tensor.nbytes
         elif storage == "int8" and tensor.dim() > 1:
             count += tensor.numel() + 2 * len(tensor)
         else:
