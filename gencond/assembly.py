@@ -162,6 +162,10 @@ def check_parts(recipe: Recipe) -> None:
         "generator.weights=imagenet1k are those of BigGAN-deep: set generator.backbone=biggan_deep": (
             recipe.generator.weights == IMAGENET1K and recipe.generator.backbone != "biggan_deep"
         ),
+        "pixels are learned whole: set synthesizer.by_parts=false": is_pixels and recipe.synthesizer.by_parts,
+        "synthesizer.by_parts needs parts: set synthesizer.factor to 2 or more": makes_images
+        and recipe.synthesizer.by_parts
+        and recipe.synthesizer.factor == 1,
         "only biggan_deep has a generator.truncation: set it to null": makes_images
         and recipe.generator.truncation is not None
         and recipe.generator.backbone != "biggan_deep",

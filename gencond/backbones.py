@@ -24,13 +24,28 @@ logger = logging.getLogger(__name__)
 IMAGENET1K = "imagenet1k"
 
 
-def new_generator(recipe: Recipe, data: LabeledImages) -> Backbone:
-    """The recipe's backbone with random weights, for images of the data's size.
+def made_size(recipe: Recipe, data: LabeledImages) -> int:
+    """Side in pixels of what the recipe's generator makes: whole images, or parts of them.
 
     Raises:
-        ValueError: an image size that the blocks cannot make.
+        ValueError: parts that do not fill an image.
     """
-    part, size = recipe.generator, data.image_size
+    if not recipe.synthesizer.by_parts:
+        return data.image_size
+    size, rest = divmod(data.image_size, recipe.synthesizer.factor)
+    if rest:
+        factor = recipe.synthesizer.factor
+        raise ValueError(f"{factor} x {factor} parts do not fill an image: change synthesizer.factor or by_parts")
+    return size
+
+
+def new_generator(recipe: Recipe, data: LabeledImages) -> Backbone:
+    """The recipe's backbone with random weights, for images of the data's size or parts of them.
+
+    Raises:
+        ValueError: a size that the blocks cannot make.
+    """
+    part, size = recipe.generator, made_size(recipe, data)
     num_blocks = part.num_blocks or max(1, (size // 4).bit_length() - 1)  # a first feature map of 4 to 7 pixels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -74,11 +89,11 @@ def published_generator(recipe: Recipe, data: LabeledImages) -> Backbone:
     else:
         generator = load_biggan(part.weights, part.sha256)
     made = generator.config.out_channels, generator.config.sample_size
-    asked = data.channels, data.image_size
+    asked = data.channels, made_size(recipe, data)
     if made != asked:
         raise InputError(
             f"generator.weights={part.weights} make {made[0]}x{made[1]}x{made[1]} px images, the data has "
-            f"{asked[0]}x{asked[1]}x{asked[1]}: set data.image_size={made[1]}"
+            f"{asked[0]}x{asked[1]}x{asked[1]}: set data.image_size={made[1] * data.image_size // asked[1]}"
         )
     return for_classes(generator, data.class_names)
 

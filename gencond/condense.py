@@ -123,6 +123,7 @@ def new_condensed(
         recipe.seed,
         recipe.synthesizer.factor,
         provenance(recipe, data),
+        by_parts=recipe.synthesizer.by_parts,
     )
     condensed.generator.load_state_dict(generator.state_dict())
     if recipe.generator.gradient_checkpointing:

@@ -61,10 +61,13 @@ class Synthesizer:
 
     factor: every image is cut into factor x factor, each of which counts as an image of full size (IDC's
         multi-formation). IPC counts the images before they are cut.
+    by_parts: a generator makes each of these parts by itself, from a code of its own, instead of whole images; it is
+        pretrained on real images of a part's size. Sides have to be multiples of factor.
     """
 
     kind: Literal["generator", "pixels"] = "generator"
     factor: Annotated[int, Field(ge=1, le=8)] = 1
+    by_parts: bool = False
 
 
 @part

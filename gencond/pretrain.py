@@ -18,6 +18,7 @@ from gencond.files import written_whole
 from gencond.generator.backbone import Backbone
 from gencond.generator.biggan import set_standing_statistics
 from gencond.generator.discriminator import ProjectionDiscriminator
+from gencond.generator.packing import shrink
 from gencond.losses.adversarial import discriminator_hinge_loss, generator_hinge_loss
 from gencond.ranges import to_signed
 
@@ -70,11 +71,10 @@ def pretrain(recipe: Recipe, data: LabeledImages, run: RunFolder) -> Backbone:
     part = recipe.pretrain
     accelerator = new_accelerator()
     generator = new_generator(recipe, data)
+    side = generator.config.sample_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 1)
-        discriminator = ProjectionDiscriminator(
-            data.image_size, data.channels, data.num_classes, part.discriminator_width
-        )
+        discriminator = ProjectionDiscriminator(side, data.channels, data.num_classes, part.discriminator_width)
     latent_dim = generator.config.latent_dim
     generator_ema = averaged(generator.to(accelerator.device), part.ema_halflife_steps)
     generator, discriminator, generator_optimizer, discriminator_optimizer = accelerator.prepare(
@@ -86,7 +86,7 @@ def pretrain(recipe: Recipe, data: LabeledImages, run: RunFolder) -> Backbone:
     accelerator.register_for_checkpointing(generator_ema)
     judge = accelerator.unwrap_model(discriminator)  # the generator's step needs no gradient sync of it
     mean, std = data.mean_std
-    augmentation = Augmentation(part.augmentation, data.image_size, mean, std, mode="all")
+    augmentation = Augmentation(part.augmentation, side, mean, std, mode="all")
     share = own_share(part.batch_size, accelerator.process_index, accelerator.num_processes)
 
     def latents_and_labels(rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -102,6 +102,8 @@ def pretrain(recipe: Recipe, data: LabeledImages, run: RunFolder) -> Backbone:
         for _ in range(part.discriminator_steps):
             rows = torch.randint(len(data), (part.batch_size,), generator=rng)[share]
             images_real = to_signed(data.images[rows]).to(accelerator.device)
+            if side < data.image_size:
+                images_real = shrink(images_real, side)
             latents, labels_syn = latents_and_labels(rng)
             with torch.no_grad():
                 images_syn = accelerator.unwrap_model(generator)(latents, labels_syn)

@@ -84,6 +84,15 @@ def test_every_legal_combination_condenses(
     assert set(terms) <= seen
 
 
+def test_a_generator_of_parts_condenses(few_digits: LabeledImages, tmp_path: Path) -> None:
+    parts = ["synthesizer.factor=2", "synthesizer.by_parts=true", "codes.encode_steps=2"]
+    recipe = tiny_recipe(*[one for one in SMALL if not one.startswith("codes.encode")], *parts)
+    condensed = condense(recipe, few_digits, tmp_path / "run")
+    assert condensed.generator.config.sample_size == 4 and condensed.image_size == 8
+    images, _ = condensed.sample(3)  # one slot past the learned ones
+    assert images.shape == (10 * 3 * 4, 1, 8, 8)
+
+
 @pytest.mark.parametrize("term", TERMS)
 @pytest.mark.parametrize("scale", ["relative", "sum"])
 @pytest.mark.parametrize("real", ["statistics", "random"])
@@ -126,6 +135,8 @@ def start_pixels(recipe: Recipe, data: LabeledImages) -> Matching:
         (["features.num_trajectories=0"], "knows no classes"),
         (["synthesizer.kind=pixels", "condense.stream_probability=0.1", "codes.encode_steps=0"], "no fresh images"),
         (["synthesizer.kind=pixels", "condense.stream_probability=0"], "set codes.encode_steps=0"),
+        ([*SMALL, "synthesizer.kind=pixels", "synthesizer.by_parts=true"], "pixels are learned whole"),
+        (["synthesizer.by_parts=true"], "by_parts needs parts"),
         (
             ["synthesizer.kind=pixels", "condense.stream_probability=0", "codes.encode_steps=0", "pixels.ipc=1"],
             "asks for 2 slots of pixels.ipc=1",
@@ -163,6 +174,7 @@ def test_a_combination_that_means_nothing_is_refused_in_one_line(overrides: list
     ("overrides", "message"),
     [
         (["synthesizer.factor=5"], "leaves nothing of 8 px images"),
+        (["synthesizer.factor=3", "synthesizer.by_parts=true"], "3 x 3 parts do not fill"),
         (["synthesizer.factor=4", "objective.representative_weight=1"], "codes start from 16 real images each"),
         (["synthesizer.kind=pixels", "pixels.ipc=7", "synthesizer.factor=2"], r"starts from 28 real images a class"),
         (["features.network=resnet_ap10", "features.resize=12"], "cannot halve 12 px"),

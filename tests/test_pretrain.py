@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import tiny_recipe
 
+import gencond.pretrain as pretraining
 from gencond.backbones import new_generator
 from gencond.checkpoint import RunFolder
 from gencond.data import LabeledImages
@@ -37,6 +38,35 @@ def test_the_backbone_depends_on_the_seed_alone(few_digits: LabeledImages) -> No
     other = new_generator(tiny_recipe("seed=1"), few_digits)
     assert torch.equal(one.linear.weight, again.linear.weight)
     assert not torch.equal(one.linear.weight, other.linear.weight)
+
+
+def test_a_generator_of_parts_learns_what_parts_of_real_images_show(
+    few_digits: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    judge = pretraining.ProjectionDiscriminator.forward
+    monkeypatch.setattr(
+        pretraining.ProjectionDiscriminator,
+        "forward",
+        lambda self, images, labels: (seen.append(images.detach()), judge(self, images, labels))[1],
+    )
+    parts = ["synthesizer.factor=2", "synthesizer.by_parts=true"]
+    recipe = tiny_recipe(*parts, "pretrain.num_steps=1", "pretrain.augmentation=none", "pretrain.batch_size=4")
+    run = RunFolder.prepare(tmp_path / "run", recipe, few_digits)
+    generator = pretrain(recipe, few_digits, run)
+    assert generator.config.sample_size == 4
+    real = to_signed(few_digits.images[:]).unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
+    for image in seen[0][:4]:  # the first half of a batch is real
+        assert (real - image).abs().flatten(1).amax(1).min() < 1e-6
+    given = pretrained_generator(recipe, few_digits, run, pretrained=save(generator, tmp_path / "generator"))
+    assert state_fingerprint(given) == state_fingerprint(generator)
+    with pytest.raises(InputError, match="sample_size 4; the recipe and data ask for 8"):
+        pretrained_generator(tiny_recipe(), few_digits, run, pretrained=tmp_path / "generator")
+
+
+def save(generator: BigGANGenerator, folder: Path) -> Path:
+    generator.save_pretrained(folder)
+    return folder
 
 
 def test_a_finished_pretraining_is_reused_and_a_given_one_is_checked(

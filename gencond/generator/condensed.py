@@ -19,6 +19,7 @@ from gencond.generator.biggan_deep import BigGANDeepGenerator
 from gencond.generator.codes import Codes
 from gencond.generator.face import Condensed
 from gencond.generator.loading import HUB_ID, WEIGHTS_NAME, arguments_of, read_model
+from gencond.generator.packing import tile
 from gencond.generator.pixels import CondensedPixels
 
 ARTEFACT_FOLDER = "condensed"
@@ -53,11 +54,13 @@ class CondensedDataset(Condensed):
         generator_config: of its backbone, see `new_backbone`.
         num_slots: learned codes per class.
         seed: of the stream that every further code is drawn from.
-        factor: every image that the generator makes is cut into factor x factor (`packing.decode`).
+        factor: every image is cut into factor x factor (`packing.decode`).
         provenance: what was condensed by what: recipe, data fingerprint, commit, versions.
         storage: how its weights are saved; see `stored_as`, which rounds them.
         truncation: in (0, 1], of the codes drawn (`codes.drawn_codes`); None: the backbone's own, standard normal where
             it has none.
+        by_parts: the generator makes the factor x factor parts of an image, each from its own part of the code, not the
+            image as a whole.
     Raises:
         InputError: an unknown backbone, a truncation out of range.
     """
@@ -76,16 +79,19 @@ class CondensedDataset(Condensed):
         provenance: Mapping[str, Any] | None = None,
         storage: str = "float32",
         truncation: float | None = None,
+        by_parts: bool = False,
     ) -> None:
         super().__init__()
         self.generator = new_backbone(generator_config)
         truncation = own_truncation(self.generator, truncation)
-        self.codes = Codes(len(class_names), num_slots, self.generator.config.latent_dim, seed, truncation)
+        self.parts = factor**2 if by_parts else 1  # that the generator makes of one image
+        code_dim = self.parts * self.generator.config.latent_dim
+        self.codes = Codes(len(class_names), num_slots, code_dim, seed, truncation)
 
     @property
     def image_size(self) -> int:
         """Side in pixels."""
-        return self.generator.config.sample_size
+        return self.generator.config.sample_size * (self.config.factor if self.config.by_parts else 1)
 
     @property
     def channels(self) -> int:
@@ -94,7 +100,11 @@ class CondensedDataset(Condensed):
     def forward(
         self, labels: Int64[Tensor, " n"], slots: Int64[Tensor, " n"], seed: int | None = None
     ) -> Float[Tensor, "n c h w"]:
-        return self.generator(self.codes(labels, slots, seed), labels)
+        codes = self.codes(labels, slots, seed)
+        if self.parts == 1:
+            return self.generator(codes, labels)
+        made = self.generator(codes.view(len(codes) * self.parts, -1), labels.repeat_interleave(self.parts))
+        return tile(made.unflatten(0, (-1, self.parts)), self.config.factor)
 
     def _for_sampling(self) -> "CondensedDataset":
         """A copy that convolves channels-last, twice as fast on a CPU; by rounding, others than training's bits."""

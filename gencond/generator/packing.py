@@ -35,7 +35,17 @@ def pack(images: Float[Tensor, "n k c s s"], factor: int) -> Float[Tensor, "n c 
     num_images, parts, channels, size, _ = images.shape
     if parts != factor**2:
         raise ValueError(f"{parts} images cannot be packed by factor {factor}")
-    side = math.ceil(size / factor)
-    small = F.interpolate(images.flatten(0, 1), size=(side, side), mode="area")
-    tiles = small.view(num_images, factor, factor, channels, side, side).permute(0, 3, 1, 4, 2, 5)
-    return tiles.reshape(num_images, channels, factor * side, factor * side)[..., :size, :size]
+    small = shrink(images.flatten(0, 1), math.ceil(size / factor))
+    return tile(small.unflatten(0, (num_images, parts)), factor)[..., :size, :size]
+
+
+def shrink(images: Float[Tensor, "n c s s"], side: int) -> Float[Tensor, "n c side side"]:
+    """What a part of a packed image shows of a whole one: its areas' means."""
+    return F.interpolate(images, size=(side, side), mode="area")
+
+
+def tile(parts: Float[Tensor, "n k c t t"], factor: int) -> Float[Tensor, "n c s s"]:
+    """k = factor^2 parts side by side in reading order, s = factor t."""
+    num_images, _, channels, side, _ = parts.shape
+    grid = parts.view(num_images, factor, factor, channels, side, side).permute(0, 3, 1, 4, 2, 5)
+    return grid.reshape(num_images, channels, factor * side, factor * side)

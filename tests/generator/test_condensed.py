@@ -16,6 +16,7 @@ from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.biggan_deep import BigGANDeepGenerator
 from gencond.generator.condensed import CondensedDataset, backbone_config, load, new_backbone
 from gencond.generator.exporting import class_folders, export_images
+from gencond.generator.packing import decode
 from gencond.generator.sampling import LARGEST_BLOCK, block_of
 
 NAMES = ["ant", "bee", "cat"]
@@ -75,6 +76,40 @@ def test_codes_follow_the_truncation_asked_for_or_else_the_backbones(condensed: 
 def test_a_condensed_dataset_passes_checkpointing_on(condensed: CondensedDataset) -> None:
     condensed.enable_gradient_checkpointing()
     assert condensed.generator.gradient_checkpointing
+
+
+# --- images of parts
+
+
+def by_parts() -> CondensedDataset:
+    config = {
+        "sample_size": 4, "out_channels": 1, "num_class_embeds": 3, "latent_dim": 8, "class_embed_dim": 6,
+        "block_out_channels": [8],
+    }  # fmt: skip
+    return CondensedDataset(NAMES, config, 2, seed=5, factor=2, by_parts=True).eval()
+
+
+def test_each_part_of_an_image_is_made_from_its_own_part_of_the_code() -> None:
+    condensed = by_parts()
+    assert condensed.image_size == 8 and condensed.codes.latent_dim == 4 * 8
+    labels, slots = torch.tensor([2, 0]), torch.tensor([1, 7])  # a learned slot and one past them
+    images, codes = condensed(labels, slots), condensed.codes(labels, slots)
+    for row, label in enumerate(labels):
+        for part, (top, left) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
+            alone = condensed.generator(codes[row, 8 * part : 8 * part + 8][None], label[None])[0]
+            torch.testing.assert_close(images[row, :, top : top + 4, left : left + 4], alone)
+    made = condensed.generator(codes.view(8, 8), labels.repeat_interleave(4))
+    upsampled = torch.nn.functional.interpolate(made, size=(8, 8), mode="bilinear")
+    torch.testing.assert_close(decode(images, 2), upsampled)  # IDC's cut gives back what the generator made
+
+
+def test_a_set_of_parts_is_sampled_saved_and_stored_like_any_other(tmp_path: Path) -> None:
+    condensed = by_parts()
+    condensed.stored_as("int8").save_pretrained(tmp_path)
+    again = load(tmp_path)
+    images, labels = again.sample(5)
+    assert images.shape == (3 * 5 * 4, 1, 8, 8) and labels.tolist() == sorted([0, 1, 2] * 20)
+    assert torch.equal(images.unflatten(0, (3, 5, 4))[:, :2], again.sample(2)[0].unflatten(0, (3, 2, 4)))
 
 
 # --- sampling
