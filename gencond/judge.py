@@ -72,13 +72,13 @@ def sampled_images(condensed: Condensed, ipc: int) -> LabeledImages:
 
 def fresh_images(condensed: Condensed, batch_size: int, num_steps: int) -> FreshImages:
     """Of `condensed.stream`: every seed sees batches of its own."""
-    stream = condensed.stream(max(1, batch_size // condensed.images_per_slot) * condensed.images_per_slot)
+    stream = condensed.stream(-(-batch_size // condensed.images_per_slot) * condensed.images_per_slot)
 
     def batch(seed: int, number: int) -> tuple[Tensor, Tensor]:
         images, labels = stream.batch(seed * 2**24 + number)
-        return from_unit(images), labels.to(images.device)
+        return from_unit(images[:batch_size]), labels[:batch_size].to(images.device)  # a slot's last images may be left
 
-    return FreshImages(batch, stream.batch_size, num_steps)
+    return FreshImages(batch, batch_size, num_steps)
 
 
 @dataclass(frozen=True)
