@@ -72,13 +72,13 @@ def sampled_images(condensed: Condensed, ipc: int) -> LabeledImages:
 
 def fresh_images(condensed: Condensed, batch_size: int, num_steps: int) -> FreshImages:
     """Of `condensed.stream`: every seed sees batches of its own."""
-    stream = condensed.stream(max(1, batch_size // condensed.images_per_slot) * condensed.images_per_slot)
+    stream = condensed.stream(-(-batch_size // condensed.images_per_slot) * condensed.images_per_slot)
 
     def batch(seed: int, number: int) -> tuple[Tensor, Tensor]:
         images, labels = stream.batch(seed * 2**24 + number)
-        return from_unit(images), labels.to(images.device)
+        return from_unit(images[:batch_size]), labels[:batch_size].to(images.device)  # a slot's last images may be left
 
-    return FreshImages(batch, stream.batch_size, num_steps)
+    return FreshImages(batch, batch_size, num_steps)
 
 
 @dataclass(frozen=True)
@@ -167,19 +167,12 @@ class Case:
 
     def content(self, command: str) -> dict[str, Any]:
         """Of report.json, before anything is measured."""
-        of_data = self.subject.about.get("data", {}).get("fingerprint")
-        notes = list(self.notes)
-        if of_data not in (None, self.train.fingerprint):
-            notes.append(
-                f"the real images (fingerprint {self.train.fingerprint}) are not those this set was condensed from "
-                f"({of_data}): test images may have been trained on"
-            )
         return {
             "title": f"{Path(self.recipe.data.source).stem}, condensed"
             + (f" by recipe {self.recipe.name}" if self.condensed else f": {Path(self.path).name}"),
             "rows": [],
             "outside": [],
-            "notes": notes,
+            "notes": [*self.notes, *notes_on_origin(self.subject.about, self.train)],
             "measured": self.measured,
             "judged_on": self.recipe.data.judge_on,
             "num_test_images": len(self.test),
@@ -204,10 +197,10 @@ def open_case(
     condensed = None if is_foreign(Path(path)) else gencond.load(path)
     if condensed is not None and (normalised_by is not None or factor != 1):
         raise InputError(f"{path} is an artefact, which knows how it is read: leave --normalised-by and --factor out")
-    recipe = _recipe_of(path, condensed, data)
+    recipe = recipe_of(path, condensed, data)
     train, test = load_data(recipe)
     shared = rows_seen(train, test).tolist()
-    notes = _notes_on_overlap(shared, len(test), recipe.data.source)
+    notes = notes_on_overlap(shared, len(test), recipe.data.source)
     if condensed is None:
         found = read_foreign(Path(path), train, normalised_by, factor)
         subject = judged_foreign(found)
@@ -216,7 +209,7 @@ def open_case(
         if dropped := found.num_found - len(found.images):
             notes.append(f"{dropped} of its {found.num_found} images are left out: classes are cut to the smallest")
     else:
-        _require_fit(condensed, train)
+        require_fit(condensed, train)
         subject = judged_artefact(condensed)
     return Case(path, recipe, condensed, train, test, subject, tuple(notes))
 
@@ -432,7 +425,7 @@ def _asked(entry: Mapping[str, Any]) -> tuple:
     return entry["network"], entry["epochs"], entry["learning_rate"] or 0.0, entry["ipc"]
 
 
-def _notes_on_overlap(rows: Sequence[int], num_test: int, source: str) -> list[str]:
+def notes_on_overlap(rows: Sequence[int], num_test: int, source: str) -> list[str]:
     """What to say of test images that are training images too. Raises InputError where they are many."""
     if len(rows) == 0:
         return []
@@ -440,6 +433,21 @@ def _notes_on_overlap(rows: Sequence[int], num_test: int, source: str) -> list[s
     if len(rows) > SHARED_IMAGES_BORNE * num_test:
         raise InputError(f"{said}: remove them from the test set")
     return [said]
+
+
+def notes_on_origin(made: Mapping[str, Any], train: LabeledImages) -> list[str]:
+    """What to say where a set was condensed from other real images than those it is judged with.
+
+    Args:
+        made: its provenance.
+    """
+    of_data = made.get("data", {}).get("fingerprint")
+    if of_data in (None, train.fingerprint):
+        return []
+    return [
+        f"the real images (fingerprint {train.fingerprint}) are not those this set was condensed from ({of_data}): "
+        "test images may have been trained on"
+    ]
 
 
 def _stream_of(subject: JudgedSet, protocol: Protocol, num_fixed: int) -> FreshImages:
@@ -484,10 +492,13 @@ def _question(row: Row) -> tuple:
     return row["protocol"], row["network"], row["ipc"] or math.inf, place, row["mode"]
 
 
-def _recipe_of(path: str, condensed: Condensed | None, data: str | None) -> Recipe:
+def recipe_of(path: str, condensed: Condensed | None, data: str | None, changes: Sequence[str] = ()) -> Recipe:
     """What a condensed set is judged by: its name, its data and how it is evaluated.
 
     The other parts are left alone, so that what an older version made can still be judged.
+
+    Args:
+        changes: to the recipe, as `part.field=value`.
     """
     of_artefact = condensed and (condensed.config.provenance or {}).get("recipe")
     if (recipe_file := Path(path) / "recipe.yaml").is_file():
@@ -499,16 +510,16 @@ def _recipe_of(path: str, condensed: Condensed | None, data: str | None) -> Reci
     else:
         made = {"data": {"image_size": condensed.image_size if condensed else side_of(Path(path))}}
     parts = {"name": path} | {part: made[part] for part in ("name", "data", "evaluate") if part in made}
-    return parse_recipe(parts, path, source=data_source(data))
+    return parse_recipe(parts, path, changes, data_source(data))
 
 
-def _require_fit(condensed: Condensed, train: LabeledImages) -> None:
-    """Raises InputError where an artefact and real images are not of the same classes and size."""
+def require_fit(condensed: Condensed, train: LabeledImages, name: str = "the artefact") -> None:
+    """Raises InputError where an artefact, called `name`, and real images are not of the same classes and size."""
     if condensed.class_names != list(train.class_names):
         raise InputError(
-            f"the artefact has {condensed.num_classes} classes ({condensed.class_names[0]}, ...), the real images "
+            f"{name} has {condensed.num_classes} classes ({condensed.class_names[0]}, ...), the real images "
             f"{train.num_classes} ({train.class_names[0]}, ...): name the set it was made from with --data"
         )
     ours, theirs = (condensed.channels, condensed.image_size), (train.channels, train.image_size)
     if ours != theirs:
-        raise InputError(f"the artefact makes {ours[0]}x{ours[1]} px images, the real ones are {theirs[0]}x{theirs[1]}")
+        raise InputError(f"{name} makes {ours[0]}x{ours[1]} px images, the real ones are {theirs[0]}x{theirs[1]}")

@@ -40,6 +40,20 @@ class Shuffled:
         return self.images[rows], self.labels[rows]
 
 
+class WholeBatches(Shuffled):
+    """`Shuffled`, but an epoch runs on into the next one: every batch is whole, however few images there are."""
+
+    def __init__(self, images: Pixels | MappedImages, labels: Int64[Tensor, " n"], batch_size: int) -> None:
+        super().__init__(images, labels, batch_size)
+        self.batch_size, self.order = batch_size, torch.empty(0, dtype=torch.int64)
+
+    def __call__(self, rng: torch.Generator) -> tuple[Pixels, Int64[Tensor, " n"]]:
+        while len(self.order) < self.batch_size:
+            self.order = torch.cat([self.order, torch.randperm(len(self.labels), generator=rng)])
+        rows, self.order = self.order[: self.batch_size].to(self.labels.device), self.order[self.batch_size :]
+        return self.images[rows], self.labels[rows]
+
+
 def new_sgd(
     weights: nn.Module | Sequence[Tensor], learning_rate: float, momentum: float = 0.9, weight_decay: float = 5e-4
 ) -> torch.optim.SGD:

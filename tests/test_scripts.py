@@ -1,12 +1,20 @@
 """The scripts run from the command line, at a size of seconds."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+import torch
+from conftest import TINY, tiny_recipe
+
+import gencond
+from gencond.condense import condense
+from gencond.data import LabeledImages
+from gencond.generator.pixels import CondensedPixels
+from gencond.ranges import to_signed
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 SMALL = ["features.width=4", "features.train_images=16", "real.batch_size=4", "condense.num_steps=4"]
@@ -88,3 +96,117 @@ def test_the_bench_of_the_pass_shows_that_memory_stays_flat_in_a_file() -> None:
     assert [row[:2] for row in rows] == [["3000", "file"], ["3000", "memory"], ["12000", "file"], ["12000", "memory"]]
     peaks = {(int(row[0]), row[1]): int(row[-1]) for row in rows}
     assert peaks[12000, "file"] - peaks[3000, "file"] < 50  # MB, of a process of 400; there are 110 MB more of pixels
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory, digits: tuple[LabeledImages, LabeledImages]) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    condense(tiny_recipe(), digits[0], out)
+    return out
+
+
+def storage_curve(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    """Runs the script in this process."""
+    monkeypatch.setattr(sys, "argv", ["storage_curve.py", *map(str, arguments)])
+    runpy.run_path(str(SCRIPTS / "storage_curve.py"), run_name="__main__")
+
+
+def table_of(printed: str) -> list[list[str]]:
+    """The cells of the table's lines, without its header."""
+    return [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| ")][1:]
+
+
+CURVE = ["--data", "digits", "--network", "convnet2w8", "--protocol", "idc", "--images-seen", 330, "--seeds", 2]
+
+
+def test_a_storage_curve_is_of_one_budget_and_no_rival_takes_more_bytes(
+    artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = [artefact, f"{artefact}@int8", *CURVE, "--out", tmp_path, "--codec-bits", 0.002, 0.004]
+    storage_curve(monkeypatch, *arguments)
+    first = capsys.readouterr()
+    assert "mean ± std over 2 seeds; each row after 320 images seen, in 5 batches of 64 under protocol idc" in first.out
+    scores = {file: json.loads(file.read_text()) for file in (tmp_path / "scores").iterdir()}
+    assert {(score["images_seen"], score["steps"]) for score in scores.values()} == {(320, 5)}
+
+    condensed = gencond.load(artefact)
+    sizes = sorted({(score["bytes"], score["row"]) for score in scores.values()})
+    ours = [size for size, row in sizes if row.startswith(str(artefact))]
+    assert ours == [condensed.stored_as("int8").num_bytes, condensed.num_bytes]
+    photographs = [size for size, row in sizes if row.startswith("real")]
+    caps = sorted([2500, 5000, *ours])  # 0.002 Mbit are 250 bytes, of each of ten classes
+    assert all(size <= cap for size, cap in zip(photographs, caps, strict=True))
+
+    cells = table_of(first.out)
+    assert len(cells) == len(sizes) == len(scores) / 2
+    assert [row[0] for row in cells[:2]] == ["real photographs in AVIF"] * 2 and cells[0][2].endswith("kbit")
+    stored = {row[0]: row[1] for row in cells}
+    assert stored[f"{artefact}, int8"] == stored[f"{artefact}, float32"] == "any"
+    assert stored["whole training set"] == "116 to 122"
+    assert (tmp_path / "storage_curve.png").read_bytes()[:4] == b"\x89PNG"
+
+    times = {file: file.stat().st_mtime_ns for file in scores}
+    lost = min(file for file, score in scores.items() if score["row"].startswith("real"))
+    lost.unlink()
+    storage_curve(monkeypatch, *arguments)
+    second = capsys.readouterr()
+    assert table_of(second.out) == cells and json.loads(lost.read_text()) == scores[lost]
+    assert "training" in second.err.replace("training and", "")  # a bar, of what was lost
+    storage_curve(monkeypatch, *arguments)
+    third = capsys.readouterr()
+    assert table_of(third.out) == cells and "training" not in third.err.replace("training and", "")
+    assert [file for file in scores if file.stat().st_mtime_ns != times[file]] == [lost]
+
+
+def test_a_bank_of_pixels_is_seen_again_and_again_in_the_same_budget(
+    artefact: Path,
+    few_digits: LabeledImages,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    bank = CondensedPixels(few_digits.class_names, 2, 8, 1)
+    bank.fill_(to_signed(few_digits.subset(torch.arange(120)[torch.arange(120) % 12 < 2]).images))
+    bank.save_pretrained(tmp_path / "bank")
+    with pytest.raises(SystemExit, match="2"):
+        storage_curve(monkeypatch, artefact, tmp_path / "bank", *CURVE, "--out", tmp_path / "out")
+    assert "differ in data.test_fraction" in capsys.readouterr().err
+    storage_curve(
+        monkeypatch, f"{tmp_path / 'bank'}@float16", *CURVE, "--out", tmp_path / "out",
+        "--set", "data.augmentation=crop", "data.test_fraction=0.3333",
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    (row,) = [row for row in table_of(printed) if row[0].endswith("bank, float16")]
+    assert row[1:3] == ["2", "2.05 kbit"]  # two images of 64 half floats
+    scores = [json.loads(file.read_text()) for file in (tmp_path / "out" / "scores").iterdir()]
+    assert len(scores) == 6 and {score["images_seen"] for score in scores} == {320}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["@int4"], "unknown storage 'int4'; known: float32, float16, int8"),
+        (["-nowhere"], "expected a run folder, an artefact folder or a Hub id"),
+        (["", "--images-seen", "63"], "--images-seen 63 is less than a batch of idc: 64 images"),
+        (["", "--seeds", "0"], "--seeds must be at least 1"),
+        (["", "--codec-bits", "-1"], "above 0, not -1.0"),
+        (["", "--protocol", "idc:30"], "leave the epochs out"),
+        (["", "--protocol", "soft"], "choose one that learns from labels"),
+        (["", "--network", "convnet9000"], "convnet9000"),
+        (["", "--published", "cifar10"], "cifar10 has 10 classes and 3x32 px images, these are 10 and 1x8"),
+        (["", "--published", "best"], "nothing published is known of 'best'; known: cifar10"),
+    ],
+)
+def test_bad_input_to_the_storage_curve_is_told_before_any_training(
+    artefact: Path,
+    changes: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        storage_curve(monkeypatch, f"{artefact}{changes[0]}", *CURVE, "--out", tmp_path / "out", *changes[1:])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gencond:")]
+    assert ended.value.code == 2 and len(lines) == 1 and said in lines[0]
+    assert not (tmp_path / "out").exists()

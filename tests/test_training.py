@@ -7,7 +7,7 @@ from gencond.augment import Augmentation
 from gencond.data import LabeledImages
 from gencond.networks.convnet import ConvNet
 from gencond.ranges import to_signed
-from gencond.training import Shuffled, Teacher, draw_cutmix, train_network, train_networks
+from gencond.training import Shuffled, Teacher, WholeBatches, draw_cutmix, train_network, train_networks
 
 
 def test_one_epoch_matches_a_plain_sgd_loop(few_digits: LabeledImages) -> None:
@@ -192,3 +192,15 @@ def test_the_divergence_from_a_teacher_is_that_of_the_definition() -> None:
     p, q = (one.div(7).softmax(1) for one in (answers, logits))
     expected = (p * (p / q).log()).sum(1).mean()
     torch.testing.assert_close(Teacher(lambda images: images, 7.0).divergence(logits, answers), expected)
+
+
+@pytest.mark.parametrize("num_images", [3, 8, 20])
+def test_whole_batches_hold_every_image_as_often_as_the_others(num_images: int) -> None:
+    source = WholeBatches(torch.arange(num_images).view(-1, 1, 1, 1).float(), torch.arange(num_images), 8)
+    rng = torch.Generator().manual_seed(0)
+    drawn = [source(rng) for _ in range(15)]  # 120 images: 40, 15 and 6 epochs
+    assert all(len(labels) == 8 and torch.equal(images.flatten().long(), labels) for images, labels in drawn)
+    order = torch.cat([labels for _, labels in drawn])
+    epochs = order.view(-1, num_images)
+    assert torch.equal(epochs.sort(1).values, torch.arange(num_images).expand_as(epochs))
+    assert len(epochs.unique(dim=0)) > 3  # in another order each

@@ -15,7 +15,7 @@ from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol
 from gencond.features import Embedding, can_compile
 from gencond.ranges import to_signed
-from gencond.training import Shuffled, Source, Teacher, new_sgd, train_network, train_networks
+from gencond.training import Shuffled, Source, Teacher, WholeBatches, new_sgd, train_network, train_networks
 
 TESTED_AT_ONCE = 500
 # Measured with ConvNet-3 of 128 channels on two cores (scripts/bench_seeds.py). Compiled code saves 40 % of a step and
@@ -70,13 +70,44 @@ class FreshImages:
         """That a classifier sees in all."""
         return self.batch_size * self.num_steps
 
-    def source(self, seed: int) -> Source:
-        numbers = itertools.count()
-        return lambda rng: self.batch(seed, next(numbers))
+    def sources(self, seeds: Sequence[int], device: torch.device) -> list[Source]:
+        """A classifier's batches, for each seed; they come from where they are made."""
+
+        def source(seed: int) -> Source:
+            numbers = itertools.count()
+            return lambda rng: self.batch(seed, next(numbers))
+
+        return [source(seed) for seed in seeds]
+
+
+@dataclass(frozen=True)
+class RepeatedImages:
+    """Images of a set, as many in all as of `FreshImages`, however few there are: every batch is whole.
+
+    Args:
+        of_seed: the set that a classifier trains on.
+        batch_size, num_steps: of a training.
+    """
+
+    of_seed: Callable[[int], LabeledImages]
+    batch_size: int
+    num_steps: int
+
+    def sources(self, seeds: Sequence[int], device: torch.device) -> list[Source]:
+        """A classifier's batches, for each seed."""
+        return _sources(
+            [self.of_seed(seed) for seed in seeds], partial(WholeBatches, batch_size=self.batch_size), device
+        )
+
+
+def _sources(sets: Sequence[LabeledImages], new_source: Callable[..., Source], device: torch.device) -> list[Source]:
+    """Of images that are on the device, once where several seeds share a set."""
+    moved = {id(one): (one.images.to(device), one.labels.to(device)) for one in sets}
+    return [new_source(*moved[id(one)]) for one in sets]
 
 
 def train_and_test(
-    train: Sequence[LabeledImages] | FreshImages,
+    train: Sequence[LabeledImages] | FreshImages | RepeatedImages,
     test: LabeledImages,
     *,
     network: str,
@@ -94,7 +125,7 @@ def train_and_test(
     compiled code where that pays; to float rounding, the numbers are those that each has alone.
 
     Args:
-        train: for each seed, as many images for one as for another; or fresh images for all.
+        train: for each seed, as many images for one as for another; or what says itself how long is trained on it.
         augmentation: strategy of operations that leave the class as it is.
         normalisation: mean and std of the real training set in [-1, 1], the same for every row of a table.
         seeds: of the initial weights, the order and the augmentation.
@@ -104,13 +135,11 @@ def train_and_test(
     classifiers = [
         build_network(network, test.channels, test.num_classes, test.image_size, seed).to(device) for seed in seeds
     ]
-    if isinstance(train, FreshImages):
-        batch_size, num_steps = train.batch_size, train.num_steps
-        sources: list[Source] = [train.source(seed) for seed in seeds]
+    if isinstance(train, FreshImages | RepeatedImages):
+        batch_size, num_steps, sources = train.batch_size, train.num_steps, train.sources(seeds, device)
     else:
         batch_size, num_steps = protocol.batch_of(len(train[0])), protocol.num_steps(len(train[0]))
-        moved = {id(one): (one.images.to(device), one.labels.to(device)) for one in train}  # seeds may share them
-        sources = [Shuffled(*moved[id(one)], batch_size) for one in train]
+        sources = _sources(train, partial(Shuffled, batch_size=batch_size), device)
     mean, std = normalisation
     options = {
         "num_steps": num_steps, "learning_rate": protocol.learning_rate, "schedule": protocol.rate_at,

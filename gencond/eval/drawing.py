@@ -9,14 +9,23 @@ import numpy as np
 import torch
 
 from gencond.data import LabeledImages
-from gencond.eval.baselines import CODEC_REAL, HERDING_REAL, K_CENTER_REAL, KMEANS_REAL, RANDOM_REAL, WHOLE_SET
+from gencond.eval.baselines import (
+    BASELINES,
+    CODEC_REAL,
+    HERDING_REAL,
+    K_CENTER_REAL,
+    KMEANS_REAL,
+    RANDOM_REAL,
+    WHOLE_SET,
+)
 from gencond.eval.memorization import Nearest
 from gencond.eval.scoring import Row
 from gencond.eval.wording import kinds
 from gencond.pictures import PICTURED_CLASSES, PICTURED_IMAGES, grid, new_figure, screen_scale, write_png
 from gencond.ranges import as_bytes
 
-OURS_COLOR = "#e4572e"
+OUR_COLORS = ("#e4572e", "#b5489a", "#c79a2b", "#8e6bbf")  # of several artefacts in one plot
+OURS_COLOR = OUR_COLORS[0]
 COLORS = {
     RANDOM_REAL: "#4c8dd6", KMEANS_REAL: "#3aa76d", HERDING_REAL: "#8e6bbf", K_CENTER_REAL: "#c79a2b",
     CODEC_REAL: "#30a0a8", WHOLE_SET: "#888888",
@@ -119,24 +128,66 @@ def plot_storage(rows: Sequence[Row], published: Mapping[str, Mapping[float, flo
     names = kinds(rows)
 
     def draw(axes: Any) -> None:
-        for number, (method, curve) in enumerate(published.items()):
-            label = None if number else "published, other protocols"
-            axes.plot(list(curve), list(curve.values()), color="#808080", alpha=0.35, linewidth=1, label=label)
-            axes.annotate(
-                method, (max(curve), curve[max(curve)]), color="#808080", alpha=0.7, fontsize=6, xytext=(3, -2),
-                textcoords="offset points",
-            )  # fmt: skip
+        _draw_published(axes, published, "published, other protocols")
         for images, own in _curves(rows).items():
-            own = sorted(own, key=lambda row: row["bits_per_class"])
-            means, stds = ([100 * row[key] for row in own] for key in ("top1_mean", "top1_std"))
-            style = {"color": COLORS.get(images, OURS_COLOR), "marker": "o", "capsize": 3, "label": names[images]}
-            axes.errorbar([row["bits_per_class"] / 1e6 for row in own], means, stds, **style)
-        axes.set_xscale("log")
-        axes.set_xlabel("megabits a class that must be stored")
-        axes.set_ylabel(f"top-1 %, {rows[0]['network']}")
-        axes.legend(frameon=False, fontsize=8)
+            _draw_over_bits(axes, own, COLORS.get(images, OURS_COLOR), names[images])
+        _name_axes_of_storage(axes, rows)
 
     return _figure(draw)
+
+
+def plot_any_number(
+    rows: Sequence[Row], names: Mapping[str, str], published: Mapping[str, Mapping[float, float]]
+) -> tuple[bytes, str]:
+    """Top-1 over what must be stored, for rows that all saw as many images, whatever is stored.
+
+    Args:
+        names: kind of images -> what the legend calls it; the whole set is a level, and any other kind a line.
+        published: as of `plot_storage`, with other budgets too.
+    """
+
+    def draw(axes: Any) -> None:
+        _draw_published(axes, published, "published, other budgets")
+        ours = [images for images in names if images not in BASELINES]
+        for images, name in names.items():
+            own = [row for row in rows if row["images"] == images]
+            if own and images == WHOLE_SET:
+                axes.axhline(100 * own[0]["top1_mean"], color=COLORS[images], linestyle="--", label=name)
+            elif own:
+                number = ours.index(images) if images in ours else 0
+                _draw_over_bits(axes, own, COLORS.get(images, OUR_COLORS[number % len(OUR_COLORS)]), name)
+        _name_axes_of_storage(axes, rows)
+
+    return _figure(draw)
+
+
+def _draw_published(axes: Any, published: Mapping[str, Mapping[float, float]], label: str) -> None:
+    """Others' curves, faintly."""
+    for number, (method, curve) in enumerate(published.items()):
+        told = None if number else label
+        axes.plot(
+            list(curve), list(curve.values()), color="#808080", alpha=0.35, linewidth=1, marker=".", markersize=3,
+            label=told,
+        )  # fmt: skip
+        axes.annotate(
+            method, (max(curve), curve[max(curve)]), color="#808080", alpha=0.7, fontsize=6, xytext=(3, -2),
+            textcoords="offset points",
+        )  # fmt: skip
+
+
+def _draw_over_bits(axes: Any, rows: Sequence[Row], color: str, label: str) -> None:
+    """A line through what one kind of images reaches in more and more bits."""
+    rows = sorted(rows, key=lambda row: row["bits_per_class"])
+    means, stds = ([100 * row[key] for row in rows] for key in ("top1_mean", "top1_std"))
+    megabits = [row["bits_per_class"] / 1e6 for row in rows]
+    axes.errorbar(megabits, means, stds, color=color, marker="o", capsize=3, label=label)
+
+
+def _name_axes_of_storage(axes: Any, rows: Sequence[Row]) -> None:
+    axes.set_xscale("log")
+    axes.set_xlabel("megabits a class that must be stored")
+    axes.set_ylabel(f"top-1 %, {rows[0]['network']}")
+    axes.legend(frameon=False, fontsize=8)
 
 
 def plot_losses(log: Sequence[Mapping[str, Any]]) -> tuple[bytes, str] | None:

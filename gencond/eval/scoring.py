@@ -23,6 +23,16 @@ EVALUATOR = 2  # counts up when the same question gets another answer, so that o
 Row = dict[str, Any]
 
 
+def measured(scores: Sequence[float], num_bytes: int, num_classes: int) -> Row:
+    """What a row says of the top-1 of its seeds and of the bytes that must be stored."""
+    return {
+        "top1": list(scores),
+        "top1_mean": statistics.mean(scores),
+        "top1_std": statistics.stdev(scores) if len(scores) > 1 else 0.0,
+        "bits_per_class": 8 * num_bytes / num_classes,
+    }
+
+
 def score_tables(
     sample: Callable[[int], LabeledImages],
     train: LabeledImages,
@@ -146,10 +156,7 @@ def score_tables(
             teacher=teacher and teacher.logits,
             on_share=lambda share, begun=begun, actual=actual: bar.update(int(begun + share * actual) - bar.n),
         )
-        row["top1"] = scores
-        row["top1_mean"] = statistics.mean(scores)
-        row["top1_std"] = statistics.stdev(scores) if num_seeds > 1 else 0.0
-        row["bits_per_class"] = 8 * row["bytes"] / train.num_classes
+        row |= measured(scores, row["bytes"], train.num_classes)
         if images == CODEC_REAL:
             of_codec[row["network"], num_bytes] = row
         on_row(row)

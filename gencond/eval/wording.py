@@ -35,7 +35,8 @@ def kinds(rows: Sequence[Row]) -> dict[str, str]:
     return {images: NAMES.get(images, images) for images in dict.fromkeys([*condensed, *BASELINES])}
 
 
-def _percent(row: Row) -> str:
+def percent(row: Row) -> str:
+    """Top-1 of a row's seeds, mean and standard deviation."""
     return f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}"
 
 
@@ -67,7 +68,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
                 if (row["images"], row["network"], row["protocol"]) == wanted
             }
             if own:
-                cells = [_percent(own[column]) if column in own else "" for column in columns]
+                cells = [percent(own[column]) if column in own else "" for column in columns]
                 sizes = sorted({row["bytes"] for row in own.values()})
                 lines.append([name, *((network, protocol)[number] for number in named), *cells, _size(*sizes)])
     return header, lines

@@ -62,6 +62,11 @@ class Condensed(ModelMixin, ConfigMixin):
         """What must be stored to sample from it, of all weights and statistics, as they are stored."""
         return num_stored_bytes(self.state_dict(), self.config.storage)
 
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of all that its images depend on."""
+        return short_hash(arguments_of(self) | {"provenance": None}, state_fingerprint(self))
+
     def bytes_of(self, ipc: int) -> int:
         """What must be stored for `ipc` images of each class: of a generator all of it, of pixels their own."""
         return self.num_bytes
@@ -209,7 +214,7 @@ class Condensed(ModelMixin, ConfigMixin):
         out = check_export(Path(out), format, self.num_classes, self.channels, self.image_size)
         if format in PART_WRITERS:
             origin = {
-                "artefact": self._fingerprint(), "seed": seed, "device": self.device.type, "torch": torch.__version__,
+                "artefact": self.fingerprint, "seed": seed, "device": self.device.type, "torch": torch.__version__,
             }  # fmt: skip
             export_in_parts(
                 synthesize, self.class_names, out, format, ipc, self.image_size, self.images_per_slot, origin,
@@ -234,10 +239,6 @@ class Condensed(ModelMixin, ConfigMixin):
         if seed is not None and not (hasattr(seed, "__index__") and 0 <= operator.index(seed) < 2**64):
             raise InputError(f"seed must be in 0 .. 2^64 - 1, not {seed}")
         return None if seed is None else operator.index(seed)
-
-    def _fingerprint(self) -> str:
-        """16 hex digits of all that its images depend on."""
-        return short_hash(arguments_of(self) | {"provenance": None}, state_fingerprint(self))
 
     def _class_index(self, one: SupportsIndex | str) -> int:
         if isinstance(one, str) and one in self.config.class_names:

@@ -10,10 +10,10 @@ from gencond.errors import InputError
 from gencond.eval.baselines import BASELINES
 from gencond.eval.classifier import fastest_way, top1_on_real, train_and_test
 from gencond.eval.codec import codec_subsets, encode_mosaic
-from gencond.eval.drawing import write_pictures
+from gencond.eval.drawing import plot_any_number, write_pictures
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import PROTOCOLS, Protocol, get_protocol
-from gencond.eval.published import CIFAR10_CLASSES
+from gencond.eval.published import CIFAR10_CLASSES, curves_of
 from gencond.eval.report import write_reports
 from gencond.eval.scoring import score_tables
 from gencond.eval.wording import summary_table, table, verdicts
@@ -291,6 +291,20 @@ def test_the_codec_holds_as_many_images_as_fit_and_keeps_what_they_show(digits: 
 
 
 # --- the report
+
+
+def test_a_plot_of_any_number_of_images_has_a_line_a_kind_and_marks_what_was_published() -> None:
+    kinds = {"runs/one": 1, "runs/two": 2, "codec_real": 3, "whole_set": 9}
+    rows = [
+        {"images": images, "network": "net", "bits_per_class": 1e5 * at, "top1_mean": 0.5, "top1_std": 0.1}
+        for images, most in kinds.items()
+        for at in range(1, most + 1)
+    ]
+    names = {images: f"name of {images}" for images in kinds} | {"random_real": "no such row"}
+    png, svg = plot_any_number(rows, names, curves_of("cifar10", 10, (3, 32)))
+    assert png[:4] == b"\x89PNG" and all(f"name of {images}" in svg for images in kinds)
+    assert "no such row" not in svg and all(text in svg for text in ("published, other budgets", "DDiF", "RUO"))
+    assert "published" not in plot_any_number(rows, names, {})[1]
 
 
 def fake_rows() -> list[dict]:

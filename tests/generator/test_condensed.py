@@ -18,6 +18,7 @@ from gencond.generator.condensed import CondensedDataset, backbone_config, load,
 from gencond.generator.exporting import class_folders, export_images
 from gencond.generator.packing import decode
 from gencond.generator.sampling import LARGEST_BLOCK, block_of
+from gencond.judge import fresh_images
 
 NAMES = ["ant", "bee", "cat"]
 
@@ -235,6 +236,19 @@ def test_the_stream_is_fresh_balanced_and_shared_out_without_repetition(condense
         own.rank, own.num_processes = rank, 2
     shared = [next(iter(own)) for own in ranks]
     assert torch.equal(shared[0][0], batches[0][0]) and torch.equal(shared[1][0], batches[1][0])
+
+
+@pytest.mark.parametrize("batch_size", [1, 6, 8])
+def test_a_classifier_sees_whole_batches_however_many_images_a_slot_gives(batch_size: int) -> None:
+    condensed = CondensedDataset(NAMES, make().config.generator_config, 3, seed=5, factor=2).eval()
+    fresh = fresh_images(condensed, batch_size, num_steps=3)
+    (source,) = fresh.sources([1], condensed.device)
+    batches = [source(torch.Generator()) for _ in range(3)]
+    images = torch.cat([images for images, _ in batches])
+    assert fresh.num_images == len(images) == len(images.flatten(1).unique(dim=0)) == 3 * batch_size
+    assert all(len(labels) == batch_size for _, labels in batches) and images.min() < -0.01  # in [-1, 1]
+    stream = condensed.stream(batch_size=-(-batch_size // 4) * 4)  # of whole slots
+    assert torch.equal(batches[0][1], stream.batch(2**24)[1][:batch_size])
 
 
 # --- exports

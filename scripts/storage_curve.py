@@ -1,0 +1,294 @@
+"""Equal storage, any number of images: artefacts beside photographs in the same bytes, after as many images seen.
+
+    python scripts/storage_curve.py runs/gan runs/gan@float16 runs/gan@int8 --data cifar10.npz --out runs/curve \
+        --images-seen 1000000 --codec-bits 0.1 1 --network convnet3 --protocol idc --seeds 3 --published cifar10
+
+A classifier sees the same number of images whatever it is trained on, in batches of the protocol's size and with its
+optimiser, schedule and augmentation. Of a generator every image is fresh; a bank of pixels, a file of photographs and
+the whole training set are seen again and again. `@float16` and `@int8` judge an artefact as it would be stored. Beside
+them, for every size among the artefacts and every one asked for with `--codec-bits`, stand random real photographs in
+one AVIF file of no more bytes, drawn anew for each seed.
+
+The test set is read; `--set data.judge_on=validation` takes a slice of the training set instead, for artefacts that
+were condensed without it. Whatever is measured is kept in OUT/scores and not measured again. OUT/storage_curve.png
+shows accuracy over bits a class.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import gencond
+from gencond.cli import run_cleanly
+from gencond.config import Recipe, first_difference, to_dict
+from gencond.data import LabeledImages, rows_seen
+from gencond.distributed import new_accelerator
+from gencond.errors import InputError
+from gencond.eval.baselines import CODEC_REAL, WHOLE_SET, RealImages
+from gencond.eval.classifier import FreshImages, RepeatedImages, train_and_test
+from gencond.eval.codec import QUALITY
+from gencond.eval.drawing import plot_any_number
+from gencond.eval.networks import build_network
+from gencond.eval.protocols import Protocol, get_protocol
+from gencond.eval.published import curves_of
+from gencond.eval.scoring import EVALUATOR, Row, measured
+from gencond.eval.wording import kinds, percent
+from gencond.files import read_json, require_writable, short_hash, write_json, written_whole
+from gencond.generator.face import Condensed
+from gencond.generator.storage import check_storage
+from gencond.judge import judged_artefact, load_data, notes_on_origin, notes_on_overlap, recipe_of, require_fit
+from gencond.progress import progress
+
+PICTURE = "storage_curve.png"
+CODEC_NAME = "real photographs in AVIF"
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a row is trained on, once it is drawn.
+
+    Args:
+        train: for as many images as every other row.
+        num_bytes: that store them.
+        ipc: images of each class that are stored; empty where any number can be made.
+    """
+
+    train: FreshImages | RepeatedImages
+    num_bytes: int
+    ipc: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row before it is measured.
+
+    Args:
+        kind: CODEC_REAL, WHOLE_SET, or the run that is judged.
+        name: in the table.
+        key: of what is trained on.
+        draw: -> None where not one image of each class fits; called only where a score is missing.
+    """
+
+    kind: str
+    name: str
+    key: tuple
+    draw: Callable[[], Images | None]
+
+
+def parse_run(text: str) -> tuple[str, str | None]:
+    """(path, storage to round to) of `RUN@storage`; a folder may have an @ in its name. Raises InputError."""
+    path, at, storage = text.rpartition("@")
+    if not at or Path(text).exists():
+        return text, None
+    check_storage(storage)
+    return path, storage
+
+
+def open_runs(args: argparse.Namespace) -> tuple[list[tuple[str, Condensed]], Recipe]:
+    """(path and artefact of each row, a recipe whose data part is that of all). Raises InputError where they differ."""
+    asked = [parse_run(text) for text in dict.fromkeys(args.runs)]
+    loaded = {path: gencond.load(path) for path, _ in asked}
+    recipes = [  # a recipe may leave the side to the data, and the artefact knows what it came to
+        recipe_of(path, condensed, args.data, [f"data.image_size={condensed.image_size}", *args.set])
+        for path, condensed in loaded.items()
+    ]
+    for path, other in zip(loaded, recipes, strict=True):
+        if difference := first_difference(to_dict(recipes[0])["data"], to_dict(other)["data"]):
+            raise InputError(f"{asked[0][0]} and {path} differ in data.{difference}: set it for all with --set")
+    rounded = [(path, loaded[path].stored_as(storage) if storage else loaded[path]) for path, storage in asked]
+    rows = {(path, one.config.storage): one for path, one in rounded}  # each once, however its storage was named
+    return [(path, one) for (path, _), one in rows.items()], recipes[0]
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raises InputError for what is wrong before anything is read."""
+    if args.seeds < 1:
+        raise InputError(f"--seeds must be at least 1, not {args.seeds}")
+    if wrong := [bits for bits in args.codec_bits if not bits > 0]:
+        raise InputError(f"--codec-bits are megabits a class, above 0, not {wrong[0]}")
+    protocol = get_protocol(args.protocol)
+    if ":" in args.protocol:
+        raise InputError(f"protocol {args.protocol}: --images-seen says how long is trained, leave the epochs out")
+    if protocol.temperature is not None:
+        raise InputError(f"protocol {args.protocol} learns a teacher's answers: choose one that learns from labels")
+
+
+def questions_of(
+    runs: Sequence[tuple[str, Condensed]], real: RealImages, batch_size: int, num_steps: int, args: argparse.Namespace
+) -> list[Question]:
+    """The rows: artefacts, photographs from few bytes to many, the whole set."""
+    train, seeds = real.train, range(args.seeds)
+
+    def of_artefact(condensed: Condensed) -> Images:
+        subject, most = judged_artefact(condensed.to(real.device)), condensed.largest_ipc
+        if subject.stream is not None:
+            return Images(subject.stream(batch_size, num_steps), condensed.num_bytes, "")
+        stored = subject.sample(most)
+        ipc = str(most * condensed.images_per_slot)
+        return Images(RepeatedImages(lambda seed: stored, batch_size, num_steps), subject.num_bytes(most), ipc)
+
+    def of_real(name: str, num_bytes: int = 0) -> Images | None:
+        drawn = real.draw(name, None, seeds, num_bytes)
+        if drawn is None:
+            return None
+        sets, used = drawn
+        counts = sorted({int(sets[0].counts.min()), int(sets[0].counts.max())})
+        return Images(RepeatedImages(sets.__getitem__, batch_size, num_steps), used, " to ".join(map(str, counts)))
+
+    ours = [
+        Question(path, f"{path}, {one.config.storage}", (one.fingerprint,), lambda one=one: of_artefact(one))
+        for path, one in runs
+    ]
+    sizes = {one.num_bytes for _, one in runs}
+    sizes |= {int(1e6 * bits * train.num_classes / 8) for bits in args.codec_bits}
+    # How many photographs fit is decided for all seeds at once, so it is another question with another number of them.
+    rivals = [
+        Question(
+            CODEC_REAL, CODEC_NAME, (CODEC_REAL, size, QUALITY, args.seeds), lambda size=size: of_real(CODEC_REAL, size)
+        )
+        for size in sorted(sizes)
+    ]
+    whole = Question(WHOLE_SET, "whole training set", (WHOLE_SET,), lambda: of_real(WHOLE_SET))
+    return [*ours, *rivals, whole]
+
+
+def measure(
+    questions: Sequence[Question],
+    real: RealImages,
+    test: LabeledImages,
+    protocol: Protocol,
+    batch_size: int,
+    num_steps: int,
+    args: argparse.Namespace,
+) -> tuple[list[Row], list[str]]:
+    """(rows, notes on what was left out). Scores that are in OUT are not measured again."""
+    train, seen = real.train, batch_size * num_steps
+    asked_of_all = (
+        EVALUATOR, batch_size, num_steps, protocol.describe(), args.network, real.augmentation, train.fingerprint,
+        test.fingerprint,
+    )  # fmt: skip
+    files = [
+        [args.out / "scores" / f"{short_hash(*asked_of_all, *question.key, seed)}.json" for seed in range(args.seeds)]
+        for question in questions
+    ]
+    missing = [[seed for seed, file in enumerate(own) if not file.is_file()] for own in files]
+    total = seen * sum(map(len, missing))
+    bar = progress(description="training", total=total, unit="image", unit_scale=True, disable=not total)
+
+    def advance(begun: int, work: int, share: float) -> None:
+        bar.update(int(begun + share * work) - bar.n)
+
+    rows: list[Row] = []
+    notes: list[str] = []
+    whole_in: int | None = None  # bytes of a file with as many photographs as there are
+    for question, own, seeds in zip(questions, files, missing, strict=True):
+        if question.kind == CODEC_REAL and whole_in is not None:
+            notes.append(f"no AVIF row in {question.key[1]:,} bytes: {whole_in:,} hold all there are of each class")
+            bar.total -= seen * len(seeds)
+            continue
+        if seeds:
+            bar.set_postfix_str(question.name)
+            images = question.draw()
+            if images is None:
+                notes.append(f"no AVIF row in {question.key[1]:,} bytes: they hold not one image of each class")
+                bar.total -= seen * len(seeds)
+                continue
+            # Side by side a GPU takes little longer for all; elsewhere a kill shall cost one training.
+            for together in [seeds] if real.device.type != "cpu" else [[seed] for seed in seeds]:
+                bar.set_postfix_str(f"{question.name}, seed {', '.join(map(str, together))}")
+                scores = train_and_test(
+                    images.train,
+                    test,
+                    network=args.network,
+                    protocol=protocol,
+                    augmentation=real.augmentation,
+                    normalisation=train.mean_std,
+                    seeds=together,
+                    device=real.device,
+                    on_share=partial(advance, bar.n, seen * len(together)),
+                )
+                for seed, top1 in zip(together, scores, strict=True):
+                    score = {"row": question.name, "seed": seed, "top1": top1, "images_seen": seen}
+                    score |= {"bytes": images.num_bytes, "ipc": images.ipc, "steps": num_steps}
+                    write_json(own[seed], score)
+        kept = [read_json(file) for file in own]
+        row: Row = {"images": question.kind, "name": question.name, "network": args.network}
+        row |= {"bytes": kept[0]["bytes"], "ipc": kept[0]["ipc"]}
+        row |= measured([score["top1"] for score in kept], row["bytes"], train.num_classes)
+        if question.kind == CODEC_REAL and row["ipc"] == str(int(train.counts.min())):
+            whole_in = row["bytes"]
+        rows.append(row)
+        print(f"{question.name}, {row['bytes']:,} bytes: {percent(row)}", flush=True)
+    bar.close()
+    return sorted(rows, key=lambda row: row["bits_per_class"]), notes
+
+
+def table(rows: Sequence[Row]) -> str:
+    """In Markdown, from few bits to many."""
+    lines = ["| trained on | stored images a class | bits a class | top-1 |", "|---|---|---|---|"]
+    for row in rows:
+        lines.append(f"| {row['name']} | {row['ipc'] or 'any'} | {_bits(row['bits_per_class'])} | {percent(row)} |")
+    return "\n".join(lines)
+
+
+def _bits(count: float) -> str:
+    """Three digits, in the unit that people would say."""
+    number, unit = (count / 1e6, "Mbit") if count >= 1e6 else (count / 1e3, "kbit")
+    return f"{number:,.{2 if number < 10 else 1 if number < 100 else 0}f} {unit}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN[@STORAGE]", help="run folder, artefact folder or Hub id")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--images-seen", type=int, required=True, help="by every classifier, cut to whole batches")
+    parser.add_argument("--network", default="convnet3")
+    parser.add_argument("--protocol", default="idc")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--codec-bits", type=float, nargs="+", default=[], metavar="MBIT", help="a class, more AVIF rows"
+    )
+    parser.add_argument("--published", help="published figures to draw: cifar10")
+    parser.add_argument("--set", nargs="*", default=[], metavar="part.field=value", help="for all artefacts' recipes")
+    args = parser.parse_args()
+    check_numbers(args)
+    runs, recipe = open_runs(args)
+    train, test = load_data(recipe)
+    for path, condensed in runs:
+        require_fit(condensed, train, path)
+    build_network(args.network, train.channels, train.num_classes, train.image_size, seed=0)
+    shape = train.channels, train.image_size
+    published = curves_of(args.published, train.num_classes, shape) if args.published else {}
+    protocol = get_protocol(args.protocol, train.num_classes, train.image_size)
+    batch_size, num_steps = protocol.batch_size, args.images_seen // protocol.batch_size
+    if num_steps < 1:
+        raise InputError(
+            f"--images-seen {args.images_seen} is less than a batch of {protocol.name}: {batch_size} images"
+        )
+    require_writable(args.out)
+    notes = notes_on_overlap(rows_seen(train, test).tolist(), len(test), recipe.data.source)
+    made = {path: condensed.config.provenance or {} for path, condensed in runs}
+    notes += [f"{path}: {note}" for path, about in made.items() for note in notes_on_origin(about, train)]
+
+    real = RealImages(train, args.network, recipe.data.augmentation, new_accelerator().device)
+    questions = questions_of(runs, real, batch_size, num_steps, args)
+    rows, left_out = measure(questions, real, test, protocol, batch_size, num_steps, args)
+    print(
+        f"\nEqual storage, any number of images. Top-1 % of {args.network} on {len(test):,} real images of the "
+        f"{recipe.data.judge_on} set, mean ± std over {args.seeds} seeds; each row after {batch_size * num_steps:,} "
+        f"images seen, in {num_steps:,} batches of {batch_size} under protocol {protocol.name}\n"
+    )
+    print(table(rows))
+    for note in [*notes, *left_out]:
+        print(f"\nNote: {note}")
+    names = kinds(rows) | {CODEC_REAL: CODEC_NAME}
+    with written_whole(args.out / PICTURE) as temporary:
+        temporary.write_bytes(plot_any_number(rows, names, published)[0])
+    print(f"\n{args.out / PICTURE} shows them")
+
+
+if __name__ == "__main__":
+    run_cleanly(main)
