@@ -124,6 +124,7 @@ def new_condensed(
         recipe.synthesizer.factor,
         provenance(recipe, data),
         by_parts=recipe.synthesizer.by_parts,
+        fresh=recipe.codes.fresh,
     )
     condensed.generator.load_state_dict(generator.state_dict())
     if recipe.generator.gradient_checkpointing:

@@ -201,9 +201,14 @@ class Real:
 
 @part
 class Codes:
-    """The learned slots. encode_steps: fitting them and the generator to representative real images; 0 skips it."""
+    """The learned slots. encode_steps: fitting them and the generator to representative real images; 0 skips it.
+
+    fresh: what slots past them are made from: `prior`, latents as in pretraining, or `mixed`, points between learned
+        codes of the class.
+    """
 
     num_slots: Count = 50
+    fresh: Literal["prior", "mixed"] = "prior"
     representative_sizes: Steps = (1, 10, 50)
     encode_steps: CountOrZero = 0
     encode_batch_size: Count = 128

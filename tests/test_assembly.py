@@ -85,12 +85,12 @@ def test_every_legal_combination_condenses(
 
 
 def test_a_generator_of_parts_condenses(few_digits: LabeledImages, tmp_path: Path) -> None:
-    parts = ["synthesizer.factor=2", "synthesizer.by_parts=true", "codes.encode_steps=2"]
+    parts = ["synthesizer.factor=2", "synthesizer.by_parts=true", "codes.encode_steps=2", "codes.fresh=mixed"]
     recipe = tiny_recipe(*[one for one in SMALL if not one.startswith("codes.encode")], *parts)
     condensed = condense(recipe, few_digits, tmp_path / "run")
     assert condensed.generator.config.sample_size == 4 and condensed.image_size == 8
     images, _ = condensed.sample(3)  # one slot past the learned ones
-    assert images.shape == (10 * 3 * 4, 1, 8, 8)
+    assert images.shape == (10 * 3 * 4, 1, 8, 8) and condensed.codes.mixed
 
 
 @pytest.mark.parametrize("term", TERMS)

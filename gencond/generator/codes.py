@@ -1,7 +1,8 @@
 """Nested codes: slot i of class c has one latent, whatever is asked for together with it.
 
 The first slots are learned; beyond them a slot's latent is drawn from a counter-based stream keyed by (seed, class,
-slot). Images per class (IPC) k means slots 0..k-1, so a small set is a prefix of a large one, bit for bit.
+slot), or mixed of learned ones that this stream chooses. Images per class (IPC) k means slots 0..k-1, so a small set is
+a prefix of a large one, bit for bit.
 """
 
 import math
@@ -9,7 +10,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
@@ -64,23 +65,33 @@ def drawn_codes(
     Raises:
         ValueError: a negative seed, label or slot.
     """
+    uniform = uniform_stream(seed, labels, slots, latent_dim)
+    if truncation is None:
+        return torch.special.ndtri(uniform).float()
+    below = math.erfc(TRUNCATED_AT / math.sqrt(2)) / 2  # the normal's mass past one end
+    latents = torch.special.ndtri(below + uniform * (1 - 2 * below))
+    return (truncation * latents.clamp(-TRUNCATED_AT, TRUNCATED_AT)).float()  # rounding may step over the end
+
+
+def uniform_stream(
+    seed: int, labels: Int64[Tensor, " n"], slots: Int64[Tensor, " n"], length: int
+) -> Float64[Tensor, "n length"]:
+    """Uniform numbers inside (0, 1), row i a function of (seed, labels[i], slots[i]) alone.
+
+    Raises:
+        ValueError: a negative seed, label or slot.
+    """
     if seed < 0 or (len(labels) and (labels.min() < 0 or slots.min() < 0)):
         raise ValueError("seed, labels and slots must not be negative")
-    n, blocks = len(labels), -(-latent_dim // 4)
+    n, blocks = len(labels), -(-length // 4)
     counters = np.empty((n, blocks, 4), dtype=np.uint64)
     counters[..., 0] = np.arange(blocks, dtype=np.uint64)
     counters[..., 1] = labels.cpu().numpy().astype(np.uint64)[:, None]
     slot = slots.cpu().numpy().astype(np.uint64)[:, None]
     counters[..., 2], counters[..., 3] = slot & _LOW, slot >> _HALF_WORD
     key = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], dtype=np.uint64)
-    bits = philox(counters.reshape(-1, 4), key).reshape(n, 4 * blocks)[:, :latent_dim]
-    uniform = (bits.astype(np.float64) + 0.5) * 2.0**-32  # strictly inside (0, 1)
-    uniform = torch.from_numpy(uniform)
-    if truncation is None:
-        return torch.special.ndtri(uniform).float()
-    below = math.erfc(TRUNCATED_AT / math.sqrt(2)) / 2  # the normal's mass past one end
-    latents = torch.special.ndtri(below + uniform * (1 - 2 * below))
-    return (truncation * latents.clamp(-TRUNCATED_AT, TRUNCATED_AT)).float()  # rounding may step over the end
+    bits = philox(counters.reshape(-1, 4), key).reshape(n, 4 * blocks)[:, :length]
+    return torch.from_numpy((bits.astype(np.float64) + 0.5) * 2.0**-32)
 
 
 class Codes(nn.Module):
@@ -91,12 +102,27 @@ class Codes(nn.Module):
         latent_dim: length of a latent.
         seed: of the stream, which also initialises the learned slots.
         truncation: of the stream, see `drawn_codes`.
+        mixed: further latents are mixed of learned ones: a + u (b - a), u uniform in (0, 1/2), for random codes a and b
+            of the class. Where learning has moved the codes away from the prior, these make better images.
+        parts: of a latent; each is mixed by itself, of any learned parts of the class.
+    Raises:
+        ValueError: nothing learned that could be mixed.
     """
 
     def __init__(
-        self, num_classes: int, num_slots: int, latent_dim: int, seed: int = 0, truncation: float | None = None
+        self,
+        num_classes: int,
+        num_slots: int,
+        latent_dim: int,
+        seed: int = 0,
+        truncation: float | None = None,
+        mixed: bool = False,
+        parts: int = 1,
     ) -> None:
         super().__init__()
+        if mixed and num_slots == 0:
+            raise ValueError("no learned codes to mix further ones of")
+        self.mixed, self.parts = mixed, parts
         self.num_classes, self.num_slots, self.latent_dim, self.seed = num_classes, num_slots, latent_dim, seed
         self.truncation = truncation
         labels = torch.arange(num_classes).repeat_interleave(num_slots)
@@ -121,5 +147,18 @@ class Codes(nn.Module):
         latents = F.embedding(row, self.learned)  # also where none is learned: data parallelism wants every parameter
         if bool(is_learned.all()):
             return latents
-        drawn = drawn_codes(drawn_seed, labels, slots, self.latent_dim, self.truncation).to(latents)
+        if self.mixed:
+            drawn = self._mixed(drawn_seed, labels, slots)
+        else:
+            drawn = drawn_codes(drawn_seed, labels, slots, self.latent_dim, self.truncation).to(latents)
         return torch.where(is_learned[:, None], latents, drawn)
+
+    def _mixed(self, seed: int, labels: Int64[Tensor, " n"], slots: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """With gradient, as the learned ones."""
+        uniform = uniform_stream(seed, labels, slots, 3 * self.parts).view(-1, self.parts, 3)
+        of_class = self.num_slots * self.parts
+        first, second = ((uniform[..., which] * of_class).long().to(labels.device) for which in (0, 1))
+        learned = self.learned.view(-1, self.latent_dim // self.parts)
+        start = labels[:, None] * of_class
+        one, other = F.embedding(start + first, learned), F.embedding(start + second, learned)
+        return torch.lerp(one, other, (uniform[..., 2:] / 2).to(one)).flatten(1)

@@ -61,8 +61,11 @@ class CondensedDataset(Condensed):
             it has none.
         by_parts: the generator makes the factor x factor parts of an image, each from its own part of the code, not the
             image as a whole.
+        fresh: what slots past the learned ones are made from: `prior`, latents as the backbone knows them, or `mixed`,
+            points between learned codes (`codes.Codes`).
     Raises:
         InputError: an unknown backbone, a truncation out of range.
+        ValueError: nothing learned that could be mixed.
     """
 
     stored = "learned codes"
@@ -80,13 +83,16 @@ class CondensedDataset(Condensed):
         storage: str = "float32",
         truncation: float | None = None,
         by_parts: bool = False,
+        fresh: str = "prior",
     ) -> None:
         super().__init__()
         self.generator = new_backbone(generator_config)
         truncation = own_truncation(self.generator, truncation)
         self.parts = factor**2 if by_parts else 1  # that the generator makes of one image
         code_dim = self.parts * self.generator.config.latent_dim
-        self.codes = Codes(len(class_names), num_slots, code_dim, seed, truncation)
+        self.codes = Codes(
+            len(class_names), num_slots, code_dim, seed, truncation, mixed=fresh == "mixed", parts=self.parts
+        )
 
     @property
     def image_size(self) -> int:

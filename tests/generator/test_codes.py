@@ -93,3 +93,27 @@ def test_untrained_codes_are_those_of_the_stream() -> None:
 
 def test_no_learned_slots_at_all_works() -> None:
     assert Codes(num_classes=2, num_slots=0, latent_dim=5)(torch.tensor([1]), torch.tensor([0])).shape == (1, 5)
+
+
+def test_mixed_codes_lie_between_two_learned_parts_of_their_class() -> None:
+    codes = Codes(num_classes=2, num_slots=3, latent_dim=10, seed=4, mixed=True, parts=2)
+    labels, slots = torch.tensor([1, 0, 1, 1]), torch.tensor([3, 8, 2**40, 1])
+    latents = codes(labels, slots)
+    learned = codes.learned.detach().view(2, 6, 5)  # [classes, slots * parts, part]
+    for latent, label in zip(latents[:3].detach(), labels, strict=False):
+        for part in latent.view(2, 5):
+            own = learned[label]
+            ends = own[:, None] + torch.tensor([0.0, 0.5])[:, None, None, None] * (own[None] - own[:, None])
+            length = (ends[1] - ends[0]).norm(dim=-1)
+            detour = (part - ends[0]).norm(dim=-1) + (part - ends[1]).norm(dim=-1) - length
+            assert detour.min() < 1e-5  # on one of the segments, in the half that is nearer to its first code
+    assert torch.equal(latents[3], codes.learned[1 * 3 + 1])
+    assert not torch.equal(latents[0], codes(labels, slots, seed=5)[0])
+    assert torch.equal(latents[2], codes(labels[2:3], slots[2:3])[0])  # whatever is asked for with it
+    latents[0].sum().backward()
+    assert codes.learned.grad[3:].abs().sum() > 0 and codes.learned.grad[:3].abs().sum() == 0
+
+
+def test_mixing_needs_learned_codes() -> None:
+    with pytest.raises(ValueError, match="no learned codes to mix"):
+        Codes(num_classes=2, num_slots=0, latent_dim=10, mixed=True)
