@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import gencond
+from gencond.assembly import check_fit
 from gencond.cli import run_cleanly
 from gencond.condense import condense
 from gencond.config import Recipe, first_difference, load_recipe, to_dict
@@ -77,6 +78,24 @@ def common_data(args: argparse.Namespace) -> Recipe:
     return first
 
 
+def checked_data(args: argparse.Namespace) -> tuple[Recipe, LabeledImages, LabeledImages]:
+    """(a recipe whose data part is that of every row, training images, test images).
+
+    Raises:
+        InputError: whatever would end the comparison later: rows that differ in their data, a recipe that does not fit
+            the images at one of the IPC, an unknown protocol or network.
+    """
+    for name in args.protocols:
+        get_protocol(name)
+    shared = common_data(args)
+    train, test = load_data(shared)
+    build_network(args.network, train.channels, train.num_classes, train.image_size, seed=0)
+    for row, ipc in itertools.product(args.rows, args.ipc):
+        if row not in BASELINES:
+            check_fit(recipe_of(row, ipc, 0, args), train)
+    return shared, train, test
+
+
 def draw_first_images(real: LabeledImages, args: argparse.Namespace) -> None:
     """OUT/first_images.png: a real image of each class, and below it the first one that each recipe made of it."""
     rows = {"real": random_subset(real, 1, seed=0).images.float() / 255}
@@ -95,7 +114,7 @@ def draw_first_images(real: LabeledImages, args: argparse.Namespace) -> None:
     write_figure(args.out / "first_images.png", figure, dots_per_inch=80)
 
 
-def main() -> None:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="+", metavar="ROW", help=f"a recipe, or one of {', '.join(BASELINES)}")
     parser.add_argument("--data", required=True)
@@ -106,11 +125,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pretrained", type=Path, help="a pretrained generator for the recipes that have one")
     parser.add_argument("--set", nargs="*", default=[], metavar="part.field=value", help="for all recipes")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    shared, train, test = checked_data(args)
     protocols = [get_protocol(name) for name in args.protocols]
-    shared = common_data(args)
-    train, test = load_data(shared)
-    build_network(args.network, train.channels, train.num_classes, train.image_size, seed=0)
     device = new_accelerator().device
     real = RealImages(train, args.network, shared.data.augmentation, device)
 

@@ -239,7 +239,7 @@ def _bits(count: float) -> str:
     return f"{number:,.{2 if number < 10 else 1 if number < 100 else 0}f} {unit}"
 
 
-def main() -> None:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN[@STORAGE]", help="run folder, artefact folder or Hub id")
     parser.add_argument("--data", required=True)
@@ -253,7 +253,11 @@ def main() -> None:
     )
     parser.add_argument("--published", help="published figures to draw: cifar10")
     parser.add_argument("--set", nargs="*", default=[], metavar="part.field=value", help="for all artefacts' recipes")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
     check_numbers(args)
     runs, recipe = open_runs(args)
     train, test = load_data(recipe)

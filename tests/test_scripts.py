@@ -42,6 +42,14 @@ def test_comparing_recipes_keeps_what_was_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_recipe_that_does_not_fit_ends_a_comparison_before_anything_is_measured(tmp_path: Path) -> None:
+    arguments = ("random_real", "dm:digits", "--data", "digits", "--out", str(tmp_path), "--ipc", "1", "500")
+    done = subprocess.run([sys.executable, str(SCRIPTS / "compare.py"), *arguments], capture_output=True, text=True)
+    assert done.returncode == 2 and "pixels.ipc=500 starts from 500 real images a class" in done.stderr
+    assert done.stdout == "" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_a_race_is_written_as_json_and_drawn(tmp_path: Path) -> None:
     table = run(
         "bench_accuracy", "dm:digits", "fast=cached:digits features.num_trajectories=1", "--data", "digits", "--out",
