@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 QUALITY_IMAGES = 10_000  # real ones that samples are held against
 SHARED_IMAGES_BORNE = 0.01  # of a test set; public sets hold a few duplicates
-OWN_RECIPES = ("demo", "gencond")  # rows of others carry their recipe's name
+OWN_RECIPES = ("demo", "flagship", "gencond")  # rows of others carry their recipe's name
 
 
 def data_source(data: str | None) -> str | None:

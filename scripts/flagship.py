@@ -46,6 +46,7 @@ from gencond.data import LabeledImages
 from gencond.distributed import new_accelerator
 from gencond.errors import InputError
 from gencond.eval.given import quality_network
+from gencond.eval.published import PUBLISHED
 from gencond.files import read_json, require_writable, short_hash, take_lock, write_json, write_text
 from gencond.judge import data_source, load_data
 from gencond.progress import spoken_time
@@ -81,7 +82,7 @@ class Budget:
 
 
 BUDGETS = {
-    "full": Budget(("dm", "idc"), "convnet3", 5, 5_000_000),
+    "full": Budget(("dm", "idc"), "convnet3", 5, 2_000_000),
     "quick": Budget(("dm:100", "idc:30"), "convnet3w64", 3, 300_000, variant=":quick"),
     # That every stage runs, and nothing of what it measures.
     "smoke": Budget(
@@ -179,10 +180,11 @@ def storage(args: argparse.Namespace, budget: Budget) -> list[Command]:
         made.append(Command("storage", words, run / "condensed", (recipe,)))
         recipes.append(recipe)
     runs = [f"{args.out / stream}{stored}" for stream in STREAMS for stored in STORED_AS]
+    published = ("--published", args.dataset) if args.dataset in PUBLISHED else ()
     words = (
         str(SCRIPTS / "storage_curve.py"), *runs, "--data", args.data, "--out", str(args.out / "storage"),
         "--images-seen", str(budget.images_seen), "--network", budget.network, "--protocol", "idc", "--seeds",
-        str(args.seeds),
+        str(args.seeds), *published,
     )  # fmt: skip
     needs = tuple(command.makes for command in made)
     return [*made, Command("storage", words, args.out / "storage.txt", tuple(recipes), needs)]

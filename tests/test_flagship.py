@@ -80,10 +80,12 @@ def test_the_shipped_recipe_and_the_papers_fit_the_images_of_cifar10(
     )
     data, out = str(tmp_path / "some.npz"), str(tmp_path / "out")
     flagship.main(["cifar10", "--data", data, "--out", out, "--budget", budget, "--dry-run"])
-    fixed = dict(planned(capsys.readouterr().out))["fixed"]
+    plan = dict(planned(capsys.readouterr().out))
+    fixed = plan["fixed"]
     end = "" if budget == "full" else ":quick"
     assert " ".join(f"{name}:cifar10{end}" for name in ("dm", "m3d", "dream", "flagship")) in fixed
-    assert "--ipc 1 10 50" in fixed and "--seeds 5" in fixed if budget == "full" else "--seeds 3" in fixed
+    assert "--ipc 1 10 50" in fixed and ("--seeds 5" if budget == "full" else "--seeds 3") in fixed
+    assert plan["storage"].endswith("--published cifar10")
 
 
 def test_a_recipe_that_pretrains_nothing_has_no_such_stage(
