@@ -163,7 +163,7 @@ def main() -> None:
             top1 = read_json(file)["top1"]
             cells.setdefault((row, ipc, protocol.name), []).append(top1)
             print(f"seed {seed}  {row}  IPC {ipc}  {protocol.name}: {100 * top1:.2f}", flush=True)
-    print(f"\n{args.network}, {args.seeds} seeds, top-1 %, mean ± std\n")
+    print(f"\n{args.network}, {args.seeds} seed{'s' * (args.seeds > 1)}, top-1 %, mean ± std\n")
     columns = [(protocol, ipc) for protocol in args.protocols for ipc in args.ipc]
     print("| trained on | " + " | ".join(f"{protocol}, IPC {ipc}" for protocol, ipc in columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
@@ -175,8 +175,8 @@ def main() -> None:
 
 
 def _cell(values: list[float]) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):.1f} ± {100 * spread:.1f}"
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""  # one says nothing of it
+    return f"{100 * statistics.mean(values):.1f}{spread}"
 
 
 if __name__ == "__main__":
