@@ -306,9 +306,9 @@ def new_real_side(
 def choose_representatives(recipe: Recipe, data: LabeledImages, extractors: Extractors) -> Representatives:
     """For each class the images that its slots start from; fewer than slots where the class is small.
 
-    Of codes, k-means representatives in nested order, in pixel space; of pixels, what `pixels.init` says, with the
-    features of the first step's extractor for k-means (DREAM, section 3.3). None where nothing uses them: k-means in
-    large classes takes minutes.
+    Of codes, k-means representatives in nested order, in pixel space, and past `codes.representative_sizes` random
+    images; of pixels, what `pixels.init` says, with the features of the first step's extractor for k-means (DREAM,
+    section 3.3). None where nothing uses them: k-means in large classes takes minutes.
     """
     per_slot = recipe.synthesizer.factor**2
     choose = _chooser(recipe, data, extractors)
@@ -334,7 +334,14 @@ def _chooser(recipe: Recipe, data: LabeledImages, extractors: Extractors) -> Cal
         sizes = representative_sizes(recipe)
         if not (recipe.codes.encode_steps or recipe.objective.representative_weight):
             return lambda rows: rows[:0]
-        return lambda rows: rows[nested_representatives(pixel_features(data.images[rows]), sizes, recipe.seed)]
+
+        def nested_then_random(rows: Tensor) -> Tensor:
+            chosen = nested_representatives(pixel_features(data.images[rows]), sizes, recipe.seed)
+            order = torch.randperm(len(rows), generator=rng)
+            others = order[~torch.isin(order, chosen)]
+            return rows[torch.cat([chosen, others[: recipe.codes.num_slots * per_slot - len(chosen)]])]
+
+        return nested_then_random
     needed = recipe.pixels.ipc * per_slot
     if recipe.pixels.init != "kmeans":
         return lambda rows: rows[torch.randperm(len(rows), generator=rng)[:needed]]

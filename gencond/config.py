@@ -201,8 +201,10 @@ class Real:
 
 @part
 class Codes:
-    """The learned slots. encode_steps: fitting them and the generator to representative real images; 0 skips it.
+    """The learned slots.
 
+    representative_sizes: the first so many slots start from k-means representatives, further ones from random images.
+    encode_steps: fitting slots and generator to these real images; 0 skips it.
     fresh: what slots past them are made from: `prior`, latents as in pretraining, or `mixed`, points between learned
         codes of the class.
     """

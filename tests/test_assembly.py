@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ from gencond.condense import Matching, condense
 from gencond.config import RECIPES, Recipe, available_recipes, load_recipe
 from gencond.data import LabeledImages
 from gencond.errors import InputError
+from gencond.extractors import FreshExtractors
 from gencond.features import Embedding, Extractor
 from gencond.generator.packing import decode
 from gencond.generator.pixels import CondensedPixels
@@ -390,6 +392,22 @@ def test_representatives_are_the_images_nearest_to_the_centers_of_scikit_learn(f
         assert set(chosen.tolist()) == nearest
     other = Extractor(ConvNet(1, 10, 8, width=4, depth=2), *few_digits.mean_std)
     assert torch.equal(side.rows(a_draw(1, torch.tensor([4, 9]), other)), rows)  # not chosen anew yet
+
+
+def test_slots_past_the_representatives_start_from_other_random_images_of_their_class(
+    few_digits: LabeledImages,
+) -> None:
+    recipe = tiny_recipe("codes.num_slots=5", "codes.representative_sizes=[1,2]", "objective.representative_weight=1")
+    alone = replace(recipe, codes=replace(recipe.codes, num_slots=2))
+    unused = FreshExtractors(lambda seed: pytest.fail("only pixels ask for features"), refresh_steps=1, seed=0)
+    chosen, representatives = (choose_representatives(one, few_digits, unused) for one in (recipe, alone))
+    assert chosen.slots.tolist() == [0, 1, 2, 3, 4] * 10
+    of_class = chosen.images.unflatten(0, (10, 5))
+    assert torch.equal(of_class[:, :2].flatten(0, 1), representatives.images)
+    for label, images in enumerate(of_class):
+        assert len(images.flatten(1).unique(dim=0)) == 5  # none twice
+        own = to_signed(few_digits.images[few_digits.rows_of(label)])
+        assert all((own == image).flatten(1).all(1).any() for image in images)
 
 
 def test_a_class_smaller_than_the_batch_gives_its_images_more_than_once(few_digits: LabeledImages) -> None:

@@ -184,7 +184,12 @@ def _draw_over_bits(axes: Any, rows: Sequence[Row], color: str, label: str) -> N
 
 
 def _name_axes_of_storage(axes: Any, rows: Sequence[Row]) -> None:
+    from matplotlib.ticker import LogLocator
+
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")  # 0.2, where the default writes 2 x 10^-1
+    axes.minorticks_off()
     axes.set_xlabel("megabits a class that must be stored")
     axes.set_ylabel(f"top-1 %, {rows[0]['network']}")
     axes.legend(frameon=False, fontsize=8)

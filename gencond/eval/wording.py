@@ -36,8 +36,9 @@ def kinds(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def percent(row: Row) -> str:
-    """Top-1 of a row's seeds, mean and standard deviation."""
-    return f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}"
+    """Top-1 of a row's seeds, mean and standard deviation; a single seed has none."""
+    spread = f" ± {100 * row['top1_std']:.1f}" if len(row["top1"]) > 1 else ""
+    return f"{100 * row['top1_mean']:.1f}{spread}"
 
 
 def _size(*counts: int) -> str:
