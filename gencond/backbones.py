@@ -32,9 +32,9 @@ def made_size(recipe: Recipe, data: LabeledImages) -> int:
     """
     if not recipe.synthesizer.by_parts:
         return data.image_size
-    size, rest = divmod(data.image_size, recipe.synthesizer.factor)
+    factor = recipe.synthesizer.factor
+    size, rest = divmod(data.image_size, factor)
     if rest:
-        factor = recipe.synthesizer.factor
         raise ValueError(f"{factor} x {factor} parts do not fill an image: change synthesizer.factor or by_parts")
     return size
 

@@ -9,15 +9,7 @@ import numpy as np
 import torch
 
 from gencond.data import LabeledImages
-from gencond.eval.baselines import (
-    BASELINES,
-    CODEC_REAL,
-    HERDING_REAL,
-    K_CENTER_REAL,
-    KMEANS_REAL,
-    RANDOM_REAL,
-    WHOLE_SET,
-)
+from gencond.eval.baselines import CODEC_REAL, HERDING_REAL, K_CENTER_REAL, KMEANS_REAL, RANDOM_REAL, WHOLE_SET
 from gencond.eval.memorization import Nearest
 from gencond.eval.scoring import Row
 from gencond.eval.wording import kinds
@@ -148,7 +140,7 @@ def plot_any_number(
 
     def draw(axes: Any) -> None:
         _draw_published(axes, published, "published, other budgets")
-        ours = [images for images in names if images not in BASELINES]
+        ours = [images for images in names if images not in COLORS]
         for images, name in names.items():
             own = [row for row in rows if row["images"] == images]
             if own and images == WHOLE_SET:
