@@ -163,7 +163,7 @@ def fixed(args: argparse.Namespace, budget: Budget) -> list[Command]:
     words = (
         str(SCRIPTS / "compare.py"), *rows, args.recipe + budget.variant, "--data", args.data, "--out",
         str(args.out / "fixed"), "--ipc", *map(str, budget.ipc), "--protocols", *budget.protocols, "--network",
-        budget.network, "--seeds", str(args.seeds), *_given(gan), *_set(args, budget),
+        budget.network, "--seeds", str(args.seeds), *_given(gan), *(["--set", *args.set] if args.set else []),
     )  # fmt: skip
     asked = read_arguments("fixed", words)
     with_recipe = [row for row in asked.rows if row not in compare.BASELINES]
@@ -201,7 +201,7 @@ PAGE = "page"  # no command: it is put together here
 
 
 def _recipe(args: argparse.Namespace, budget: Budget, variant: str = "") -> Recipe:
-    recipe = load_recipe(args.recipe + variant + budget.variant, [*budget.changes, *args.set], data_source(args.data))
+    recipe = load_recipe(args.recipe + variant + budget.variant, args.set, data_source(args.data))
     if recipe.synthesizer.kind != "generator":
         raise InputError(f"recipe {recipe.name} learns pixels: the comparison is of one that makes a generator")
     return recipe
@@ -209,12 +209,7 @@ def _recipe(args: argparse.Namespace, budget: Budget, variant: str = "") -> Reci
 
 def _of_run(args: argparse.Namespace, budget: Budget, variant: str, out: Path, *options: str) -> list[str]:
     recipe = args.recipe + variant + budget.variant
-    return ["--recipe", recipe, "--data", args.data, "--out", str(out), *options, *budget.changes, *args.set]
-
-
-def _set(args: argparse.Namespace, budget: Budget) -> list[str]:
-    changes = [*budget.changes, *args.set]
-    return ["--set", *changes] if changes else []
+    return ["--recipe", recipe, "--data", args.data, "--out", str(out), *options, *args.set]
 
 
 def _gan(args: argparse.Namespace, budget: Budget) -> tuple[Path, ...]:
@@ -470,7 +465,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "quality" in (args.only or ()) and args.quality is None:
         raise InputError("stage quality compares in the features of a network: name one with --quality")
     budget = BUDGETS[args.budget]
-    args.seeds = budget.seeds if args.seeds is None else args.seeds
+    args.seeds, args.set = budget.seeds if args.seeds is None else args.seeds, [*budget.changes, *args.set]
     if args.seeds < 1:
         raise InputError("--seeds must be at least 1")
     args.data, args.recipe = args.data or args.dataset, args.recipe or f"flagship:{args.dataset}"
