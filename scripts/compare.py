@@ -14,7 +14,6 @@ OUT/first_images.png shows one image of each class and recipe.
 
 import argparse
 import itertools
-import statistics
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +29,8 @@ from gencond.eval.baselines import KMEANS_REAL, RANDOM_REAL, RealImages
 from gencond.eval.classifier import train_and_test
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import get_protocol
+from gencond.eval.scoring import over_seeds
+from gencond.eval.wording import percent, spoken_seeds
 from gencond.files import file_hash, read_json, short_hash, write_json
 from gencond.judge import data_source, load_data, sampled_images
 from gencond.pictures import new_figure, write_figure
@@ -163,20 +164,15 @@ def main() -> None:
             top1 = read_json(file)["top1"]
             cells.setdefault((row, ipc, protocol.name), []).append(top1)
             print(f"seed {seed}  {row}  IPC {ipc}  {protocol.name}: {100 * top1:.2f}", flush=True)
-    print(f"\n{args.network}, {args.seeds} seed{'s' * (args.seeds > 1)}, top-1 %, mean ± std\n")
+    print(f"\n{args.network}, {spoken_seeds(args.seeds)}, top-1 %, mean ± std\n")
     columns = [(protocol, ipc) for protocol in args.protocols for ipc in args.ipc]
     print("| trained on | " + " | ".join(f"{protocol}, IPC {ipc}" for protocol, ipc in columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
     for row in args.rows:
         values = [cells[row, ipc, protocol] for protocol, ipc in columns]
-        print(f"| {row} | " + " | ".join(_cell(value) for value in values) + " |")
+        print(f"| {row} | " + " | ".join(percent(over_seeds(value)) for value in values) + " |")
     draw_first_images(train, args)
     print(f"\n{args.out}/first_images.png shows them")
-
-
-def _cell(values: list[float]) -> str:
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""  # one says nothing of it
-    return f"{100 * statistics.mean(values):.1f}{spread}"
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def fixed(args: argparse.Namespace, budget: Budget) -> list[Command]:
     gan = _gan(args, budget)
     rows = ["random_real", "kmeans_real", *(f"{paper}:{args.dataset}{budget.variant}" for paper in PAPERS)]
     words = (
-        str(SCRIPTS / "compare.py"), *rows, args.recipe + budget.variant, "--data", args.data, "--out",
+        str(SCRIPTS / "compare.py"), *rows, _name(args, budget), "--data", args.data, "--out",
         str(args.out / "fixed"), "--ipc", *map(str, budget.ipc), "--protocols", *budget.protocols, "--network",
         budget.network, "--seeds", str(args.seeds), *_given(gan), *(["--set", *args.set] if args.set else []),
     )  # fmt: skip
@@ -200,15 +200,20 @@ STAGES: dict[str, Callable[[argparse.Namespace, Budget], list[Command]]] = {
 PAGE = "page"  # no command: it is put together here
 
 
+def _name(args: argparse.Namespace, budget: Budget, variant: str = "") -> str:
+    """Of the recipe with its variants."""
+    return args.recipe + variant + budget.variant
+
+
 def _recipe(args: argparse.Namespace, budget: Budget, variant: str = "") -> Recipe:
-    recipe = load_recipe(args.recipe + variant + budget.variant, args.set, data_source(args.data))
+    recipe = load_recipe(_name(args, budget, variant), args.set, data_source(args.data))
     if recipe.synthesizer.kind != "generator":
         raise InputError(f"recipe {recipe.name} learns pixels: the comparison is of one that makes a generator")
     return recipe
 
 
 def _of_run(args: argparse.Namespace, budget: Budget, variant: str, out: Path, *options: str) -> list[str]:
-    recipe = args.recipe + variant + budget.variant
+    recipe = _name(args, budget, variant)
     return ["--recipe", recipe, "--data", args.data, "--out", str(out), *options, *args.set]
 
 

@@ -34,7 +34,7 @@ from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol, get_protocol
 from gencond.eval.published import curves_of
 from gencond.eval.scoring import EVALUATOR, Row, measured
-from gencond.eval.wording import kinds, percent
+from gencond.eval.wording import kinds, percent, spoken_seeds
 from gencond.files import read_json, require_writable, short_hash, write_json, written_whole
 from gencond.generator.face import Condensed
 from gencond.generator.storage import check_storage
@@ -282,8 +282,8 @@ def main() -> None:
     rows, left_out = measure(questions, real, test, protocol, batch_size, num_steps, args)
     print(
         f"\nEqual storage, any number of images. Top-1 % of {args.network} on {len(test):,} real images of the "
-        f"{recipe.data.judge_on} set, mean ± std over {args.seeds} "
-        f"seed{'s' * (args.seeds > 1)}; each row after {batch_size * num_steps:,} "
+        f"{recipe.data.judge_on} set, mean ± std over "
+        f"{spoken_seeds(args.seeds)}; each row after {batch_size * num_steps:,} "
         f"images seen, in {num_steps:,} batches of {batch_size} under protocol {protocol.name}\n"
     )
     print(table(rows))

@@ -23,14 +23,18 @@ EVALUATOR = 2  # counts up when the same question gets another answer, so that o
 Row = dict[str, Any]
 
 
-def measured(scores: Sequence[float], num_bytes: int, num_classes: int) -> Row:
-    """What a row says of the top-1 of its seeds and of the bytes that must be stored."""
+def over_seeds(scores: Sequence[float]) -> Row:
+    """What a row says of the top-1 of its seeds."""
     return {
         "top1": list(scores),
         "top1_mean": statistics.mean(scores),
         "top1_std": statistics.stdev(scores) if len(scores) > 1 else 0.0,
-        "bits_per_class": 8 * num_bytes / num_classes,
     }
+
+
+def measured(scores: Sequence[float], num_bytes: int, num_classes: int) -> Row:
+    """What a row says of the top-1 of its seeds and of the bytes that must be stored."""
+    return over_seeds(scores) | {"bits_per_class": 8 * num_bytes / num_classes}
 
 
 def score_tables(

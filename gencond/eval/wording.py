@@ -41,6 +41,11 @@ def percent(row: Row) -> str:
     return f"{100 * row['top1_mean']:.1f}{spread}"
 
 
+def spoken_seeds(count: int) -> str:
+    """How many there are, for a header."""
+    return f"{count} seed{'s' * (count > 1)}"
+
+
 def _size(*counts: int) -> str:
     """Bytes for people, several in the unit of the largest."""
     unit, digits, name = (1e6, 2, "MB") if max(counts) >= 1e6 else (1e3, 1, "kB")
