@@ -27,7 +27,7 @@ from gencond.eval.metrics import compare_sets
 from gencond.eval.protocols import Protocol, get_protocol
 from gencond.eval.report import write_reports
 from gencond.eval.scoring import GENCOND, Row, score_tables
-from gencond.eval.wording import outside_summary, summary_table
+from gencond.eval.wording import markdown_results, outside_summary, summary_table
 from gencond.files import read_json, short_hash, state_fingerprint, write_json, write_text
 from gencond.foreign import ForeignSet, is_foreign, read_foreign, side_of
 from gencond.generator.card import model_card
@@ -352,7 +352,7 @@ def judge(
     write_json(out / "report.json", content)
     write_reports(out, content, RunFolder(out).read_log())
     if condensed and out.resolve() == Path(path).resolve() and (out / "condensed").is_dir():
-        write_text(out / "condensed" / "README.md", model_card(condensed, content["rows"]))
+        write_text(out / "condensed" / "README.md", model_card(condensed, markdown_results(content["rows"])))
     print(f"\n{summary_table(rows)}")
     for note in content["notes"]:
         print(f"Note: {note}")

@@ -30,7 +30,7 @@ from gencond.eval.classifier import train_and_test
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import get_protocol
 from gencond.eval.scoring import over_seeds
-from gencond.eval.wording import percent, spoken_seeds
+from gencond.eval.wording import markdown_table, percent, spoken_seeds
 from gencond.files import file_hash, read_json, short_hash, write_json
 from gencond.judge import data_source, load_data, sampled_images
 from gencond.pictures import new_figure, write_figure
@@ -166,11 +166,9 @@ def main() -> None:
             print(f"seed {seed}  {row}  IPC {ipc}  {protocol.name}: {100 * top1:.2f}", flush=True)
     print(f"\n{args.network}, {spoken_seeds(args.seeds)}, top-1 %, mean ± std\n")
     columns = [(protocol, ipc) for protocol in args.protocols for ipc in args.ipc]
-    print("| trained on | " + " | ".join(f"{protocol}, IPC {ipc}" for protocol, ipc in columns) + " |")
-    print("|---" * (len(columns) + 1) + "|")
-    for row in args.rows:
-        values = [cells[row, ipc, protocol] for protocol, ipc in columns]
-        print(f"| {row} | " + " | ".join(percent(over_seeds(value)) for value in values) + " |")
+    header = ["trained on", *(f"{protocol}, IPC {ipc}" for protocol, ipc in columns)]
+    lines = [[row, *(percent(over_seeds(cells[row, ipc, protocol])) for protocol, ipc in columns)] for row in args.rows]
+    print(markdown_table(header, lines))
     draw_first_images(train, args)
     print(f"\n{args.out}/first_images.png shows them")
 

@@ -34,7 +34,7 @@ from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol, get_protocol
 from gencond.eval.published import curves_of
 from gencond.eval.scoring import EVALUATOR, Row, measured
-from gencond.eval.wording import kinds, percent, spoken_seeds
+from gencond.eval.wording import kinds, markdown_table, percent, spoken_seeds
 from gencond.files import read_json, require_writable, short_hash, write_json, written_whole
 from gencond.generator.face import Condensed
 from gencond.generator.storage import check_storage
@@ -227,10 +227,8 @@ def measure(
 
 def table(rows: Sequence[Row]) -> str:
     """In Markdown, from few bits to many."""
-    lines = ["| trained on | stored images a class | bits a class | top-1 |", "|---|---|---|---|"]
-    for row in rows:
-        lines.append(f"| {row['name']} | {row['ipc'] or 'any'} | {_bits(row['bits_per_class'])} | {percent(row)} |")
-    return "\n".join(lines)
+    lines = [[row["name"], str(row["ipc"] or "any"), _bits(row["bits_per_class"]), percent(row)] for row in rows]
+    return markdown_table(["trained on", "stored images a class", "bits a class", "top-1"], lines)
 
 
 def _bits(count: float) -> str:

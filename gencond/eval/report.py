@@ -24,6 +24,8 @@ from gencond.eval.wording import (
     about_outside,
     facts,
     heading,
+    markdown_results,
+    markdown_table,
     outside_table,
     quality_table,
     table,
@@ -52,11 +54,6 @@ def write_reports(out: Path, content: Mapping[str, Any], log: Sequence[Mapping[s
     write_text(out / "report.html", _html(out, content, log, plots))
 
 
-def _markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    head = f"| {' | '.join(header)} |\n|{'---|' * len(header)}"
-    return "\n".join([head, *(f"| {' | '.join(line)} |" for line in lines)])
-
-
 def _html_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
@@ -81,8 +78,8 @@ def _markdown(
     parts = [f"# {content['title']}", ""]
     if (out / "samples" / PAIRS_PICTURE).is_file():
         parts += [f"![{CAPTIONS[PAIRS_PICTURE]}](samples/{PAIRS_PICTURE})", "", CAPTIONS[PAIRS_PICTURE], ""]
-    if content["rows"]:
-        parts += [f"{heading(content['rows'])}:", "", _markdown_table(*table(content["rows"])), ""]
+    if results := markdown_results(content["rows"]):
+        parts += [results, ""]
     parts += [f"- {sentence}" for sentence in verdicts(content["rows"])]
     parts += [f"- {note}" for note in content["notes"]]
     parts += ["", *(f"![{name}](samples/{name}.png)" for name, plot in plots.items() if plot), ""]
@@ -90,11 +87,11 @@ def _markdown(
         if (out / "samples" / picture).is_file():
             parts += [CAPTIONS[picture], "", f"![{CAPTIONS[picture]}](samples/{picture})", ""]
     if entries := content.get("outside"):
-        parts += [f"## {OUTSIDE}", "", _markdown_table(*outside_table(entries)), ""]
+        parts += [f"## {OUTSIDE}", "", markdown_table(*outside_table(entries)), ""]
         parts += [*(f"- {sentence}" for sentence in about_outside(entries)), ""]
     if sentences := about_likeness(content):
         parts += ["## Likeness", ""]
-        parts += [_markdown_table(*quality_table(content["quality"])), ""] if content.get("quality") else []
+        parts += [markdown_table(*quality_table(content["quality"])), ""] if content.get("quality") else []
         parts += [*(f"- {sentence}" for sentence in sentences), ""]
         parts += [f"![{CAPTIONS[NEAREST_PICTURE]}](samples/{NEAREST_PICTURE})", "", CAPTIONS[NEAREST_PICTURE], ""]
     for section, named in facts(content, log).items():

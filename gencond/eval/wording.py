@@ -41,9 +41,10 @@ def percent(row: Row) -> str:
     return f"{100 * row['top1_mean']:.1f}{spread}"
 
 
-def spoken_seeds(count: int) -> str:
-    """How many there are, for a header."""
-    return f"{count} seed{'s' * (count > 1)}"
+def spoken_seeds(*counts: int) -> str:
+    """How many there are, of rows that differ the larger number first."""
+    several = sorted(set(counts), reverse=True)
+    return f"{' or '.join(map(str, several))} seed{'s' * (max(several, default=0) != 1)}"
 
 
 def _size(*counts: int) -> str:
@@ -85,6 +86,16 @@ def summary_table(rows: Sequence[Row]) -> str:
     return "\n".join([f"{heading(rows)}:", "", *_aligned(*table(rows)), "", *verdicts(rows)])
 
 
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    head = f"| {' | '.join(header)} |\n|{'---|' * len(header)}"
+    return "\n".join([head, *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def markdown_results(rows: Sequence[Row]) -> str:
+    """`table` under its `heading`, in Markdown; empty without rows."""
+    return f"{heading(rows)}:\n\n{markdown_table(*table(rows))}" if rows else ""
+
+
 def _aligned(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     """A table for a terminal."""
     widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
@@ -97,8 +108,8 @@ def heading(rows: Sequence[Row]) -> str:
     """What a table shows, with the judge where there is one."""
     judges = {(row["network"], row["protocol"]) for row in rows}
     judge = f" of {rows[0]['network']} under protocol {rows[0]['protocol']}" if len(judges) == 1 else ""
-    seeds = " or ".join(str(count) for count in sorted({row["num_seeds"] for row in rows}, reverse=True))
-    return f"Top-1 accuracy (%){judge} on real test images, mean ± std over {seeds} seeds"
+    seeds = spoken_seeds(*(row["num_seeds"] for row in rows))
+    return f"Top-1 accuracy (%){judge} on real test images, mean ± std over {seeds}"
 
 
 def _difference(row: Row, other: Row) -> str:

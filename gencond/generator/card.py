@@ -1,7 +1,6 @@
 """The README.md of an artefact: a model card for whoever finds the folder."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gencond.generator.face import Condensed
@@ -9,11 +8,11 @@ if TYPE_CHECKING:
 LISTED_CLASSES = 12
 
 
-def model_card(condensed: "Condensed", rows: Sequence[Mapping[str, Any]] = ()) -> str:
+def model_card(condensed: "Condensed", results: str = "") -> str:
     """Markdown with the front matter that the Hub reads.
 
     Args:
-        rows: results of an evaluation (`report.json`); none leaves the section out.
+        results: of an evaluation, in Markdown; none leaves the section out.
     """
     made = condensed.config.provenance or {}
     recipe, data = made.get("recipe", {}), made.get("data", {})
@@ -46,9 +45,8 @@ def model_card(condensed: "Condensed", rows: Sequence[Mapping[str, Any]] = ()) -
         )
     elif tied:
         memory = (
-            "Its learned codes start from real training images (k-means representatives) and stay close to them: treat "
-            "the first samples of a class as compressed copies of training images, and do not use this set to hide "
-            "them."
+            "Its learned codes start from real training images: treat the first samples of a class as compressed and "
+            "altered copies of training images, and do not use this set to hide them."
         )
     else:
         memory = (
@@ -62,6 +60,7 @@ def model_card(condensed: "Condensed", rows: Sequence[Mapping[str, Any]] = ()) -
         else f"A data set condensed into {condensed.largest_ipc} images per class (IPC) by gencond"
     )
     ipc = condensed.largest_ipc or 10
+    section = f"\n## Results\n\n{results}\n" if results else ""
     return f"""---
 library_name: gencond
 tags:
@@ -87,7 +86,7 @@ dataset = condensed.as_dataset(ipc={ipc})           # map-style Dataset; a small
 | | |
 |---|---|
 {table}
-{_results(rows)}
+{section}
 ## Intended use
 
 Training and comparing classifiers with little data: architecture search, replay in continual learning, quick
@@ -97,20 +96,3 @@ experiments. It is not a substitute for the real test set, and what it teaches c
 
 {memory}
 """
-
-
-def _results(rows: Sequence[Mapping[str, Any]]) -> str:
-    if not rows:
-        return ""
-    lines = [
-        f"| {row['images']} | {'fresh' if row['mode'] == 'stream' else row['ipc'] or 'all'} "
-        f"| {row['network']} | {row['protocol']} "
-        f"| {100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f} |"
-        for row in rows
-    ]
-    head = "| trained on | IPC | network | protocol | top-1 % (mean ± std) |\n|---|---|---|---|---|"
-    return (
-        f"\n## Results\n\nOn real test images, last iterate, {rows[0]['num_seeds']} seeds:\n\n{head}\n"
-        + "\n".join(lines)
-        + "\n"
-    )
