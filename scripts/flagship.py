@@ -201,8 +201,8 @@ PAGE = "page"  # no command: it is put together here
 
 
 def _name(args: argparse.Namespace, budget: Budget, variant: str = "") -> str:
-    """Of the recipe with its variants."""
-    return args.recipe + variant + budget.variant
+    """Of the recipe with its variants; a variant of its own says more than the budget's, which comes before."""
+    return args.recipe + budget.variant + variant
 
 
 def _recipe(args: argparse.Namespace, budget: Budget, variant: str = "") -> Recipe:

@@ -1,6 +1,8 @@
 """The published comparison as one command: what is checked before it, what stops it, and how it goes on."""
 
+import argparse
 import importlib
+import itertools
 import json
 import re
 import subprocess
@@ -95,6 +97,14 @@ def test_a_recipe_that_pretrains_nothing_has_no_such_stage(
     plan = planned(capsys.readouterr().out)
     assert plan[0] == ("pretrain", "nothing: the recipe pretrains nothing")
     assert not any("--pretrained" in command for _, command in plan)
+
+
+def test_table_bs_generators_differ_in_size_at_every_budget(flagship: ModuleType) -> None:
+    for dataset, budget in itertools.product(("fashion_mnist", "cifar10"), ("full", "quick")):
+        args = argparse.Namespace(recipe=f"flagship:{dataset}", data=dataset, set=[])
+        made = [flagship._recipe(args, flagship.BUDGETS[budget], f":{stream}") for stream in flagship.STREAMS]
+        assert [recipe.generator.width for recipe in made] == [32, 64, 128]
+        assert [recipe.codes.num_slots for recipe in made] == [50, 50, 200]
 
 
 def test_a_recipe_without_streams_goes_through_the_other_stages(
