@@ -164,7 +164,7 @@ def main() -> None:
             top1 = read_json(file)["top1"]
             cells.setdefault((row, ipc, protocol.name), []).append(top1)
             print(f"seed {seed}  {row}  IPC {ipc}  {protocol.name}: {100 * top1:.2f}", flush=True)
-    print(f"\n{args.network}, {spoken_seeds(args.seeds)}, top-1 %, mean ± std\n")
+    print(f"\n{args.network}, top-1 %, {spoken_seeds(args.seeds)}\n")
     columns = [(protocol, ipc) for protocol in args.protocols for ipc in args.ipc]
     header = ["trained on", *(f"{protocol}, IPC {ipc}" for protocol, ipc in columns)]
     lines = [[row, *(percent(over_seeds(cells[row, ipc, protocol])) for protocol, ipc in columns)] for row in args.rows]

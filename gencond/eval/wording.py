@@ -42,9 +42,10 @@ def percent(row: Row) -> str:
 
 
 def spoken_seeds(*counts: int) -> str:
-    """How many there are, of rows that differ the larger number first."""
-    several = sorted(set(counts), reverse=True)
-    return f"{' or '.join(map(str, several))} seed{'s' * (max(several, default=0) != 1)}"
+    """What stands in a table's cells, of rows with so many seeds; see `percent`."""
+    if max(counts, default=0) == 1:
+        return "one seed"
+    return f"mean ± std over {' or '.join(map(str, sorted(set(counts), reverse=True)))} seeds"
 
 
 def _size(*counts: int) -> str:
@@ -109,7 +110,7 @@ def heading(rows: Sequence[Row]) -> str:
     judges = {(row["network"], row["protocol"]) for row in rows}
     judge = f" of {rows[0]['network']} under protocol {rows[0]['protocol']}" if len(judges) == 1 else ""
     seeds = spoken_seeds(*(row["num_seeds"] for row in rows))
-    return f"Top-1 accuracy (%){judge} on real test images, mean ± std over {seeds}"
+    return f"Top-1 accuracy (%){judge} on real test images, {seeds}"
 
 
 def _difference(row: Row, other: Row) -> str:

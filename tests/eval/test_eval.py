@@ -328,6 +328,10 @@ def test_the_table_and_the_verdicts_say_wins_and_losses_alike() -> None:
     assert table(two)[0][:3] == ["trained on", "network", "IPC 1"] and table(two)[1][-1][:2][1] == "mlp"
     assert "of convnet2 under protocol quick on real" in summary_table(fake_rows())
     assert "(%) on real test images" in summary_table(two)
+    assert "test images, mean ± std over 3 seeds:" in summary_table(fake_rows())
+    once = [row | {"num_seeds": 1, "top1": row["top1"][:1]} for row in fake_rows()]
+    assert "test images, one seed:" in summary_table(once) and "±" not in summary_table(once)
+    assert "mean ± std over 3 or 1 seeds:" in summary_table([*fake_rows()[:1], *once[1:]])
     # three seeds of 1 point each: the difference of two means has a standard error of sqrt(2 / 3)
     assert verdicts(fake_rows()) == [
         "IPC 1, convnet2, quick: +20.0 ± 0.8 points against random real; -5.0 ± 0.8 points against k-means real.",
