@@ -213,8 +213,7 @@ def _recipe(args: argparse.Namespace, budget: Budget, variant: str = "") -> Reci
 
 
 def _of_run(args: argparse.Namespace, budget: Budget, variant: str, out: Path, *options: str) -> list[str]:
-    recipe = _name(args, budget, variant)
-    return ["--recipe", recipe, "--data", args.data, "--out", str(out), *options, *args.set]
+    return ["--recipe", _name(args, budget, variant), "--data", args.data, "--out", str(out), *options, *args.set]
 
 
 def _gan(args: argparse.Namespace, budget: Budget) -> tuple[Path, ...]:
@@ -470,7 +469,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "quality" in (args.only or ()) and args.quality is None:
         raise InputError("stage quality compares in the features of a network: name one with --quality")
     budget = BUDGETS[args.budget]
-    args.seeds, args.set = budget.seeds if args.seeds is None else args.seeds, [*budget.changes, *args.set]
+    args.seeds = budget.seeds if args.seeds is None else args.seeds
+    args.set = [*budget.changes, *args.set]
     if args.seeds < 1:
         raise InputError("--seeds must be at least 1")
     args.data, args.recipe = args.data or args.dataset, args.recipe or f"flagship:{args.dataset}"

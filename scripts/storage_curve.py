@@ -280,8 +280,7 @@ def main() -> None:
     rows, left_out = measure(questions, real, test, protocol, batch_size, num_steps, args)
     print(
         f"\nEqual storage, any number of images. Top-1 % of {args.network} on {len(test):,} real images of the "
-        f"{recipe.data.judge_on} set, "
-        f"{spoken_seeds(args.seeds)}; each row after {batch_size * num_steps:,} "
+        f"{recipe.data.judge_on} set, {spoken_seeds(args.seeds)}; each row after {batch_size * num_steps:,} "
         f"images seen, in {num_steps:,} batches of {batch_size} under protocol {protocol.name}\n"
     )
     print(table(rows))

@@ -43,7 +43,7 @@ def percent(row: Row) -> str:
 
 def spoken_seeds(*counts: int) -> str:
     """What stands in a table's cells, of rows with so many seeds; see `percent`."""
-    if max(counts, default=0) == 1:
+    if set(counts) == {1}:
         return "one seed"
     return f"mean ± std over {' or '.join(map(str, sorted(set(counts), reverse=True)))} seeds"
 
