@@ -25,17 +25,17 @@ IMAGENET1K = "imagenet1k"
 
 
 def made_size(recipe: Recipe, data: LabeledImages) -> int:
-    """Side in pixels of what the recipe's generator makes: whole images, or parts of them.
+    """Side in pixels of what the recipe's generator makes: whole images, parts of them, or patches of either.
 
     Raises:
-        ValueError: parts that do not fill an image.
+        ValueError: parts or patches that do not fill an image.
     """
-    if not recipe.synthesizer.by_parts:
-        return data.image_size
-    factor = recipe.synthesizer.factor
-    size, rest = divmod(data.image_size, factor)
-    if rest:
-        raise ValueError(f"{factor} x {factor} parts do not fill an image: change synthesizer.factor or by_parts")
+    part, size = recipe.synthesizer, data.image_size
+    for count, name in ((part.factor if part.by_parts else 1, "parts"), (part.patches, "patches")):
+        size, rest = divmod(size, count)
+        if rest:
+            field = {"parts": "factor or by_parts", "patches": "patches"}[name]
+            raise ValueError(f"{count} x {count} {name} do not fill an image: change synthesizer.{field}")
     return size
 
 

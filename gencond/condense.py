@@ -124,6 +124,7 @@ def new_condensed(
         recipe.synthesizer.factor,
         provenance(recipe, data),
         by_parts=recipe.synthesizer.by_parts,
+        patches=recipe.synthesizer.patches,
         fresh=recipe.codes.fresh,
     )
     condensed.generator.load_state_dict(generator.state_dict())
@@ -149,6 +150,8 @@ def encode(recipe: Recipe, condensed: CondensedDataset, representatives: Represe
     """Fits codes and generator to the representatives by squared error, in place: matching starts from real images."""
     part = recipe.codes
     accelerator = new_accelerator()
+    if part.encode_start == "pca":
+        start_from_components(condensed, representatives, recipe.seed)
     optimizer = adam(condensed, part.encode_generator_lr, part.encode_code_lr)
     synthesize, optimizer = accelerator.prepare(condensed, optimizer)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=part.encode_steps)
@@ -170,6 +173,29 @@ def encode(recipe: Recipe, condensed: CondensedDataset, representatives: Represe
 
     run_stage(accelerator, run, "encode", part.encode_steps, encode_step, save_every_steps=recipe.save_every_steps)
     accelerator.free_memory()
+
+
+@torch.no_grad()
+def start_from_components(condensed: CondensedDataset, representatives: Representatives, seed: int) -> None:
+    """Puts in the place of the slots' codes the whitened principal components of what each of them is to make, in
+    place; numbers of a code past the last component stay as they are.
+
+    Args:
+        seed: of the randomised decomposition.
+    Source: Bojanowski et al., Optimizing the Latent Space of Generative Networks (1707.05776), section 3.2.
+    """
+    pieces = condensed.cut(representatives.images).flatten(1)
+    centered = pieces - pieces.mean(0)
+    count = min(condensed.generator.config.latent_dim, *pieces.shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        directions = torch.pca_lowrank(centered, q=count, center=False, niter=8)[2]  # [d, count]
+    components = centered @ directions
+    components = components / components.std(0).clamp(min=1e-6)  # a direction in which nothing varies stays at 0
+    rows = representatives.labels * condensed.num_slots + representatives.slots
+    codes = condensed.codes.learned[rows].view(len(pieces), -1)
+    codes[:, :count] = components.to(codes)
+    condensed.codes.learned[rows] = codes.view(len(rows), -1)
 
 
 def new_optimizer(recipe: Recipe, condensed: Condensed) -> torch.optim.Optimizer:

@@ -63,11 +63,14 @@ class Synthesizer:
         multi-formation). IPC counts the images before they are cut.
     by_parts: a generator makes each of these parts by itself, from a code of its own, instead of whole images; it is
         pretrained on real images of a part's size. Sides have to be multiples of factor.
+    patches: a generator makes what it makes, an image or a part, out of patches x patches squares, each from a piece of
+        the code: more numbers say where something is, and fewer weights have to know it.
     """
 
     kind: Literal["generator", "pixels"] = "generator"
     factor: Annotated[int, Field(ge=1, le=8)] = 1
     by_parts: bool = False
+    patches: Annotated[int, Field(ge=1, le=32)] = 1
 
 
 @part
@@ -205,6 +208,8 @@ class Codes:
 
     representative_sizes: the first so many slots start from k-means representatives, further ones from random images.
     encode_steps: fitting slots and generator to these real images; 0 skips it.
+    encode_start: what is fitted first: latents of the `prior`, as a pretrained generator knows them, or `pca`, the
+        images' principal components, which say from the start what a generator of random weights has to learn.
     fresh: what slots past them are made from: `prior`, latents as in pretraining, or `mixed`, points between learned
         codes of the class.
     """
@@ -213,6 +218,7 @@ class Codes:
     fresh: Literal["prior", "mixed"] = "prior"
     representative_sizes: Steps = (1, 10, 50)
     encode_steps: CountOrZero = 0
+    encode_start: Literal["prior", "pca"] = "prior"
     encode_batch_size: Count = 128
     encode_generator_lr: Rate = 1e-3
     encode_code_lr: Rate = 5e-2

@@ -7,7 +7,8 @@ A classifier sees the same number of images whatever it is trained on, in batche
 optimiser, schedule and augmentation. Of a generator every image is fresh; a bank of pixels, a file of photographs and
 the whole training set are seen again and again. `@float16` and `@int8` judge an artefact as it would be stored. Beside
 them, for every size among the artefacts and every one asked for with `--codec-bits`, stand random real photographs in
-one AVIF file of no more bytes, drawn anew for each seed.
+one AVIF file of no more bytes, drawn anew for each seed. More qualities of the codec (`--codec-quality 30 75`) make
+more rows: coarse ones hold more photographs, and which serves best depends on how long is trained.
 
 The test set is read; `--set data.judge_on=validation` takes a slice of the training set instead, for artefacts that
 were condensed without it. Whatever is measured is kept in OUT/scores and not measured again. OUT/storage_curve.png
@@ -42,7 +43,11 @@ from gencond.judge import judged_artefact, load_data, notes_on_origin, notes_on_
 from gencond.progress import progress
 
 PICTURE = "storage_curve.png"
-CODEC_NAME = "real photographs in AVIF"
+
+
+def codec_name(quality: int) -> str:
+    """Of the rows of photographs."""
+    return f"real photographs in AVIF, quality {quality}"
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise InputError(f"--seeds must be at least 1, not {args.seeds}")
     if wrong := [bits for bits in args.codec_bits if not bits > 0]:
         raise InputError(f"--codec-bits are megabits a class, above 0, not {wrong[0]}")
+    if wrong := [quality for quality in args.codec_quality if not 0 <= quality <= 100]:
+        raise InputError(f"--codec-quality is 0 to 100, not {wrong[0]}")
     protocol = get_protocol(args.protocol)
     if ":" in args.protocol:
         raise InputError(f"protocol {args.protocol}: --images-seen says how long is trained, leave the epochs out")
@@ -129,8 +136,8 @@ def questions_of(
         ipc = str(most * condensed.images_per_slot)
         return Images(RepeatedImages(lambda seed: stored, batch_size, num_steps), subject.num_bytes(most), ipc)
 
-    def of_real(name: str, num_bytes: int = 0) -> Images | None:
-        drawn = real.draw(name, None, seeds, num_bytes)
+    def of_real(name: str, num_bytes: int = 0, quality: int = QUALITY) -> Images | None:
+        drawn = real.draw(name, None, seeds, num_bytes, quality)
         if drawn is None:
             return None
         sets, used = drawn
@@ -146,8 +153,12 @@ def questions_of(
     # How many photographs fit is decided for all seeds at once, so it is another question with another number of them.
     rivals = [
         Question(
-            CODEC_REAL, CODEC_NAME, (CODEC_REAL, size, QUALITY, args.seeds), lambda size=size: of_real(CODEC_REAL, size)
+            CODEC_REAL if quality == args.codec_quality[0] else codec_name(quality),
+            codec_name(quality),
+            (CODEC_REAL, size, quality, args.seeds),
+            partial(of_real, CODEC_REAL, size, quality),
         )
+        for quality in args.codec_quality
         for size in sorted(sizes)
     ]
     whole = Question(WHOLE_SET, "whole training set", (WHOLE_SET,), lambda: of_real(WHOLE_SET))
@@ -182,17 +193,18 @@ def measure(
 
     rows: list[Row] = []
     notes: list[str] = []
-    whole_in: int | None = None  # bytes of a file with as many photographs as there are
+    whole_in: dict[str, int] = {}  # a quality's name -> bytes of a file with as many photographs as there are
     for question, own, seeds in zip(questions, files, missing, strict=True):
-        if question.kind == CODEC_REAL and whole_in is not None:
-            notes.append(f"no AVIF row in {question.key[1]:,} bytes: {whole_in:,} hold all there are of each class")
+        if question.name in whole_in:
+            held = f"{whole_in[question.name]:,} hold all there are of each class"
+            notes.append(f"{question.name}: no row in {question.key[1]:,} bytes, {held}")
             bar.total -= seen * len(seeds)
             continue
         if seeds:
             bar.set_postfix_str(question.name)
             images = question.draw()
             if images is None:
-                notes.append(f"no AVIF row in {question.key[1]:,} bytes: they hold not one image of each class")
+                notes.append(f"{question.name}: no row in {question.key[1]:,} bytes, not one image of each class fits")
                 bar.total -= seen * len(seeds)
                 continue
             # Side by side a GPU takes little longer for all; elsewhere a kill shall cost one training.
@@ -217,8 +229,8 @@ def measure(
         row: Row = {"images": question.kind, "name": question.name, "network": args.network}
         row |= {"bytes": kept[0]["bytes"], "ipc": kept[0]["ipc"]}
         row |= measured([score["top1"] for score in kept], row["bytes"], train.num_classes)
-        if question.kind == CODEC_REAL and row["ipc"] == str(int(train.counts.min())):
-            whole_in = row["bytes"]
+        if question.key[0] == CODEC_REAL and row["ipc"] == str(int(train.counts.min())):
+            whole_in[question.name] = row["bytes"]
         rows.append(row)
         print(f"{question.name}, {row['bytes']:,} bytes: {percent(row)}", flush=True)
     bar.close()
@@ -248,6 +260,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--codec-bits", type=float, nargs="+", default=[], metavar="MBIT", help="a class, more AVIF rows"
+    )
+    parser.add_argument(
+        "--codec-quality", type=int, nargs="+", default=[QUALITY], metavar="Q", help="of AVIF, 0 to 100"
     )
     parser.add_argument("--published", help="published figures to draw: cifar10")
     parser.add_argument("--set", nargs="*", default=[], metavar="part.field=value", help="for all artefacts' recipes")
@@ -286,7 +301,7 @@ def main() -> None:
     print(table(rows))
     for note in [*notes, *left_out]:
         print(f"\nNote: {note}")
-    names = kinds(rows) | {CODEC_REAL: CODEC_NAME}
+    names = kinds(rows) | {CODEC_REAL: codec_name(args.codec_quality[0])}
     with written_whole(args.out / PICTURE) as temporary:
         temporary.write_bytes(plot_any_number(rows, names, published)[0])
     print(f"\n{args.out / PICTURE} shows them")

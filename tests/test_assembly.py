@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -28,8 +29,9 @@ from gencond.assembly import (
     new_real_side,
 )
 from gencond.augment import Augmentation
+from gencond.backbones import new_generator
 from gencond.checkpoint import RunFolder
-from gencond.condense import Matching, condense
+from gencond.condense import Matching, condense, new_condensed, start_from_components
 from gencond.config import RECIPES, Recipe, available_recipes, load_recipe
 from gencond.data import LabeledImages
 from gencond.errors import InputError
@@ -95,6 +97,25 @@ def test_a_generator_of_parts_condenses(few_digits: LabeledImages, tmp_path: Pat
     assert images.shape == (10 * 3 * 4, 1, 8, 8) and condensed.codes.mixed
 
 
+def test_codes_start_from_the_principal_components_of_what_they_are_to_make(few_digits: LabeledImages) -> None:
+    recipe = tiny_recipe(*SMALL, "synthesizer.patches=2", "generator.chunk_dim=3", "codes.encode_steps=1")
+    extractors, _ = new_extractors(recipe, few_digits, torch.device("cpu"))
+    representatives = choose_representatives(recipe, few_digits, extractors)
+    condensed = new_condensed(recipe, few_digits, new_generator(recipe, few_digits), representatives)
+    start_from_components(condensed, representatives, seed=0)
+    with torch.no_grad():
+        codes = condensed.codes(representatives.labels, representatives.slots).unflatten(1, (4, -1))  # [n, 4, 6]
+    squares = [representatives.images[:, 0, top : top + 4, left : left + 4] for top in (0, 4) for left in (0, 4)]
+    pixels = torch.stack(squares, dim=1).flatten(0, 1).flatten(1).double().numpy()
+    scores = codes.flatten(0, 1).double().numpy()
+    centered = pixels - pixels.mean(0)
+    left, singular, _ = np.linalg.svd(centered, full_matrices=False)
+    # The same best plane of 6 dimensions, seen through coordinates of unit variance that are not correlated.
+    np.testing.assert_allclose(np.cov(scores.T), np.eye(6), atol=1e-2)  # randomised: near variances mix
+    explained = np.square(np.linalg.norm(left[:, :6].T @ (scores / np.linalg.norm(scores, axis=0)))) / 6
+    assert singular[5] > 1.01 * singular[6] and explained > 0.99
+
+
 @pytest.mark.parametrize("term", TERMS)
 @pytest.mark.parametrize("scale", ["relative", "sum"])
 @pytest.mark.parametrize("real", ["statistics", "random"])
@@ -138,6 +159,8 @@ def start_pixels(recipe: Recipe, data: LabeledImages) -> Matching:
         (["synthesizer.kind=pixels", "condense.stream_probability=0.1", "codes.encode_steps=0"], "no fresh images"),
         (["synthesizer.kind=pixels", "condense.stream_probability=0"], "set codes.encode_steps=0"),
         ([*SMALL, "synthesizer.kind=pixels", "synthesizer.by_parts=true"], "pixels are learned whole"),
+        ([*SMALL, "synthesizer.kind=pixels", "synthesizer.patches=2"], "pixels are learned whole"),
+        (["synthesizer.patches=2"], "patches alone are not pretrained"),
         (["synthesizer.by_parts=true"], "by_parts needs parts"),
         (
             ["synthesizer.kind=pixels", "condense.stream_probability=0", "codes.encode_steps=0", "pixels.ipc=1"],
@@ -177,6 +200,7 @@ def test_a_combination_that_means_nothing_is_refused_in_one_line(overrides: list
     [
         (["synthesizer.factor=5"], "leaves nothing of 8 px images"),
         (["synthesizer.factor=3", "synthesizer.by_parts=true"], "3 x 3 parts do not fill"),
+        (["synthesizer.patches=3"], "3 x 3 patches do not fill an image: change synthesizer.patches"),
         (["synthesizer.factor=4", "objective.representative_weight=1"], "codes start from 16 real images each"),
         (["synthesizer.kind=pixels", "pixels.ipc=7", "synthesizer.factor=2"], r"starts from 28 real images a class"),
         (["features.network=resnet_ap10", "features.resize=12"], "cannot halve 12 px"),

@@ -13,6 +13,7 @@ from conftest import TINY, tiny_recipe
 import gencond
 from gencond.condense import condense
 from gencond.data import LabeledImages
+from gencond.eval.codec import codec_subsets
 from gencond.generator.pixels import CondensedPixels
 from gencond.ranges import to_signed
 
@@ -147,7 +148,9 @@ def test_a_storage_curve_is_of_one_budget_and_no_rival_takes_more_bytes(
 
     cells = table_of(first.out)
     assert len(cells) == len(sizes) == len(scores) / 2
-    assert [row[0] for row in cells[:2]] == ["real photographs in AVIF"] * 2 and cells[0][2].endswith("kbit")
+    assert [row[0] for row in cells[:2]] == ["real photographs in AVIF, quality 30"] * 2 and cells[0][2].endswith(
+        "kbit"
+    )
     stored = {row[0]: row[1] for row in cells}
     assert stored[f"{artefact}, int8"] == stored[f"{artefact}, float32"] == "any"
     assert stored["whole training set"] == "116 to 122"
@@ -164,6 +167,23 @@ def test_a_storage_curve_is_of_one_budget_and_no_rival_takes_more_bytes(
     third = capsys.readouterr()
     assert table_of(third.out) == cells and "training" not in third.err.replace("training and", "")
     assert [file for file in scores if file.stat().st_mtime_ns != times[file]] == [lost]
+
+
+def test_a_storage_curve_has_rows_of_every_quality_of_the_codec(
+    artefact: Path,
+    digits: tuple[LabeledImages, LabeledImages],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    storage_curve(monkeypatch, f"{artefact}@int8", *CURVE, "--out", tmp_path, "--codec-quality", 10, 90)
+    size = gencond.load(artefact).stored_as("int8").num_bytes
+    stored = {row[0]: int(row[1]) for row in table_of(capsys.readouterr().out) if row[0].startswith("real")}
+    coarse, fine = (stored[f"real photographs in AVIF, quality {quality}"] for quality in (10, 90))
+    assert coarse > fine > 1  # as many as fit
+    for quality, count in ((10, coarse), (90, fine)):
+        photographs, used = codec_subsets(digits[0], size, [0, 1], quality)
+        assert used <= size and len(photographs[0]) == 10 * count
 
 
 def test_a_bank_of_pixels_is_seen_again_and_again_in_the_same_budget(
@@ -198,6 +218,7 @@ def test_a_bank_of_pixels_is_seen_again_and_again_in_the_same_budget(
         (["", "--images-seen", "63"], "--images-seen 63 is less than a batch of idc: 64 images"),
         (["", "--seeds", "0"], "--seeds must be at least 1"),
         (["", "--codec-bits", "-1"], "above 0, not -1.0"),
+        (["", "--codec-quality", "30", "101"], "--codec-quality is 0 to 100, not 101"),
         (["", "--protocol", "idc:30"], "leave the epochs out"),
         (["", "--protocol", "soft"], "choose one that learns from labels"),
         (["", "--network", "convnet9000"], "convnet9000"),

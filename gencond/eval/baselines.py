@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gencond.data import LabeledImages
 from gencond.eval.classifier import trained_on_all
-from gencond.eval.codec import codec_subsets
+from gencond.eval.codec import QUALITY, codec_subsets
 from gencond.eval.protocols import get_protocol
 from gencond.features import Extractor
 from gencond.ranges import to_signed
@@ -37,7 +37,7 @@ class RealImages:
         self.train, self.network, self.augmentation, self.device = train, network, augmentation, device
 
     def draw(
-        self, name: str, ipc: int | None, seeds: Sequence[int], num_bytes: int = 0
+        self, name: str, ipc: int | None, seeds: Sequence[int], num_bytes: int = 0, quality: int = QUALITY
     ) -> tuple[list[LabeledImages], int] | None:
         """(training images for each seed, the bytes that store one of them); None where nothing fits `num_bytes`.
 
@@ -46,12 +46,12 @@ class RealImages:
 
         Args:
             name: one of `BASELINES`.
-            num_bytes: for the codec's file.
+            num_bytes, quality: for the codec's file.
         Raises:
             InputError: a class has fewer than `ipc` images.
         """
         if name == CODEC_REAL:
-            return codec_subsets(self.train, num_bytes, seeds)
+            return codec_subsets(self.train, num_bytes, seeds, quality)
         if name in (RANDOM_REAL, KMEANS_REAL):
             draw = {RANDOM_REAL: random_subset, KMEANS_REAL: kmeans_subset}[name]
             drawn = [draw(self.train, ipc, seed) for seed in seeds]

@@ -12,11 +12,11 @@ from torch import Tensor
 from gencond.data import LabeledImages
 from gencond.selection import random_subset
 
-QUALITY = 30  # of AVIF: coarser coding with more photographs, and finer with fewer, train CIFAR-10 classifiers worse
+QUALITY = 30  # of AVIF; which is best depends on how long is trained, see docs/flagship.md
 
 
-def encode_mosaic(images: UInt8[Tensor, "n c h w"]) -> bytes:
-    """Images side by side in one AVIF file, as square as their number allows."""
+def encode_mosaic(images: UInt8[Tensor, "n c h w"], quality: int = QUALITY) -> bytes:
+    """Images side by side in one AVIF file, as square as their number allows; quality in 0 (coarse) .. 100."""
     from PIL import Image
 
     count, channels, height, width = images.shape
@@ -28,7 +28,7 @@ def encode_mosaic(images: UInt8[Tensor, "n c h w"]) -> bytes:
     pixels = pixels.reshape(rows * height, columns * width, channels).expand(-1, -1, 3)
     buffer = io.BytesIO()
     # One thread: how an image is cut for several decides its bytes, and machines differ in how many they have.
-    Image.fromarray(pixels.contiguous().numpy()).save(buffer, "AVIF", quality=QUALITY, max_threads=1)
+    Image.fromarray(pixels.contiguous().numpy()).save(buffer, "AVIF", quality=quality, max_threads=1)
     return buffer.getvalue()
 
 
@@ -48,25 +48,28 @@ def decode_mosaic(content: bytes, shape: tuple[int, int, int, int]) -> UInt8[Ten
     return tiles.reshape(-1, channels, height, width)[:count].contiguous()
 
 
-def codec_subsets(train: LabeledImages, num_bytes: int, seeds: Sequence[int]) -> tuple[list[LabeledImages], int] | None:
+def codec_subsets(
+    train: LabeledImages, num_bytes: int, seeds: Sequence[int], quality: int = QUALITY
+) -> tuple[list[LabeledImages], int] | None:
     """(for each seed random real images as decoded, as many a class as fit for all of them; bytes of the largest file).
 
     A mosaic is class-major, so that labels cost nothing.
 
     Args:
         num_bytes: that no file may exceed.
+        quality: of the codec, 0 to 100.
     Returns:
         None where not one image a class fits.
     """
     ipc = int(train.counts.min())
     for seed in seeds:
-        found = _most_that_fit(train, ipc, num_bytes, seed)
+        found = _most_that_fit(train, ipc, num_bytes, seed, quality)
         if found is None:
             return None
         ipc = found
     while True:  # what a later seed allows fits an earlier one, but for a few bytes of luck
         real = [random_subset(train, ipc, seed) for seed in seeds]
-        files = [encode_mosaic(one.images[:]) for one in real]
+        files = [encode_mosaic(one.images[:], quality) for one in real]
         if max(map(len, files)) <= num_bytes:
             break
         if ipc == 1:
@@ -79,11 +82,11 @@ def codec_subsets(train: LabeledImages, num_bytes: int, seeds: Sequence[int]) ->
     return decoded, max(map(len, files))
 
 
-def _most_that_fit(train: LabeledImages, most: int, num_bytes: int, seed: int) -> int | None:
+def _most_that_fit(train: LabeledImages, most: int, num_bytes: int, seed: int, quality: int) -> int | None:
     """How many images a class a file of `num_bytes` holds, to one in a hundred; at most `most`."""
     held, too_many, ipc = 0, most + 1, min(most, 32)
     while True:
-        size = len(encode_mosaic(random_subset(train, ipc, seed).images[:]))
+        size = len(encode_mosaic(random_subset(train, ipc, seed).images[:], quality))
         if size <= num_bytes:
             held = ipc
         else:

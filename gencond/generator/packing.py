@@ -18,12 +18,10 @@ def decode(images: Float[Tensor, "n c s s"], factor: int) -> Float[Tensor, "m c 
     """
     if factor == 1:
         return images
-    num_images, channels, size, _ = images.shape
+    size = images.shape[-1]
     side = math.ceil(size / factor)
     padded = F.pad(images, (0, side * factor - size) * 2)
-    tiles = padded.view(num_images, channels, factor, side, factor, side).permute(0, 2, 4, 1, 3, 5)
-    tiles = tiles.reshape(num_images * factor**2, channels, side, side)
-    return F.interpolate(tiles, size=(size, size), mode="bilinear", align_corners=False)
+    return F.interpolate(cut(padded, factor).flatten(0, 1), size=(size, size), mode="bilinear", align_corners=False)
 
 
 def pack(images: Float[Tensor, "n k c s s"], factor: int) -> Float[Tensor, "n c s s"]:
@@ -49,3 +47,14 @@ def tile(parts: Float[Tensor, "n k c t t"], factor: int) -> Float[Tensor, "n c s
     num_images, _, channels, side, _ = parts.shape
     grid = parts.view(num_images, factor, factor, channels, side, side).permute(0, 3, 1, 4, 2, 5)
     return grid.reshape(num_images, channels, factor * side, factor * side)
+
+
+def cut(images: Float[Tensor, "n c s s"], factor: int) -> Float[Tensor, "n k c t t"]:
+    """k = factor^2 parts in reading order, s = factor t: what `tile` lays together.
+
+    Raises:
+        RuntimeError: a side that is no multiple of the factor.
+    """
+    num_images, channels, size, _ = images.shape
+    grid = images.reshape(num_images, channels, factor, size // factor, factor, size // factor)
+    return grid.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)

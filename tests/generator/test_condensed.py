@@ -113,6 +113,40 @@ def test_a_set_of_parts_is_sampled_saved_and_stored_like_any_other(tmp_path: Pat
     assert torch.equal(images.unflatten(0, (3, 5, 4))[:, :2], again.sample(2)[0].unflatten(0, (3, 2, 4)))
 
 
+@pytest.mark.parametrize(("factor", "is_cut"), [(1, False), (2, True)])
+def test_each_patch_is_made_from_its_own_piece_of_the_code_and_cut_finds_it_again(factor: int, is_cut: bool) -> None:
+    config = {
+        "sample_size": 4, "out_channels": 1, "num_class_embeds": 3, "latent_dim": 6, "class_embed_dim": 6,
+        "block_out_channels": [8],
+    }  # fmt: skip
+    condensed = CondensedDataset(NAMES, config, 2, factor=factor, by_parts=is_cut, fresh="mixed", patches=3).eval()
+    side = 12 * factor
+    assert condensed.image_size == side and condensed.codes.latent_dim == factor**2 * 9 * 6
+    label, slot = torch.tensor([1]), torch.tensor([0])
+    image, code = condensed(label, slot)[0], condensed.codes(label, slot)[0]
+    pieces = condensed.cut(image[None])
+    number = 0
+    for part_top in range(0, side, 12):
+        for part_left in range(0, side, 12):
+            for top in range(part_top, part_top + 12, 4):
+                for left in range(part_left, part_left + 12, 4):
+                    alone = condensed.generator(code[6 * number : 6 * number + 6][None], label)[0]
+                    torch.testing.assert_close(image[:, top : top + 4, left : left + 4], alone)
+                    torch.testing.assert_close(pieces[number], alone)
+                    number += 1
+    assert number == len(pieces)
+    # The patches of an image belong together, so a fresh image lies between two learned ones with all of them.
+    fresh = condensed.codes(label, torch.tensor([5])).view(factor**2, -1)
+    learned = condensed.codes.learned[2:4].view(2 * factor**2, -1)
+    for part in fresh:
+        distances = [
+            torch.linalg.norm(part - one) + torch.linalg.norm(part - other) - torch.linalg.norm(one - other)
+            for one in learned
+            for other in learned
+        ]
+        assert min(distances) < 1e-4
+
+
 # --- sampling
 
 
