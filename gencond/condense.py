@@ -42,6 +42,8 @@ from gencond.targets import Draw, RealSide
 
 logger = logging.getLogger(__name__)
 
+OVERSAMPLED = 16  # components beyond those kept: the last few of a randomised decomposition are not the data's
+
 
 def condense(recipe: Recipe, data: LabeledImages, out: Path, pretrained: Path | None = None) -> Condensed:
     """From real images to the artefact in `out/condensed`, resuming whatever of it is done.
@@ -189,7 +191,8 @@ def start_from_components(condensed: CondensedDataset, representatives: Represen
     count = min(condensed.generator.config.latent_dim, *pieces.shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        directions = torch.pca_lowrank(centered, q=count, center=False, niter=8)[2]  # [d, count]
+        at_most = min(count + OVERSAMPLED, *pieces.shape)
+        directions = torch.pca_lowrank(centered, q=at_most, center=False)[2][:, :count]  # [d, count]
     components = centered @ directions
     components = components / components.std(0).clamp(min=1e-6)  # a direction in which nothing varies stays at 0
     rows = representatives.labels * condensed.num_slots + representatives.slots
