@@ -164,10 +164,10 @@ def check_parts(recipe: Recipe) -> None:
         "generator.weights=imagenet1k are those of BigGAN-deep: set generator.backbone=biggan_deep": (
             recipe.generator.weights == IMAGENET1K and recipe.generator.backbone != "biggan_deep"
         ),
-        "pixels are learned whole: set synthesizer.by_parts=false and synthesizer.patches=1": is_pixels
-        and (recipe.synthesizer.by_parts or recipe.synthesizer.patches > 1),
-        "patches alone are not pretrained: set synthesizer.patches=1, or start from random weights with "
-        "pretrain.num_steps=0": makes_images and recipe.synthesizer.patches > 1 and recipe.pretrain.num_steps > 0,
+        "pixels are learned whole: set synthesizer.by_parts=false": is_pixels and recipe.synthesizer.by_parts,
+        "only biggan has a generator.latent_grid: set it to 1": makes_images
+        and recipe.generator.latent_grid > 1
+        and recipe.generator.backbone != "biggan",
         "synthesizer.by_parts needs parts: set synthesizer.factor to 2 or more": makes_images
         and recipe.synthesizer.by_parts
         and recipe.synthesizer.factor == 1,

@@ -25,17 +25,17 @@ IMAGENET1K = "imagenet1k"
 
 
 def made_size(recipe: Recipe, data: LabeledImages) -> int:
-    """Side in pixels of what the recipe's generator makes: whole images, parts of them, or patches of either.
+    """Side in pixels of what the recipe's generator makes: whole images, or parts of them.
 
     Raises:
-        ValueError: parts or patches that do not fill an image.
+        ValueError: parts that do not fill an image.
     """
-    part, size = recipe.synthesizer, data.image_size
-    for count, name in ((part.factor if part.by_parts else 1, "parts"), (part.patches, "patches")):
-        size, rest = divmod(size, count)
-        if rest:
-            field = {"parts": "factor or by_parts", "patches": "patches"}[name]
-            raise ValueError(f"{count} x {count} {name} do not fill an image: change synthesizer.{field}")
+    if not recipe.synthesizer.by_parts:
+        return data.image_size
+    factor = recipe.synthesizer.factor
+    size, rest = divmod(data.image_size, factor)
+    if rest:
+        raise ValueError(f"{factor} x {factor} parts do not fill an image: change synthesizer.factor or by_parts")
     return size
 
 
@@ -64,12 +64,14 @@ def new_generator(recipe: Recipe, data: LabeledImages) -> Backbone:
             sample_size=size,
             out_channels=data.channels,
             num_class_embeds=data.num_classes,
-            latent_dim=part.chunk_dim * (num_blocks + 1),
+            latent_dim=part.chunk_dim * (part.latent_grid**2 if part.latent_grid > 1 else num_blocks + 1),
             class_embed_dim=part.class_embed_dim,
             block_out_channels=[
                 channels_at(size >> doublings_left, part.width) for doublings_left in reversed(range(num_blocks))
             ],
             attention_resolution=part.attention_resolution,
+            hierarchical=part.latent_grid == 1,
+            latent_grid=part.latent_grid,
         )
 
 

@@ -126,7 +126,6 @@ def new_condensed(
         recipe.synthesizer.factor,
         provenance(recipe, data),
         by_parts=recipe.synthesizer.by_parts,
-        patches=recipe.synthesizer.patches,
         fresh=recipe.codes.fresh,
     )
     condensed.generator.load_state_dict(generator.state_dict())
@@ -188,7 +187,8 @@ def start_from_components(condensed: CondensedDataset, representatives: Represen
     """
     pieces = condensed.cut(representatives.images).flatten(1)
     centered = pieces - pieces.mean(0)
-    count = min(condensed.generator.config.latent_dim, *pieces.shape)
+    length = condensed.codes.latent_dim * len(representatives.images) // len(pieces)
+    count = min(length, *pieces.shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         at_most = min(count + OVERSAMPLED, *pieces.shape)
@@ -196,7 +196,7 @@ def start_from_components(condensed: CondensedDataset, representatives: Represen
     components = centered @ directions
     components = components / components.std(0).clamp(min=1e-6)  # a direction in which nothing varies stays at 0
     rows = representatives.labels * condensed.num_slots + representatives.slots
-    codes = condensed.codes.learned[rows].view(len(pieces), -1)
+    codes = condensed.codes.learned[rows].view(len(pieces), length)
     codes[:, :count] = components.to(codes)
     condensed.codes.learned[rows] = codes.view(len(rows), -1)
 

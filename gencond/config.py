@@ -63,14 +63,11 @@ class Synthesizer:
         multi-formation). IPC counts the images before they are cut.
     by_parts: a generator makes each of these parts by itself, from a code of its own, instead of whole images; it is
         pretrained on real images of a part's size. Sides have to be multiples of factor.
-    patches: a generator makes what it makes, an image or a part, out of patches x patches squares, each from a piece of
-        the code: more numbers say where something is, and fewer weights have to know it.
     """
 
     kind: Literal["generator", "pixels"] = "generator"
     factor: Annotated[int, Field(ge=1, le=8)] = 1
     by_parts: bool = False
-    patches: Annotated[int, Field(ge=1, le=32)] = 1
 
 
 @part
@@ -106,6 +103,8 @@ class Generator:
     num_blocks: each doubles the side; null leaves a first feature map of 4 to 7 pixels.
     chunk_dim: of biggan: part of the latent that the first layer and each block get; the latent is (num_blocks + 1)
         times as long.
+    latent_grid: of biggan: above 1, a latent is a grid of so many by so many pieces of chunk_dim numbers, each of which
+        makes its square of the first feature map; blocks get none of it. What is where need not be learned then.
     latent_dim: of biggan_deep.
     attention_resolution: side of the feature maps that are attended to; null leaves attention out.
     truncation: of biggan_deep: t of the latents t * truncated normal(-2, 2), also those that codes start from; null is
@@ -119,6 +118,7 @@ class Generator:
     width: Count = 64
     num_blocks: Count | None = None
     chunk_dim: Count = 16
+    latent_grid: Annotated[int, Field(ge=1, le=64)] = 1
     latent_dim: Count = 128
     class_embed_dim: Count = 64
     attention_resolution: Count | None = None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gencond.errors import InputError
 from gencond.generator.backbone import Backbone, SelfAttention, attention_stage, doublings
+from gencond.generator.packing import tile
 
 BATCH_NORM_MOMENTUM = 0.1
 
@@ -59,14 +60,15 @@ class BigGANGenerator(Backbone):
     """(latents, labels) -> images in [-1, 1].
 
     The latent is split in one chunk for the first linear layer and one for each block ("hierarchical latents"); a
-    block is conditioned on its chunk and the shared class embedding through its batch norms.
+    block is conditioned on its chunk and the shared class embedding through its batch norms. On a grid it is split by
+    places instead.
 
     Args:
         sample_size: side of the images in pixels; `sample_size / 2^len(block_out_channels)`, the side of the first
             feature map, must be a whole number >= 2.
         out_channels: 1 grey, 3 RGB.
         num_class_embeds: number of classes.
-        latent_dim: length of a latent, where it is split a multiple of the number of chunks (blocks + 1).
+        latent_dim: length of a latent, a multiple of the number of chunks (blocks + 1) or pieces.
         class_embed_dim: length of the class embedding. As long as there are classes and with an identity table,
             the batch norms have gains and biases of each class, as in BigGANs without a shared embedding.
         block_out_channels: one entry a block; each block doubles the side.
@@ -75,6 +77,8 @@ class BigGANGenerator(Backbone):
         attention_resolution: side of the feature maps that self-attention follows, one of those that blocks make;
             None: no attention.
         hierarchical: False gives the whole latent to the first linear layer and none of it to the blocks.
+        latent_grid: the latent is latent_grid x latent_grid pieces, in reading order; the first linear layer makes of
+            each its square of the first feature map, and blocks see across their borders. Not hierarchical.
         out_norm_eps: of the last batch norm, where it differs; None: `norm_eps`.
     Raises:
         ValueError: sizes that do not divide.
@@ -96,11 +100,18 @@ class BigGANGenerator(Backbone):
         attention_resolution: int | None = None,
         hierarchical: bool = True,
         out_norm_eps: float | None = None,
+        latent_grid: int = 1,
     ) -> None:
         super().__init__()
         num_blocks = len(block_out_channels)
-        num_chunks = num_blocks + 1 if hierarchical else 1
-        self.bottom = doublings(sample_size, num_blocks)
+        if hierarchical and latent_grid > 1:
+            raise ValueError("a latent on a grid is not divided among blocks: set hierarchical=False")
+        num_chunks = num_blocks + 1 if hierarchical else latent_grid**2
+        self.bottom, rest = divmod(doublings(sample_size, num_blocks), latent_grid)
+        if rest:
+            raise ValueError(
+                f"a latent_grid of {latent_grid} does not divide the first feature map, {sample_size >> num_blocks} px"
+            )
         if latent_dim % num_chunks:
             raise ValueError(f"latent_dim {latent_dim} is not a multiple of the {num_chunks} chunks")
         self.chunk_dim, self.hierarchical = latent_dim // num_chunks, hierarchical
@@ -111,7 +122,7 @@ class BigGANGenerator(Backbone):
         self.blocks = nn.ModuleList(
             GeneratorBlock(widths[number], widths[number + 1], condition_dim, norm_eps) for number in range(num_blocks)
         )
-        self.attention_after = attention_stage(self.bottom, num_blocks, attention_resolution)
+        self.attention_after = attention_stage(sample_size >> num_blocks, num_blocks, attention_resolution)
         if self.attention_after is not None:
             self.attention = SelfAttention(widths[self.attention_after + 1])
         out_eps = norm_eps if out_norm_eps is None else out_norm_eps
@@ -121,10 +132,12 @@ class BigGANGenerator(Backbone):
 
     def forward(self, latents: Float[Tensor, "n latent_dim"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n c s s"]:
         embedding = self.class_embedding(labels)  # [n, class_embed_dim]
-        first, *chunks = latents.split(self.chunk_dim, dim=1)
-        x = self.linear(first).view(len(latents), -1, self.bottom, self.bottom)
+        pieces = latents.unflatten(1, (-1, self.chunk_dim))
+        first = pieces[:, :1] if self.hierarchical else pieces
+        x = self.linear(first).unflatten(2, (-1, self.bottom, self.bottom))  # [n, pieces, c, bottom, bottom]
+        x = tile(x, self.config.latent_grid)
         for number, block in enumerate(self.blocks):
-            condition = torch.cat([embedding, chunks[number]], dim=1) if self.hierarchical else embedding
+            condition = torch.cat([embedding, pieces[:, number + 1]], dim=1) if self.hierarchical else embedding
             x = self.through(block, x, condition)
             if number == self.attention_after:
                 x = self.through(self.attention, x)

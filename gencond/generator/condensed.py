@@ -61,8 +61,6 @@ class CondensedDataset(Condensed):
             it has none.
         by_parts: the generator makes the factor x factor parts of an image, each from its own part of the code, not the
             image as a whole.
-        patches: the generator makes patches x patches squares of an image (of each part), each from its own piece of
-            the code; all of them belong together.
         fresh: what slots past the learned ones are made from: `prior`, latents as the backbone knows them, or `mixed`,
             points between learned codes (`codes.Codes`).
     Raises:
@@ -86,20 +84,20 @@ class CondensedDataset(Condensed):
         truncation: float | None = None,
         by_parts: bool = False,
         fresh: str = "prior",
-        patches: int = 1,
     ) -> None:
         super().__init__()
         self.generator = new_backbone(generator_config)
         truncation = own_truncation(self.generator, truncation)
-        parts = self.parts_in_a_row**2
-        self.pieces = parts * patches**2  # that the generator makes of one image
-        code_dim = self.pieces * self.generator.config.latent_dim
-        self.codes = Codes(len(class_names), num_slots, code_dim, seed, truncation, mixed=fresh == "mixed", parts=parts)
+        self.parts = self.parts_in_a_row**2  # that the generator makes of one image
+        code_dim = self.parts * self.generator.config.latent_dim
+        self.codes = Codes(
+            len(class_names), num_slots, code_dim, seed, truncation, mixed=fresh == "mixed", parts=self.parts
+        )
 
     @property
     def image_size(self) -> int:
         """Side in pixels."""
-        return self.generator.config.sample_size * self.config.patches * self.parts_in_a_row
+        return self.generator.config.sample_size * self.parts_in_a_row
 
     @property
     def parts_in_a_row(self) -> int:
@@ -114,16 +112,14 @@ class CondensedDataset(Condensed):
         self, labels: Int64[Tensor, " n"], slots: Int64[Tensor, " n"], seed: int | None = None
     ) -> Float[Tensor, "n c h w"]:
         codes = self.codes(labels, slots, seed)
-        if self.pieces == 1:
+        if self.parts == 1:
             return self.generator(codes, labels)
-        made = self.generator(codes.view(len(codes) * self.pieces, -1), labels.repeat_interleave(self.pieces))
-        for in_a_row in (self.config.patches, self.parts_in_a_row):
-            made = tile(made.unflatten(0, (-1, in_a_row**2)), in_a_row)
-        return made
+        made = self.generator(codes.view(len(codes) * self.parts, -1), labels.repeat_interleave(self.parts))
+        return tile(made.unflatten(0, (-1, self.parts)), self.config.factor)
 
     def cut(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "m c h2 w2"]:
-        """The pieces that the generator would make of these images, in the order of their codes."""
-        for in_a_row in (self.parts_in_a_row, self.config.patches):
+        """The squares of images that the pieces of their codes stand for, in the order of the pieces."""
+        for in_a_row in (self.parts_in_a_row, self.generator.config.get("latent_grid", 1)):
             images = cut(images, in_a_row).flatten(0, 1)
         return images
 

@@ -113,38 +113,50 @@ def test_a_set_of_parts_is_sampled_saved_and_stored_like_any_other(tmp_path: Pat
     assert torch.equal(images.unflatten(0, (3, 5, 4))[:, :2], again.sample(2)[0].unflatten(0, (3, 2, 4)))
 
 
-@pytest.mark.parametrize(("factor", "is_cut"), [(1, False), (2, True)])
-def test_each_patch_is_made_from_its_own_piece_of_the_code_and_cut_finds_it_again(factor: int, is_cut: bool) -> None:
+def on_a_grid(factor: int) -> CondensedDataset:
     config = {
-        "sample_size": 4, "out_channels": 1, "num_class_embeds": 3, "latent_dim": 6, "class_embed_dim": 6,
-        "block_out_channels": [8],
+        "sample_size": 12, "out_channels": 1, "num_class_embeds": 3, "latent_dim": 9 * 5, "class_embed_dim": 6,
+        "block_out_channels": [8], "hierarchical": False, "latent_grid": 3,
     }  # fmt: skip
-    condensed = CondensedDataset(NAMES, config, 2, factor=factor, by_parts=is_cut, fresh="mixed", patches=3).eval()
+    return CondensedDataset(NAMES, config, 2, factor=factor, by_parts=factor > 1, fresh="mixed").eval()
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_piece_of_a_latent_on_a_grid_rules_its_own_square_of_the_image(factor: int) -> None:
+    condensed = on_a_grid(factor)
     side = 12 * factor
-    assert condensed.image_size == side and condensed.codes.latent_dim == factor**2 * 9 * 6
+    assert condensed.image_size == side
     label, slot = torch.tensor([1]), torch.tensor([0])
-    image, code = condensed(label, slot)[0], condensed.codes(label, slot)[0]
-    pieces = condensed.cut(image[None])
-    number = 0
-    for part_top in range(0, side, 12):
-        for part_left in range(0, side, 12):
-            for top in range(part_top, part_top + 12, 4):
-                for left in range(part_left, part_left + 12, 4):
-                    alone = condensed.generator(code[6 * number : 6 * number + 6][None], label)[0]
-                    torch.testing.assert_close(image[:, top : top + 4, left : left + 4], alone)
-                    torch.testing.assert_close(pieces[number], alone)
-                    number += 1
-    assert number == len(pieces)
-    # The patches of an image belong together, so a fresh image lies between two learned ones with all of them.
-    fresh = condensed.codes(label, torch.tensor([5])).view(factor**2, -1)
-    learned = condensed.codes.learned[2:4].view(2 * factor**2, -1)
-    for part in fresh:
-        distances = [
-            torch.linalg.norm(part - one) + torch.linalg.norm(part - other) - torch.linalg.norm(one - other)
-            for one in learned
-            for other in learned
-        ]
-        assert min(distances) < 1e-4
+    before = condensed(label, slot)[0, 0]
+    numbered = torch.arange(side * side).view(1, 1, side, side).float()
+    squares = condensed.cut(numbered).long()  # where each piece's square lies
+    assert sorted(squares.flatten().tolist()) == list(range(side * side)) and squares.shape[1:] == (1, 4, 4)
+    for number, square in enumerate(squares):
+        with torch.no_grad():
+            codes = condensed.codes.learned.view(-1, len(squares), 5)
+            kept = codes[2, number].clone()
+            codes[2, number] += 3
+            moved = (condensed(label, slot)[0, 0] - before).abs()
+            codes[2, number] = kept
+        inside = torch.zeros(side * side, dtype=torch.bool)
+        inside[square.flatten()] = True
+        rows, columns = (inside.view(side, side).any(dim).nonzero()[:, 0] for dim in (1, 0))
+        reach = torch.zeros(side, side, dtype=torch.bool)  # three convolutions look past the border: 5 px in all
+        reach[max(rows[0] - 5, 0) : rows[-1] + 6, max(columns[0] - 5, 0) : columns[-1] + 6] = True
+        assert moved[inside.view(side, side)].mean() > 4 * moved[~inside.view(side, side)].mean()
+        assert not moved[~reach].any()
+
+
+def test_the_pieces_of_a_fresh_image_come_from_the_same_two_learned_ones() -> None:
+    condensed = on_a_grid(1)
+    fresh = condensed.codes(torch.tensor([1]), torch.tensor([5]))[0]
+    one, other = condensed.codes.learned[2:4]
+    pairs = [(one, one), (one, other), (other, one), (other, other)]
+    nearest = min(
+        torch.linalg.norm(fresh - start) + torch.linalg.norm(fresh - end) - torch.linalg.norm(start - end)
+        for start, end in pairs
+    )
+    assert nearest < 1e-4
 
 
 # --- sampling
