@@ -165,8 +165,8 @@ def check_parts(recipe: Recipe) -> None:
             recipe.generator.weights == IMAGENET1K and recipe.generator.backbone != "biggan_deep"
         ),
         "pixels are learned whole: set synthesizer.by_parts=false": is_pixels and recipe.synthesizer.by_parts,
-        "only biggan has a generator.latent_grid: set it to 1": makes_images
-        and recipe.generator.latent_grid > 1
+        "only biggan has generator.spatial_latents: set it to false": makes_images
+        and recipe.generator.spatial_latents
         and recipe.generator.backbone != "biggan",
         "synthesizer.by_parts needs parts: set synthesizer.factor to 2 or more": makes_images
         and recipe.synthesizer.by_parts

@@ -64,14 +64,14 @@ def new_generator(recipe: Recipe, data: LabeledImages) -> Backbone:
             sample_size=size,
             out_channels=data.channels,
             num_class_embeds=data.num_classes,
-            latent_dim=part.chunk_dim * (part.latent_grid**2 if part.latent_grid > 1 else num_blocks + 1),
+            latent_dim=part.chunk_dim * ((size >> num_blocks) ** 2 if part.spatial_latents else num_blocks + 1),
             class_embed_dim=part.class_embed_dim,
             block_out_channels=[
                 channels_at(size >> doublings_left, part.width) for doublings_left in reversed(range(num_blocks))
             ],
             attention_resolution=part.attention_resolution,
-            hierarchical=part.latent_grid == 1,
-            latent_grid=part.latent_grid,
+            hierarchical=not part.spatial_latents,
+            spatial_latents=part.spatial_latents,
         )
 
 

@@ -103,8 +103,8 @@ class Generator:
     num_blocks: each doubles the side; null leaves a first feature map of 4 to 7 pixels.
     chunk_dim: of biggan: part of the latent that the first layer and each block get; the latent is (num_blocks + 1)
         times as long.
-    latent_grid: of biggan: above 1, a latent is a grid of so many by so many pieces of chunk_dim numbers, each of which
-        makes its square of the first feature map; blocks get none of it. What is where need not be learned then.
+    spatial_latents: of biggan: a latent is chunk_dim numbers for each place of the first feature map, and blocks get
+        none of it: what is where need not be learned, and many images fit in few weights.
     latent_dim: of biggan_deep.
     attention_resolution: side of the feature maps that are attended to; null leaves attention out.
     truncation: of biggan_deep: t of the latents t * truncated normal(-2, 2), also those that codes start from; null is
@@ -118,7 +118,7 @@ class Generator:
     width: Count = 64
     num_blocks: Count | None = None
     chunk_dim: Count = 16
-    latent_grid: Annotated[int, Field(ge=1, le=64)] = 1
+    spatial_latents: bool = False
     latent_dim: Count = 128
     class_embed_dim: Count = 64
     attention_resolution: Count | None = None

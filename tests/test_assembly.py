@@ -98,7 +98,13 @@ def test_a_generator_of_parts_condenses(few_digits: LabeledImages, tmp_path: Pat
 
 
 def test_codes_start_from_the_principal_components_of_what_they_are_to_make(few_digits: LabeledImages) -> None:
-    recipe = tiny_recipe(*SMALL, "generator.latent_grid=2", "generator.chunk_dim=6", "codes.encode_steps=1")
+    recipe = tiny_recipe(
+        *SMALL,
+        "generator.spatial_latents=true",
+        "generator.chunk_dim=6",
+        "generator.num_blocks=2",
+        "codes.encode_steps=1",
+    )
     extractors, _ = new_extractors(recipe, few_digits, torch.device("cpu"))
     representatives = choose_representatives(recipe, few_digits, extractors)
     condensed = new_condensed(recipe, few_digits, new_generator(recipe, few_digits), representatives)
@@ -181,8 +187,8 @@ def start_pixels(recipe: Recipe, data: LabeledImages) -> Matching:
         (["synthesizer.kind=pixels", "condense.stream_probability=0"], "set codes.encode_steps=0"),
         ([*SMALL, "synthesizer.kind=pixels", "synthesizer.by_parts=true"], "pixels are learned whole"),
         (
-            ["generator.backbone=biggan_deep", "pretrain.num_steps=0", "generator.latent_grid=2"],
-            "only biggan has a generator.latent_grid",
+            ["generator.backbone=biggan_deep", "pretrain.num_steps=0", "generator.spatial_latents=true"],
+            "only biggan has generator.spatial_latents",
         ),
         (["synthesizer.by_parts=true"], "by_parts needs parts"),
         (
@@ -223,7 +229,6 @@ def test_a_combination_that_means_nothing_is_refused_in_one_line(overrides: list
     [
         (["synthesizer.factor=5"], "leaves nothing of 8 px images"),
         (["synthesizer.factor=3", "synthesizer.by_parts=true"], "3 x 3 parts do not fill"),
-        (["generator.latent_grid=3"], "latent_grid of 3 does not divide the first feature map, 4 px"),
         (["synthesizer.factor=4", "objective.representative_weight=1"], "codes start from 16 real images each"),
         (["synthesizer.kind=pixels", "pixels.ipc=7", "synthesizer.factor=2"], r"starts from 28 real images a class"),
         (["features.network=resnet_ap10", "features.resize=12"], "cannot halve 12 px"),

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from gencond.errors import InputError
 from gencond.generator.backbone import Backbone, SelfAttention, attention_stage, doublings
-from gencond.generator.packing import tile
 
 BATCH_NORM_MOMENTUM = 0.1
 
@@ -60,8 +59,8 @@ class BigGANGenerator(Backbone):
     """(latents, labels) -> images in [-1, 1].
 
     The latent is split in one chunk for the first linear layer and one for each block ("hierarchical latents"); a
-    block is conditioned on its chunk and the shared class embedding through its batch norms. On a grid it is split by
-    places instead.
+    block is conditioned on its chunk and the shared class embedding through its batch norms. Spatial latents are split
+    by places instead.
 
     Args:
         sample_size: side of the images in pixels; `sample_size / 2^len(block_out_channels)`, the side of the first
@@ -77,8 +76,8 @@ class BigGANGenerator(Backbone):
         attention_resolution: side of the feature maps that self-attention follows, one of those that blocks make;
             None: no attention.
         hierarchical: False gives the whole latent to the first linear layer and none of it to the blocks.
-        latent_grid: the latent is latent_grid x latent_grid pieces, in reading order; the first linear layer makes of
-            each its square of the first feature map, and blocks see across their borders. Not hierarchical.
+        spatial_latents: the latent is a piece for each place of the first feature map, in reading order, and the linear
+            layer makes each place from its own. Not hierarchical.
         out_norm_eps: of the last batch norm, where it differs; None: `norm_eps`.
     Raises:
         ValueError: sizes that do not divide.
@@ -100,29 +99,25 @@ class BigGANGenerator(Backbone):
         attention_resolution: int | None = None,
         hierarchical: bool = True,
         out_norm_eps: float | None = None,
-        latent_grid: int = 1,
+        spatial_latents: bool = False,
     ) -> None:
         super().__init__()
         num_blocks = len(block_out_channels)
-        if hierarchical and latent_grid > 1:
-            raise ValueError("a latent on a grid is not divided among blocks: set hierarchical=False")
-        num_chunks = num_blocks + 1 if hierarchical else latent_grid**2
-        self.bottom, rest = divmod(doublings(sample_size, num_blocks), latent_grid)
-        if rest:
-            raise ValueError(
-                f"a latent_grid of {latent_grid} does not divide the first feature map, {sample_size >> num_blocks} px"
-            )
+        if hierarchical and spatial_latents:
+            raise ValueError("spatial latents are not divided among blocks: set hierarchical=False")
+        self.bottom = doublings(sample_size, num_blocks)
+        num_chunks = num_blocks + 1 if hierarchical else self.bottom**2 if spatial_latents else 1
         if latent_dim % num_chunks:
             raise ValueError(f"latent_dim {latent_dim} is not a multiple of the {num_chunks} chunks")
         self.chunk_dim, self.hierarchical = latent_dim // num_chunks, hierarchical
         condition_dim = class_embed_dim + (self.chunk_dim if hierarchical else 0)
         widths = (in_channels or block_out_channels[0], *block_out_channels)
         self.class_embedding = nn.Embedding(num_class_embeds, class_embed_dim)
-        self.linear = nn.Linear(self.chunk_dim, widths[0] * self.bottom**2)
+        self.linear = nn.Linear(self.chunk_dim, widths[0] * (1 if spatial_latents else self.bottom**2))
         self.blocks = nn.ModuleList(
             GeneratorBlock(widths[number], widths[number + 1], condition_dim, norm_eps) for number in range(num_blocks)
         )
-        self.attention_after = attention_stage(sample_size >> num_blocks, num_blocks, attention_resolution)
+        self.attention_after = attention_stage(self.bottom, num_blocks, attention_resolution)
         if self.attention_after is not None:
             self.attention = SelfAttention(widths[self.attention_after + 1])
         out_eps = norm_eps if out_norm_eps is None else out_norm_eps
@@ -132,12 +127,14 @@ class BigGANGenerator(Backbone):
 
     def forward(self, latents: Float[Tensor, "n latent_dim"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n c s s"]:
         embedding = self.class_embedding(labels)  # [n, class_embed_dim]
-        pieces = latents.unflatten(1, (-1, self.chunk_dim))
-        first = pieces[:, :1] if self.hierarchical else pieces
-        x = self.linear(first).unflatten(2, (-1, self.bottom, self.bottom))  # [n, pieces, c, bottom, bottom]
-        x = tile(x, self.config.latent_grid)
+        first, *chunks = latents.split(self.chunk_dim, dim=1) if self.hierarchical else (latents,)
+        if self.config.spatial_latents:
+            x = self.linear(first.unflatten(1, (-1, self.chunk_dim))).transpose(1, 2)  # [n, c, places]
+        else:
+            x = self.linear(first)
+        x = x.reshape(len(latents), -1, self.bottom, self.bottom)
         for number, block in enumerate(self.blocks):
-            condition = torch.cat([embedding, pieces[:, number + 1]], dim=1) if self.hierarchical else embedding
+            condition = torch.cat([embedding, chunks[number]], dim=1) if self.hierarchical else embedding
             x = self.through(block, x, condition)
             if number == self.attention_after:
                 x = self.through(self.attention, x)

@@ -119,7 +119,8 @@ class CondensedDataset(Condensed):
 
     def cut(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "m c h2 w2"]:
         """The squares of images that the pieces of their codes stand for, in the order of the pieces."""
-        for in_a_row in (self.parts_in_a_row, self.generator.config.get("latent_grid", 1)):
+        in_a_part = self.generator.bottom if self.generator.config.get("spatial_latents") else 1
+        for in_a_row in (self.parts_in_a_row, in_a_part):
             images = cut(images, in_a_row).flatten(0, 1)
         return images
 
