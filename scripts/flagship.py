@@ -56,6 +56,7 @@ DATASETS = ("digits", "fashion_mnist", "cifar10")  # of which every paper's reci
 PARSERS = {"compare.py": compare.build_parser, "storage_curve.py": storage_curve.build_parser}
 PAPERS = ("dm", "m3d", "dream")
 STREAMS = ("stream-small", "stream", "stream-large")  # variants of the recipe, table B's generators
+CODEC_QUALITIES = (30, 75)  # best of the photographs' after long training, and after short
 STORED_AS = ("", "@float16", "@int8")
 NOT_DONE = 75  # EX_TEMPFAIL: the same again later
 PATIENCE_SECONDS = 20.0
@@ -172,7 +173,7 @@ def fixed(args: argparse.Namespace, budget: Budget) -> list[Command]:
 
 
 def storage(args: argparse.Namespace, budget: Budget) -> list[Command]:
-    """Each generator has a GAN of its own, of its size."""
+    """Each generator is pretrained, where the recipe says so, at its own size."""
     made, recipes = [], []
     for stream in STREAMS:
         run, recipe = args.out / stream, _recipe(args, budget, f":{stream}")
@@ -184,7 +185,7 @@ def storage(args: argparse.Namespace, budget: Budget) -> list[Command]:
     words = (
         str(SCRIPTS / "storage_curve.py"), *runs, "--data", args.data, "--out", str(args.out / "storage"),
         "--images-seen", str(budget.images_seen), "--network", budget.network, "--protocol", "idc", "--seeds",
-        str(args.seeds), *published,
+        str(args.seeds), "--codec-quality", *map(str, CODEC_QUALITIES), *published,
     )  # fmt: skip
     needs = tuple(command.makes for command in made)
     return [*made, Command("storage", words, args.out / "storage.txt", tuple(recipes), needs)]
