@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -19,7 +18,6 @@ from gencond.augment import Augmentation
 from gencond.backbones import IMAGENET1K, new_generator
 from gencond.config import Recipe
 from gencond.data import LabeledImages
-from gencond.distributed import new_accelerator
 from gencond.errors import InputError
 from gencond.extractors import (
     SETTLING_IMAGES,
@@ -317,42 +315,13 @@ def choose_representatives(recipe: Recipe, data: LabeledImages, extractors: Extr
     """
     per_slot = recipe.synthesizer.factor**2
     choose = _chooser(recipe, data, extractors)
-    rows = [choose(of_class) for of_class in _candidates(recipe, data)]
+    rows = [choose(data.rows_of(label)) for label in range(data.num_classes)]
     rows = [of_class[: len(of_class) // per_slot * per_slot] for of_class in rows]
     slots = [torch.arange(len(of_class) // per_slot) for of_class in rows]
     labels = [torch.full_like(of_class, label) for label, of_class in enumerate(slots)]
     images = to_signed(data.images[torch.cat(rows)])
     packed = pack(images.unflatten(0, (-1, per_slot)), recipe.synthesizer.factor) if len(images) else images
     return Representatives(torch.cat(labels), torch.cat(slots), packed)
-
-
-def _candidates(recipe: Recipe, data: LabeledImages) -> list[Tensor]:
-    """Rows of each class that its slots may start from: all, but for those that `codes.skip_easiest` leaves out."""
-    rows, part = [data.rows_of(label) for label in range(data.num_classes)], recipe.codes
-    used = recipe.synthesizer.kind == "generator" and (part.encode_steps or recipe.objective.representative_weight)
-    if not (part.skip_easiest and used):
-        return rows
-    maker = extractor_maker(recipe, data, new_accelerator().device)
-    network = maker.network(recipe.seed).to(maker.device)
-    maker.train(
-        network,
-        data.images,
-        data.labels,
-        strategy=recipe.data.augmentation,
-        batch_size=recipe.features.batch_size,
-        num_steps=part.ranking_steps,
-        learning_rate=recipe.features.learning_rate,
-        seed=recipe.seed,
-        description="ranking images",
-    )
-    judge = maker.wrap(network, knows_classes=True)
-
-    def harder(of_class: Tensor) -> Tensor:
-        logits = judge.logits(embed_all(judge, to_signed(data.images[of_class]).to(maker.device)))
-        losses = F.cross_entropy(logits, data.labels[of_class].to(maker.device), reduction="none").cpu()
-        return of_class[losses.argsort()[int(part.skip_easiest * len(of_class)) :].sort().values]
-
-    return [harder(of_class) for of_class in rows]
 
 
 def representative_sizes(recipe: Recipe) -> list[int]:

@@ -207,8 +207,6 @@ class Codes:
     """The learned slots.
 
     representative_sizes: the first so many slots start from k-means representatives, further ones from random images.
-    skip_easiest: share of each class that no slot starts from: the images that a network trained for `ranking_steps` on
-        the whole set finds easiest. Where a few hundred images have to stand for all, they show the least.
     encode_steps: fitting slots and generator to these real images; 0 skips it.
     encode_start: what is fitted first: latents of the `prior`, as a pretrained generator knows them, or `pca`, the
         images' principal components, which say from the start what a generator of random weights has to learn.
@@ -219,8 +217,6 @@ class Codes:
     num_slots: Count = 50
     fresh: Literal["prior", "mixed"] = "prior"
     representative_sizes: Steps = (1, 10, 50)
-    skip_easiest: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    ranking_steps: Count = 1000
     encode_steps: CountOrZero = 0
     encode_start: Literal["prior", "pca"] = "prior"
     encode_batch_size: Count = 128

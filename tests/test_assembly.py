@@ -122,27 +122,6 @@ def test_codes_start_from_the_principal_components_of_what_they_are_to_make(few_
     assert singular[5] > 1.01 * singular[6] and explained > 0.99
 
 
-def test_the_images_that_a_network_finds_easiest_start_no_slot_where_a_share_is_left_out() -> None:
-    rng = torch.Generator().manual_seed(3)
-    labels = torch.arange(3).repeat_interleave(40)
-    images = torch.randint(0, 256, (120, 1, 8, 8), generator=rng, dtype=torch.uint8)  # nothing says their class
-    is_easy = torch.arange(120) % 4 < 2
-    for label in range(3):
-        images[is_easy & (labels == label), :, 2 * label : 2 * label + 3] = 255  # but for a bar in every second image
-    data = LabeledImages(images, labels, ("a", "b", "c"))
-    easy = to_signed(images[is_easy]).flatten(1)
-
-    def share_of_easy(*overrides: str) -> float:
-        recipe = tiny_recipe(*SMALL, "data.augmentation=none", "codes.encode_steps=1", "codes.num_slots=15", *overrides)
-        extractors, _ = new_extractors(recipe, data, torch.device("cpu"))
-        chosen = choose_representatives(recipe, data, extractors).images.flatten(1)
-        assert len(chosen) == 45
-        return float((torch.cdist(chosen, easy).amin(1) < 1e-4).float().mean())
-
-    assert share_of_easy("codes.skip_easiest=0.5", "codes.ranking_steps=60") == 0
-    assert share_of_easy() > 0.3  # half of them are there to be drawn
-
-
 @pytest.mark.parametrize("term", TERMS)
 @pytest.mark.parametrize("scale", ["relative", "sum"])
 @pytest.mark.parametrize("real", ["statistics", "random"])
