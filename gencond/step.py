@@ -78,7 +78,8 @@ class CondenseStep:
         # All that is random is drawn for all classes, on every process and for every chunk alike.
         of_class = draw.length * factor**2
         self.num_images = of_class if images_per_step is None else min(of_class, images_per_step)
-        self.most_of_class = max(draw.length, self.num_images)  # of a class at once: as made, or as looked at
+        # Of uncut images only those are made that are looked at.
+        self.most_of_class = self.num_images if factor == 1 else max(draw.length, self.num_images)
         self.kept: Int64[Tensor, "classes m"] | None = None
         if self.num_images < of_class:
             order = torch.rand(self.num_classes, of_class, generator=draw.rng).argsort(1)
@@ -162,12 +163,13 @@ class CondenseStep:
     ) -> tuple[Float[Tensor, "classes m c h w"], Float[Tensor, "a c h w"]]:
         """The synthetic images that are looked at, and those that are held to their real image."""
         draw, tied = self.draw, self.representatives
-        labels = own.repeat_interleave(draw.length)
-        slots = torch.arange(draw.first_slot, draw.first_slot + draw.length, device=self.device).repeat(len(own))
+        only_kept = self.kept is not None and self.factor == 1
+        of_class = self.kept[chunk] if only_kept else torch.arange(draw.length, device=self.device).repeat(len(own), 1)
+        labels, slots = own.repeat_interleave(of_class.shape[1]), draw.first_slot + of_class.flatten()
         made = self._synthesized(torch.cat([labels, tied.labels[anchors]]), torch.cat([slots, tied.slots[anchors]]))
         images, images_anchored = made.split([len(labels), len(anchors)])
         images = decode(images, self.factor).unflatten(0, (len(own), -1))
-        if self.kept is not None:
+        if self.kept is not None and not only_kept:
             images = images[torch.arange(len(own), device=self.device)[:, None], self.kept[chunk]]
         return images, images_anchored
 

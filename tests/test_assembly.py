@@ -371,6 +371,31 @@ def test_a_step_looks_at_some_of_many_images_and_other_ones_each_time(few_digits
     assert not torch.equal(moved[0], moved[1]) and sum(moved).bool().float().mean() > 0.7
 
 
+def test_a_step_makes_only_the_images_that_it_looks_at(
+    few_digits: LabeledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(
+        *SMALL, *NONE, "objective.mean_weight=1", "synthesizer.kind=pixels", "pixels.ipc=7", "pixels.momentum=0",
+        "condense.prefix_lengths=[7]", "condense.images_per_step=3", "condense.schedule=constant",
+        "pixels.clamp_every_steps=0",
+    )  # fmt: skip
+    made: list[int] = []
+    make = CondensedPixels.forward
+    monkeypatch.setattr(
+        CondensedPixels,
+        "forward",
+        lambda self, labels, slots, *more: (made.append(len(slots)), make(self, labels, slots, *more))[1],
+    )
+    matching = start_pixels(recipe, few_digits)
+    moved = []
+    for step in range(3):
+        before = matching.condensed.pixels.clone()
+        matching.step(step)
+        moved.append((matching.condensed.pixels != before).flatten(1).any(1).view(10, 7))
+        assert (moved[-1].sum(1) == 3).all()
+    assert made == [30, 30, 30] and not torch.equal(moved[0], moved[1])
+
+
 def test_pixels_are_clamped_as_often_as_the_recipe_says_and_their_rate_follows_ipc(few_digits: LabeledImages) -> None:
     parts = [*SMALL, *NONE, "objective.mean_weight=1", "synthesizer.kind=pixels", "pixels.learning_rate=3"]
     wild = start_pixels(tiny_recipe(*parts, "pixels.clamp_every_steps=0"), few_digits)
