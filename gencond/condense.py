@@ -182,10 +182,11 @@ def start_from_components(condensed: CondensedDataset, representatives: Represen
     place; numbers of a code past the last component stay as they are.
 
     Args:
+        condensed: on the CPU, as new ones are.
         seed: of the randomised decomposition.
     Source: Bojanowski et al., Optimizing the Latent Space of Generative Networks (1707.05776), section 3.2.
     """
-    pieces = condensed.cut(representatives.images).flatten(1)
+    pieces = condensed.cut(representatives.images.cpu()).flatten(1)  # the same on any device
     centered = pieces - pieces.mean(0)
     length = condensed.codes.latent_dim * len(representatives.images) // len(pieces)
     count = min(length, *pieces.shape)
@@ -195,7 +196,7 @@ def start_from_components(condensed: CondensedDataset, representatives: Represen
         directions = torch.pca_lowrank(centered, q=at_most, center=False)[2][:, :count]  # [d, count]
     components = centered @ directions
     components = components / components.std(0).clamp(min=1e-6)  # a direction in which nothing varies stays at 0
-    rows = representatives.labels * condensed.num_slots + representatives.slots
+    rows = (representatives.labels * condensed.num_slots + representatives.slots).cpu()
     codes = condensed.codes.learned[rows].view(len(pieces), length)
     codes[:, :count] = components.to(codes)
     condensed.codes.learned[rows] = codes.view(len(rows), -1)

@@ -158,7 +158,7 @@ def questions_of(
             (CODEC_REAL, size, quality, args.seeds),
             partial(of_real, CODEC_REAL, size, quality),
         )
-        for quality in args.codec_quality
+        for quality in dict.fromkeys(args.codec_quality)
         for size in sorted(sizes)
     ]
     whole = Question(WHOLE_SET, "whole training set", (WHOLE_SET,), lambda: of_real(WHOLE_SET))
