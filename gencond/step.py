@@ -78,12 +78,17 @@ class CondenseStep:
         # All that is random is drawn for all classes, on every process and for every chunk alike.
         of_class = draw.length * factor**2
         self.num_images = of_class if images_per_step is None else min(of_class, images_per_step)
-        # Of uncut images only those are made that are looked at.
-        self.most_of_class = self.num_images if factor == 1 else max(draw.length, self.num_images)
-        self.kept: Int64[Tensor, "classes m"] | None = None
+        slots = torch.arange(draw.length).repeat(self.num_classes, 1)
+        self.kept: Int64[Tensor, "classes m"] | None = None  # of the images that the slots are cut into
         if self.num_images < of_class:
             order = torch.rand(self.num_classes, of_class, generator=draw.rng).argsort(1)
-            self.kept = order[:, : self.num_images].to(self.device)
+            looked_at = order[:, : self.num_images]
+            if factor == 1:
+                slots = looked_at  # the others are not even made
+            else:
+                self.kept = looked_at.to(self.device)
+        self.slots: Int64[Tensor, "classes k"] = (draw.first_slot + slots).to(self.device)
+        self.most_of_class = max(self.slots.shape[1], self.num_images)  # at once: as made, or as looked at
         self.params = augmentation.draw(self.num_classes * (1 if real.siamese else self.num_images), draw.rng)
         self.targets_of = real.at(draw, augmentation)
         self.kept_targets: tuple[int, Targets] | None = None
@@ -162,14 +167,12 @@ class CondenseStep:
         self, own: Tensor, chunk: slice, anchors: Tensor
     ) -> tuple[Float[Tensor, "classes m c h w"], Float[Tensor, "a c h w"]]:
         """The synthetic images that are looked at, and those that are held to their real image."""
-        draw, tied = self.draw, self.representatives
-        only_kept = self.kept is not None and self.factor == 1
-        of_class = self.kept[chunk] if only_kept else torch.arange(draw.length, device=self.device).repeat(len(own), 1)
-        labels, slots = own.repeat_interleave(of_class.shape[1]), draw.first_slot + of_class.flatten()
+        tied = self.representatives
+        labels, slots = own.repeat_interleave(self.slots.shape[1]), self.slots[chunk].flatten()
         made = self._synthesized(torch.cat([labels, tied.labels[anchors]]), torch.cat([slots, tied.slots[anchors]]))
         images, images_anchored = made.split([len(labels), len(anchors)])
         images = decode(images, self.factor).unflatten(0, (len(own), -1))
-        if self.kept is not None and not only_kept:
+        if self.kept is not None:
             images = images[torch.arange(len(own), device=self.device)[:, None], self.kept[chunk]]
         return images, images_anchored
 

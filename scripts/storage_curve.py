@@ -8,7 +8,7 @@ optimiser, schedule and augmentation. Of a generator every image is fresh; a ban
 the whole training set are seen again and again. `@float16` and `@int8` judge an artefact as it would be stored. Beside
 them, for every size among the artefacts and every one asked for with `--codec-bits`, stand random real photographs in
 one AVIF file of no more bytes, drawn anew for each seed. More qualities of the codec (`--codec-quality 30 75`) make
-more rows: coarse ones hold more photographs, and which serves best depends on how long is trained.
+more rows: coarse ones hold more photographs, and which serves best depends on the bytes.
 
 The test set is read; `--set data.judge_on=validation` takes a slice of the training set instead, for artefacts that
 were condensed without it. Whatever is measured is kept in OUT/scores and not measured again. OUT/storage_curve.png

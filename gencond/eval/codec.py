@@ -12,7 +12,7 @@ from torch import Tensor
 from gencond.data import LabeledImages
 from gencond.selection import random_subset
 
-QUALITY = 30  # of AVIF; which is best depends on how long is trained, see docs/flagship.md
+QUALITY = 30  # of AVIF; which is best depends on the bytes and on how long is trained, see docs/flagship.md
 
 
 def encode_mosaic(images: UInt8[Tensor, "n c h w"], quality: int = QUALITY) -> bytes:
