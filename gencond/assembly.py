@@ -4,6 +4,7 @@ The only place where a recipe's words become objects, so that everything below t
 """
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -41,6 +43,8 @@ from gencond.targets import BatchSide, RealSide, RepresentativeSide, StatisticsS
 from gencond.training import new_sgd
 
 logger = logging.getLogger(__name__)
+
+RANKING_BATCH_SIZE, RANKING_LR = 128, 0.05  # of the network that says which images are easy, by a cosine
 
 Extractors = PoolExtractors | FreshExtractors | OnlineExtractors
 
@@ -93,11 +97,16 @@ def check_counts(recipe: Recipe, smallest: int, name: str) -> None:
     """Whether the smallest class, of that name, has the images that learning starts from. Raises as `check_fit`."""
     per_slot = recipe.synthesizer.factor**2
     needed = recipe.pixels.ipc * per_slot
-    ties = recipe.codes.encode_steps or recipe.objective.representative_weight
-    if recipe.synthesizer.kind == "generator" and ties and per_slot > 1 and smallest < per_slot:
+    if _codes_start_from_images(recipe) and smallest < per_slot and per_slot > 1:
         raise InputError(
             f"codes start from {per_slot} real images each (synthesizer.factor={recipe.synthesizer.factor}), and class "
             f"{name!r} has {smallest}: lower the factor"
+        )
+    of_slots = recipe.codes.num_slots * per_slot
+    if recipe.synthesizer.kind == "generator" and recipe.generator.backbone == "transform" and smallest < of_slots:
+        raise InputError(
+            f"codes.num_slots={recipe.codes.num_slots} of a transform start from {of_slots} real images a class, and "
+            f"class {name!r} has {smallest}: lower it"
         )
     if recipe.synthesizer.kind == "pixels" and recipe.pixels.init != "noise" and smallest < needed:
         raise InputError(
@@ -162,10 +171,16 @@ def check_parts(recipe: Recipe) -> None:
         "generator.weights=imagenet1k are those of BigGAN-deep: set generator.backbone=biggan_deep": (
             recipe.generator.weights == IMAGENET1K and recipe.generator.backbone != "biggan_deep"
         ),
+        "no weights of a transform are known: set generator.weights to null": makes_images
+        and recipe.generator.backbone == "transform"
+        and recipe.generator.weights is not None,
+        "there is nothing to match past the learned slots: set condense.stream_probability=0 or codes.fresh=mixed": (
+            makes_images and recipe.codes.fresh == "none" and recipe.condense.stream_probability > 0
+        ),
         "pixels are learned whole: set synthesizer.by_parts=false": is_pixels and recipe.synthesizer.by_parts,
-        "only biggan has generator.spatial_latents: set it to false": makes_images
-        and recipe.generator.spatial_latents
-        and recipe.generator.backbone != "biggan",
+        "a transform knows no prior: set codes.fresh to none or mixed": makes_images
+        and recipe.generator.backbone == "transform"
+        and recipe.codes.fresh == "prior",
         "synthesizer.by_parts needs parts: set synthesizer.factor to 2 or more": makes_images
         and recipe.synthesizer.by_parts
         and recipe.synthesizer.factor == 1,
@@ -315,13 +330,63 @@ def choose_representatives(recipe: Recipe, data: LabeledImages, extractors: Extr
     """
     per_slot = recipe.synthesizer.factor**2
     choose = _chooser(recipe, data, extractors)
-    rows = [choose(data.rows_of(label)) for label in range(data.num_classes)]
+    rows = [choose(of_class) for of_class in _candidates(recipe, data, extractors)]
     rows = [of_class[: len(of_class) // per_slot * per_slot] for of_class in rows]
     slots = [torch.arange(len(of_class) // per_slot) for of_class in rows]
     labels = [torch.full_like(of_class, label) for label, of_class in enumerate(slots)]
     images = to_signed(data.images[torch.cat(rows)])
     packed = pack(images.unflatten(0, (-1, per_slot)), recipe.synthesizer.factor) if len(images) else images
     return Representatives(torch.cat(labels), torch.cat(slots), packed)
+
+
+def ranking_network(recipe: Recipe, data: LabeledImages, maker: ExtractorMaker, num_steps: int) -> nn.Module:
+    """A network that knows the classes well enough to say which images are easy."""
+    network = maker.network(recipe.seed).to(maker.device)
+    maker.train(
+        network,
+        data.images,
+        data.labels,
+        strategy=recipe.data.augmentation,
+        batch_size=RANKING_BATCH_SIZE,
+        num_steps=num_steps,
+        learning_rate=RANKING_LR,
+        schedule=lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+        seed=recipe.seed,
+        description="ranking images",
+    )
+    return network
+
+
+def ranks_images(recipe: Recipe) -> bool:
+    """Whether a network chooses what slots start from."""
+    return recipe.codes.skip_easiest is not None and _codes_start_from_images(recipe)
+
+
+def _candidates(recipe: Recipe, data: LabeledImages, extractors: Extractors) -> list[Tensor]:
+    """Rows of each class that its slots may start from: all, or as many as there are slots from some ease on."""
+    rows = [data.rows_of(label) for label in range(data.num_classes)]
+    share = recipe.codes.skip_easiest
+    if share is None or not ranks_images(recipe):
+        return rows
+    maker = extractor_maker(recipe, data, extractors.at(0, _rng(recipe.seed)).mean.device)
+    judge = maker.wrap(ranking_network(recipe, data, maker, recipe.codes.ranking_steps), knows_classes=True)
+
+    def from_there_on(of_class: Tensor) -> Tensor:
+        logits = judge.logits(embed_all(judge, to_signed(data.images[of_class]).to(maker.device)))
+        losses = F.cross_entropy(logits, data.labels[of_class].to(maker.device), reduction="none").cpu()
+        count = min(recipe.codes.num_slots * recipe.synthesizer.factor**2, len(of_class))
+        first = min(int(share * len(of_class)), len(of_class) - count)
+        return of_class[losses.argsort(stable=True)[first : first + count]]
+
+    return [from_there_on(of_class) for of_class in rows]
+
+
+def _codes_start_from_images(recipe: Recipe) -> bool:
+    return recipe.synthesizer.kind == "generator" and (
+        recipe.generator.backbone == "transform"
+        or recipe.codes.encode_steps > 0
+        or recipe.objective.representative_weight > 0
+    )
 
 
 def representative_sizes(recipe: Recipe) -> list[int]:
@@ -335,7 +400,7 @@ def _chooser(recipe: Recipe, data: LabeledImages, extractors: Extractors) -> Cal
     per_slot, rng = recipe.synthesizer.factor**2, _rng(recipe.seed)
     if recipe.synthesizer.kind == "generator":
         sizes = representative_sizes(recipe)
-        if not (recipe.codes.encode_steps or recipe.objective.representative_weight):
+        if not _codes_start_from_images(recipe):
             return lambda rows: rows[:0]
 
         def nested_then_random(rows: Tensor) -> Tensor:

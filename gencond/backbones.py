@@ -18,10 +18,12 @@ from gencond.generator.condensed import BACKBONES, backbone_config, new_backbone
 from gencond.generator.discriminator import channels_at
 from gencond.generator.loading import read_model
 from gencond.generator.pretrained import load_biggan, load_biggan_deep, load_imagenet1k
+from gencond.generator.transform import TransformGenerator
 
 logger = logging.getLogger(__name__)
 
 IMAGENET1K = "imagenet1k"
+LARGEST_SQUARE = 8  # pixels: the transform of a larger one weighs more than it saves
 
 
 def made_size(recipe: Recipe, data: LabeledImages) -> int:
@@ -37,6 +39,15 @@ def made_size(recipe: Recipe, data: LabeledImages) -> int:
     if rest:
         raise ValueError(f"{factor} x {factor} parts do not fill an image: change synthesizer.factor or by_parts")
     return size
+
+
+def has_pretraining(recipe: Recipe) -> bool:
+    """Whether adversarial pretraining comes first: not of pixels, nor of a transform, which begins as the images'."""
+    return (
+        recipe.synthesizer.kind == "generator"
+        and recipe.generator.backbone != "transform"
+        and recipe.pretrain.num_steps > 0
+    )
 
 
 def new_generator(recipe: Recipe, data: LabeledImages) -> Backbone:
@@ -60,18 +71,26 @@ def new_generator(recipe: Recipe, data: LabeledImages) -> Backbone:
                 attention_resolution=part.attention_resolution,
                 truncation=part.truncation,
             )
+        if part.backbone == "transform":
+            square = part.square or max(side for side in range(1, LARGEST_SQUARE + 1) if size % side == 0)
+            return TransformGenerator(
+                sample_size=size,
+                out_channels=data.channels,
+                num_class_embeds=data.num_classes,
+                latent_dim=min(part.chunk_dim, data.channels * square**2) * (size // square) ** 2,
+                square=square,
+                width=part.width,
+            )
         return BigGANGenerator(
             sample_size=size,
             out_channels=data.channels,
             num_class_embeds=data.num_classes,
-            latent_dim=part.chunk_dim * ((size >> num_blocks) ** 2 if part.spatial_latents else num_blocks + 1),
+            latent_dim=part.chunk_dim * (num_blocks + 1),
             class_embed_dim=part.class_embed_dim,
             block_out_channels=[
                 channels_at(size >> doublings_left, part.width) for doublings_left in reversed(range(num_blocks))
             ],
             attention_resolution=part.attention_resolution,
-            hierarchical=not part.spatial_latents,
-            spatial_latents=part.spatial_latents,
         )
 
 

@@ -133,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     store = commands.add_parser("store", help="write an artefact in fewer bits")
     store.add_argument("path", help="run folder, artefact folder or Hub id")
-    store.add_argument("--as", dest="storage", required=True, help="float32, float16 or int8")
+    store.add_argument("--as", dest="storage", required=True, help="float32, float16, int8 or coded")
     store.add_argument("--out", type=Path, required=True, help="a new artefact folder, which is loaded like any other")
     store.set_defaults(command=run_store)
 

@@ -30,9 +30,11 @@ from gencond.errors import InputError
 from gencond.files import cache_dir, require_writable
 from gencond.generator.backbone import Backbone
 from gencond.generator.card import model_card
+from gencond.generator.codes import whole_numbers
 from gencond.generator.condensed import CondensedDataset, backbone_config, load
 from gencond.generator.face import Condensed
 from gencond.generator.pixels import CondensedPixels
+from gencond.generator.transform import TransformGenerator
 from gencond.losses.anchor import representative_loss
 from gencond.pictures import PICTURED_CLASSES, PICTURED_IMAGES, grid, screen_scale, write_png
 from gencond.pretrain import averaged, pretrained_generator
@@ -41,8 +43,6 @@ from gencond.step import CondenseStep
 from gencond.targets import Draw, RealSide
 
 logger = logging.getLogger(__name__)
-
-OVERSAMPLED = 16  # components beyond those kept: the last few of a randomised decomposition are not the data's
 
 
 def condense(recipe: Recipe, data: LabeledImages, out: Path, pretrained: Path | None = None) -> Condensed:
@@ -107,8 +107,11 @@ def start(recipe: Recipe, data: LabeledImages, run: RunFolder, pretrained: Path 
         )
     representatives = choose_representatives(recipe, data, extractors).to(accelerator.device)
     condensed = new_condensed(recipe, data, generator, representatives)
-    if isinstance(condensed, CondensedDataset) and recipe.codes.encode_steps:
-        encode(recipe, condensed, representatives, run)
+    if isinstance(condensed, CondensedDataset):
+        if isinstance(condensed.generator, TransformGenerator):
+            start_from_transform(condensed, representatives, recipe.generator.quantization_step)
+        if recipe.codes.encode_steps:
+            encode(recipe, condensed, representatives, run)
     return Matching(recipe, data, condensed, extractors, real, representatives)
 
 
@@ -151,8 +154,6 @@ def encode(recipe: Recipe, condensed: CondensedDataset, representatives: Represe
     """Fits codes and generator to the representatives by squared error, in place: matching starts from real images."""
     part = recipe.codes
     accelerator = new_accelerator()
-    if part.encode_start == "pca":
-        start_from_components(condensed, representatives, recipe.seed)
     optimizer = adam(condensed, part.encode_generator_lr, part.encode_code_lr)
     synthesize, optimizer = accelerator.prepare(condensed, optimizer)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=part.encode_steps)
@@ -177,29 +178,19 @@ def encode(recipe: Recipe, condensed: CondensedDataset, representatives: Represe
 
 
 @torch.no_grad()
-def start_from_components(condensed: CondensedDataset, representatives: Representatives, seed: int) -> None:
-    """Puts in the place of the slots' codes the whitened principal components of what each of them is to make, in
-    place; numbers of a code past the last component stay as they are.
+def start_from_transform(condensed: CondensedDataset, representatives: Representatives, step: float) -> None:
+    """Makes the generator the transform of what the slots are to make, and their codes its numbers, in place.
 
     Args:
         condensed: on the CPU, as new ones are.
-        seed: of the randomised decomposition.
-    Source: Bojanowski et al., Optimizing the Latent Space of Generative Networks (1707.05776), section 3.2.
+        step: by which an image changes where a number changes by 1.
     """
-    pieces = condensed.cut(representatives.images.cpu()).flatten(1)  # the same on any device
-    centered = pieces - pieces.mean(0)
-    length = condensed.codes.latent_dim * len(representatives.images) // len(pieces)
-    count = min(length, *pieces.shape)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        at_most = min(count + OVERSAMPLED, *pieces.shape)
-        directions = torch.pca_lowrank(centered, q=at_most, center=False)[2][:, :count]  # [d, count]
-    components = centered @ directions
-    components = components / components.std(0).clamp(min=1e-6)  # a direction in which nothing varies stays at 0
+    squares = condensed.cut(representatives.images.cpu())  # the same on any device
+    numbers = whole_numbers(condensed.generator.fit(squares, step))
+    of_part = condensed.generator.squares_in_a_row**2
+    numbers = numbers.unflatten(0, (-1, of_part)).transpose(1, 2)  # as feature maps lie
     rows = (representatives.labels * condensed.num_slots + representatives.slots).cpu()
-    codes = condensed.codes.learned[rows].view(len(pieces), length)
-    codes[:, :count] = components.to(codes)
-    condensed.codes.learned[rows] = codes.view(len(rows), -1)
+    condensed.codes.learned[rows] = numbers.reshape(len(rows), -1)
 
 
 def new_optimizer(recipe: Recipe, condensed: Condensed) -> torch.optim.Optimizer:
@@ -335,4 +326,7 @@ class Matching:
             on_save=lambda step: self.picture(run.samples / f"step_{step:06d}.png"),
         )
         self.accelerator.free_memory()
-        return self.result().cpu().eval()
+        condensed = self.result().cpu().eval()
+        if isinstance(condensed, CondensedDataset):
+            condensed.codes.settle_()
+        return condensed

@@ -94,17 +94,19 @@ class Pixels:
 class Generator:
     """The backbone.
 
-    backbone: `biggan`, 8 to 512 px, which can be pretrained here; `biggan_deep`, of which published weights exist.
+    backbone: `biggan`, 8 to 512 px, which can be pretrained here; `biggan_deep`, of which published weights exist;
+        `transform`, made like an image codec, which begins as the linear transform of the images that it starts from.
     weights: of a pretrained one instead of pretraining: a file, a folder, a URL or a Hub id; `imagenet1k` of
         biggan_deep, at 128, 256 or 512 px. They say all sizes below.
     sha256: of the file of weights; null checks none.
     width: of biggan, channels of the blocks up to 16 pixels; each doubling beyond halves them. Of biggan_deep, channels
-        of the last block, and up to 16 times as many before.
+        of the last block, and up to 16 times as many before. Of transform, of its convolutions.
     num_blocks: each doubles the side; null leaves a first feature map of 4 to 7 pixels.
     chunk_dim: of biggan: part of the latent that the first layer and each block get; the latent is (num_blocks + 1)
-        times as long.
-    spatial_latents: of biggan: a latent is chunk_dim numbers for each place of the first feature map, and blocks get
-        none of it: what is where need not be learned, and many images fit in few weights.
+        times as long. Of transform: whole numbers for each square of an image, at most; no more than it has pixels.
+    square: of transform: side in pixels; null is the largest up to 8 that divides an image.
+    quantization_step: of transform: by which an image in [-1, 1] changes, as a norm, where one of these numbers changes
+        by 1. Coarse steps leave most numbers at 0, which costs next to nothing to store.
     latent_dim: of biggan_deep.
     attention_resolution: side of the feature maps that are attended to; null leaves attention out.
     truncation: of biggan_deep: t of the latents t * truncated normal(-2, 2), also those that codes start from; null is
@@ -112,13 +114,14 @@ class Generator:
     gradient_checkpointing: less memory in matching for a second forward pass.
     """
 
-    backbone: Literal["biggan", "biggan_deep"] = "biggan"
+    backbone: Literal["biggan", "biggan_deep", "transform"] = "biggan"
     weights: str | None = None
     sha256: str | None = None
     width: Count = 64
     num_blocks: Count | None = None
     chunk_dim: Count = 16
-    spatial_latents: bool = False
+    square: Count | None = None
+    quantization_step: Rate = 0.4
     latent_dim: Count = 128
     class_embed_dim: Count = 64
     attention_resolution: Count | None = None
@@ -207,18 +210,20 @@ class Codes:
     """The learned slots.
 
     representative_sizes: the first so many slots start from k-means representatives, further ones from random images.
+    skip_easiest: slots start from images that a network, trained for ranking_steps on the whole set, finds neither
+        easiest nor hard: of each class this share, the easiest, is skipped, and those that follow are taken. null takes
+        any.
     encode_steps: fitting slots and generator to these real images; 0 skips it.
-    encode_start: what is fitted first: latents of the `prior`, as a pretrained generator knows them, or `pca`, the
-        images' principal components, which say from the start what a generator of random weights has to learn.
-    fresh: what slots past them are made from: `prior`, latents as in pretraining, or `mixed`, points between learned
-        codes of the class.
+    fresh: what slots past them are made from: `prior`, latents as in pretraining; `mixed`, points between learned codes
+        of the class; `none`: num_slots images of each class are all there are.
     """
 
     num_slots: Count = 50
-    fresh: Literal["prior", "mixed"] = "prior"
+    fresh: Literal["prior", "mixed", "none"] = "prior"
     representative_sizes: Steps = (1, 10, 50)
+    skip_easiest: Annotated[float, Field(ge=0, lt=1)] | None = None
+    ranking_steps: Count = 1000
     encode_steps: CountOrZero = 0
-    encode_start: Literal["prior", "pca"] = "prior"
     encode_batch_size: Count = 128
     encode_generator_lr: Rate = 1e-3
     encode_code_lr: Rate = 5e-2

@@ -22,9 +22,11 @@ from gencond.assembly import (
     matching_augmentation,
     new_extractors,
     new_real_side,
+    ranking_network,
+    ranks_images,
     representative_sizes,
 )
-from gencond.backbones import new_generator, published_generator
+from gencond.backbones import has_pretraining, new_generator, published_generator
 from gencond.checkpoint import RunFolder
 from gencond.condense import Matching, encode, new_condensed
 from gencond.config import Recipe
@@ -209,7 +211,7 @@ class _Case:
 
     def forecast(self) -> Forecast:
         """All stages, in a run's order."""
-        if self.makes_images and self.recipe.pretrain.num_steps:
+        if has_pretraining(self.recipe):
             self._in_stage("pretrain", self.recipe.pretrain.num_steps, partial(pretrain, self._unsaved, self.sample))
         if self.recipe.features.kind == "pool":
             self._pool()
@@ -299,6 +301,10 @@ class _Case:
         """What learning starts from, and the learning; returns what is learned."""
         recipe, sample = self.recipe, self.sample
         recipe = replace(recipe, pixels=replace(recipe.pixels, init="noise"))  # the sample is too small to start from
+        if ranks_images(recipe):
+            each = seconds_each(partial(_ranking_seconds, recipe, sample, self.maker))
+            self._add("ranking", f"{recipe.codes.ranking_steps} steps", recipe.codes.ranking_steps * each)
+            recipe = replace(recipe, codes=replace(recipe.codes, skip_easiest=None))
         representatives = choose_representatives(recipe, sample, extractors).to(self.device)
         if self.makes_images and len(representatives.labels):
             seconds = _choice_seconds(recipe, sample, self.amount) * sample.num_classes
@@ -335,8 +341,8 @@ def _training_seconds(recipe: Recipe, sample: LabeledImages, maker: ExtractorMak
     """Of `count` steps of training a network of the pool."""
     part = recipe.features
     network = maker.network(recipe.seed).to(maker.device)
-    started = time.perf_counter()
-    maker.train(
+    train = partial(
+        maker.train,
         network,
         sample.images,
         sample.labels,
@@ -347,9 +353,12 @@ def _training_seconds(recipe: Recipe, sample: LabeledImages, maker: ExtractorMak
         cutmix=part.cutmix,
         seed=recipe.seed,
     )
-    if maker.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return _timed(lambda _: train(), maker.device)(1)
+
+
+def _ranking_seconds(recipe: Recipe, sample: LabeledImages, maker: ExtractorMaker, count: int) -> float:
+    """Of `count` steps of training the network that ranks images."""
+    return _timed(lambda _: ranking_network(recipe, sample, maker, count), maker.device)(1)
 
 
 def _some_extractors(recipe: Recipe, sample: LabeledImages, maker: ExtractorMaker) -> Extractors:

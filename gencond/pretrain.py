@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gencond.augment import Augmentation
-from gencond.backbones import new_generator, published_generator, read_generator
+from gencond.backbones import has_pretraining, new_generator, published_generator, read_generator
 from gencond.checkpoint import RunFolder, run_stage, step_rng
 from gencond.config import Recipe
 from gencond.data import LabeledImages
@@ -51,7 +51,7 @@ def pretrained_generator(
         return read_generator(pretrained, recipe, data)
     if recipe.generator.weights is not None:
         return published_generator(recipe, data)
-    if recipe.pretrain.num_steps == 0:
+    if not has_pretraining(recipe):
         return new_generator(recipe, data).eval()
     if run.pretrained.is_dir():
         logger.info("pretrain: reusing %s", run.pretrained)

@@ -39,6 +39,7 @@ import torch
 
 from gencond import cli
 from gencond.assembly import check_fit
+from gencond.backbones import has_pretraining
 from gencond.checkpoint import current_commit, library_versions
 from gencond.cli import run_cleanly
 from gencond.config import Data, Recipe, load_recipe, to_dict, to_yaml
@@ -57,7 +58,7 @@ PARSERS = {"compare.py": compare.build_parser, "storage_curve.py": storage_curve
 PAPERS = ("dm", "m3d", "dream")
 STREAMS = ("stream-small", "stream", "stream-large")  # variants of the recipe, table B's generators
 CODEC_QUALITIES = (30, 75)  # coarse mosaics serve best in few bits, fine ones in many
-STORED_AS = ("", "@float16", "@int8")
+STORED_AS = ("", "@float16", "@int8", "@coded")
 NOT_DONE = 75  # EX_TEMPFAIL: the same again later
 PATIENCE_SECONDS = 20.0
 LAST_LINES = 12
@@ -132,7 +133,7 @@ class Command:
 
 def pretrain(args: argparse.Namespace, budget: Budget) -> list[Command]:
     recipe = _recipe(args, budget)
-    if recipe.pretrain.num_steps == 0:
+    if not has_pretraining(recipe):
         return []
     words = ("-m", "gencond.cli", "pretrain", *_of_run(args, budget, "", args.out / "gan"))
     return [Command("pretrain", words, args.out / "gan" / "pretrained", (recipe,))]

@@ -1,14 +1,15 @@
 """Equal storage, any number of images: artefacts beside photographs in the same bytes, after as many images seen.
 
-    python scripts/storage_curve.py runs/gan runs/gan@float16 runs/gan@int8 --data cifar10.npz --out runs/curve \
+    python scripts/storage_curve.py runs/gan runs/gan@int8 runs/gan@coded --data cifar10.npz --out runs/curve \
         --images-seen 1000000 --codec-bits 0.1 1 --network convnet3 --protocol idc --seeds 3 --published cifar10
 
 A classifier sees the same number of images whatever it is trained on, in batches of the protocol's size and with its
-optimiser, schedule and augmentation. Of a generator every image is fresh; a bank of pixels, a file of photographs and
-the whole training set are seen again and again. `@float16` and `@int8` judge an artefact as it would be stored. Beside
-them, for every size among the artefacts and every one asked for with `--codec-bits`, stand random real photographs in
-one AVIF file of no more bytes, drawn anew for each seed. More qualities of the codec (`--codec-quality 30 75`) make
-more rows: coarse ones hold more photographs, and which serves best depends on the bytes.
+optimiser, schedule and augmentation. Of a generator every image is fresh, where it makes fresh ones; other artefacts, a
+file of photographs and the whole training set are seen again and again. `@float16`, `@int8` and `@coded` judge an
+artefact as it would be stored. Beside them, for every size among the artefacts and every one asked for with
+`--codec-bits`, stand random real photographs in one AVIF file of no more bytes, drawn anew for each seed. More
+qualities of the codec (`--codec-quality 30 75`) make more rows: coarse ones hold more photographs, and which is best
+depends on the bytes.
 
 The test set is read; `--set data.judge_on=validation` takes a slice of the training set instead, for artefacts that
 were condensed without it. Whatever is measured is kept in OUT/scores and not measured again. OUT/storage_curve.png

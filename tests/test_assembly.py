@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -31,7 +30,7 @@ from gencond.assembly import (
 from gencond.augment import Augmentation
 from gencond.backbones import new_generator
 from gencond.checkpoint import RunFolder
-from gencond.condense import Matching, condense, new_condensed, start_from_components
+from gencond.condense import Matching, condense, new_condensed, start_from_transform
 from gencond.config import RECIPES, Recipe, available_recipes, load_recipe
 from gencond.data import LabeledImages
 from gencond.errors import InputError
@@ -94,32 +93,75 @@ def test_a_generator_of_parts_condenses(few_digits: LabeledImages, tmp_path: Pat
     condensed = condense(recipe, few_digits, tmp_path / "run")
     assert condensed.generator.config.sample_size == 4 and condensed.image_size == 8
     images, _ = condensed.sample(3)  # one slot past the learned ones
-    assert images.shape == (10 * 3 * 4, 1, 8, 8) and condensed.codes.mixed
+    assert images.shape == (10 * 3 * 4, 1, 8, 8) and condensed.codes.fresh == "mixed"
 
 
-def test_codes_start_from_the_principal_components_of_what_they_are_to_make(few_digits: LabeledImages) -> None:
-    recipe = tiny_recipe(
-        *SMALL,
-        "generator.spatial_latents=true",
-        "generator.chunk_dim=6",
-        "generator.num_blocks=2",
-        "codes.encode_steps=1",
-    )
+TRANSFORM = (
+    "generator.backbone=transform", "generator.square=4", "generator.chunk_dim=16", "generator.quantization_step=0.2",
+    "codes.encode_steps=2", "codes.fresh=mixed",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_transform_begins_as_the_images_that_its_slots_start_from(few_digits: LabeledImages, factor: int) -> None:
+    parts = [f"synthesizer.factor={factor}", f"synthesizer.by_parts={factor > 1}".lower()]
+    recipe = tiny_recipe(*SMALL, *TRANSFORM, *parts)
     extractors, _ = new_extractors(recipe, few_digits, torch.device("cpu"))
     representatives = choose_representatives(recipe, few_digits, extractors)
     condensed = new_condensed(recipe, few_digits, new_generator(recipe, few_digits), representatives)
-    start_from_components(condensed, representatives, seed=0)
+    start_from_transform(condensed, representatives, step=0.2)
     with torch.no_grad():
-        codes = condensed.codes(representatives.labels, representatives.slots).unflatten(1, (4, -1))  # [n, 4, 6]
-    squares = [representatives.images[:, 0, top : top + 4, left : left + 4] for top in (0, 4) for left in (0, 4)]
-    pixels = torch.stack(squares, dim=1).flatten(0, 1).flatten(1).double().numpy()
-    scores = codes.flatten(0, 1).double().numpy()
-    centered = pixels - pixels.mean(0)
-    left, singular, _ = np.linalg.svd(centered, full_matrices=False)
-    # The same best plane of 6 dimensions, seen through coordinates of unit variance that are not correlated.
-    np.testing.assert_allclose(np.cov(scores.T), np.eye(6), atol=1e-2)  # randomised: near variances mix
-    explained = np.square(np.linalg.norm(left[:, :6].T @ (scores / np.linalg.norm(scores, axis=0)))) / 6
-    assert singular[5] > 1.01 * singular[6] and explained > 0.99
+        made = condensed(representatives.labels, representatives.slots)
+    error = (made - representatives.images).square().mean()
+    # A rounded number is off by .5 of a step, or by .6 where it becomes 0; of orthonormal numbers, as many as pixels.
+    assert error < (0.6 * 0.2) ** 2 and (made - representatives.images).abs().max() > 0.01
+
+
+def test_a_transform_condenses_to_whole_numbers(few_digits: LabeledImages, tmp_path: Path) -> None:
+    small = [one for one in SMALL if not one.startswith(("codes.encode", "pretrain"))]
+    condensed = condense(tiny_recipe(*small, *TRANSFORM), few_digits, tmp_path / "run")
+    learned = condensed.codes.learned
+    assert not (tmp_path / "run" / "pretrained").exists()  # a recipe's steps of that are not its
+    assert torch.equal(learned, learned.round()) and len(learned.unique()) > 5
+    assert condensed.stored_as("coded").num_bytes < condensed.stored_as("int8").num_bytes
+    assert torch.equal(condensed.stored_as("coded").codes.learned, learned)
+    assert condensed.sample(3)[0].shape == (30, 1, 8, 8)  # one slot past the learned ones
+
+
+def test_an_artefact_without_fresh_codes_holds_so_many_images(few_digits: LabeledImages, tmp_path: Path) -> None:
+    small = [one for one in SMALL if not one.startswith(("codes.encode", "pretrain"))]
+    small = [one for one in small if not one.startswith("codes.num_slots")]
+    recipe = tiny_recipe(*small, *TRANSFORM, "codes.fresh=none", "condense.num_steps=0", "codes.num_slots=11")
+    condensed = condense(recipe, few_digits, tmp_path / "run")
+    most = recipe.codes.num_slots  # no multiple of the blocks that images are sampled in
+    assert condensed.largest_ipc == most and condensed.sample(most)[0].shape == (10 * most, 1, 8, 8)
+    with pytest.raises(InputError, match=f"holds {most} images of each class"):
+        condensed.sample(most + 1)
+    with pytest.raises(InputError, match="makes no others"):
+        condensed.stream()
+
+
+def test_the_images_that_a_network_finds_easiest_start_no_slot_where_a_share_is_left_out() -> None:
+    rng = torch.Generator().manual_seed(3)
+    labels = torch.arange(3).repeat_interleave(40)
+    images = torch.randint(0, 256, (120, 1, 8, 8), generator=rng, dtype=torch.uint8)  # nothing says their class
+    is_easy = torch.arange(120) % 4 < 2
+    images[is_easy] = 0
+    for label in range(3):
+        images[is_easy & (labels == label), :, 3 * label : 3 * label + 2] = 255  # but for a bar in every second image
+    data = LabeledImages(images, labels, ("a", "b", "c"))
+    easy = to_signed(images[is_easy]).flatten(1)
+
+    def share_of_easy(*overrides: str) -> float:
+        recipe = tiny_recipe(*SMALL, "data.augmentation=none", "codes.encode_steps=1", "codes.num_slots=15", *overrides)
+        extractors, _ = new_extractors(recipe, data, torch.device("cpu"))
+        chosen = choose_representatives(recipe, data, extractors).images.flatten(1)
+        assert len(chosen) == 45
+        return float((torch.cdist(chosen, easy).amin(1) < 1e-4).float().mean())
+
+    assert share_of_easy("codes.skip_easiest=0.6", "codes.ranking_steps=60") == 0
+    assert share_of_easy("codes.skip_easiest=0", "codes.ranking_steps=60") == 1
+    assert share_of_easy() > 0.3  # half of them are there to be drawn
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -165,10 +207,8 @@ def start_pixels(recipe: Recipe, data: LabeledImages) -> Matching:
         (["synthesizer.kind=pixels", "condense.stream_probability=0.1", "codes.encode_steps=0"], "no fresh images"),
         (["synthesizer.kind=pixels", "condense.stream_probability=0"], "set codes.encode_steps=0"),
         ([*SMALL, "synthesizer.kind=pixels", "synthesizer.by_parts=true"], "pixels are learned whole"),
-        (
-            ["generator.backbone=biggan_deep", "pretrain.num_steps=0", "generator.spatial_latents=true"],
-            "only biggan has generator.spatial_latents",
-        ),
+        ([*SMALL, *TRANSFORM, "codes.fresh=prior"], "set codes.fresh to none or mixed"),
+        (["codes.fresh=none", "condense.stream_probability=0.1"], "nothing to match past the learned slots"),
         (["synthesizer.by_parts=true"], "by_parts needs parts"),
         (
             ["synthesizer.kind=pixels", "condense.stream_probability=0", "codes.encode_steps=0", "pixels.ipc=1"],
@@ -210,6 +250,7 @@ def test_a_combination_that_means_nothing_is_refused_in_one_line(overrides: list
         (["synthesizer.factor=3", "synthesizer.by_parts=true"], "3 x 3 parts do not fill"),
         (["synthesizer.factor=4", "objective.representative_weight=1"], "codes start from 16 real images each"),
         (["synthesizer.kind=pixels", "pixels.ipc=7", "synthesizer.factor=2"], r"starts from 28 real images a class"),
+        ([*TRANSFORM, "codes.num_slots=40"], "num_slots=40 of a transform start from 40 real images a class"),
         (["features.network=resnet_ap10", "features.resize=12"], "cannot halve 12 px"),
         (["features.network=no_such_net"], "timm has no such model"),
     ],

@@ -102,7 +102,14 @@ def test_weights_of_another_size_are_refused(few_digits: LabeledImages, tmp_path
     ("overrides", "message"),
     [
         (["generator.weights=x"], "pretrained already: set pretrain.num_steps=0"),
-        (["generator.backbone=biggan_deep"], "BigGAN-deep is not pretrained here"),
+        (
+            ["generator.backbone=biggan_deep"],
+            "BigGAN-deep is not pretrained here",
+        ),
+        (
+            ["generator.backbone=transform", "generator.weights=x", "pretrain.num_steps=0"],
+            "set generator.weights to null",
+        ),
         (["generator.weights=imagenet1k", "pretrain.num_steps=0"], "set generator.backbone=biggan_deep"),
         (["generator.truncation=0.5"], "only biggan_deep has a generator.truncation"),
     ],

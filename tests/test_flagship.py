@@ -65,7 +65,7 @@ def test_a_dry_run_lists_every_command_in_order_and_trains_nothing(
     assert all(f"--pretrained {gan}" in command for stage, command in plan if stage in ("condense", "fixed"))
     assert "random_real kmeans_real dm:digits m3d:digits dream:digits" in dict(plan)["fixed"]
     runs = [f"{tmp_path}/out/{name}" for name in flagship.STREAMS]
-    stored = " ".join(f"{run} {run}@float16 {run}@int8" for run in runs)
+    stored = " ".join(f"{run} {run}@float16 {run}@int8 {run}@coded" for run in runs)
     assert f"storage_curve.py {stored} --data digits" in dict(plan)["storage"]
     assert not (tmp_path / "out").exists()
 
@@ -75,8 +75,8 @@ def test_the_shipped_recipe_and_the_papers_fit_the_images_of_cifar10(
     flagship: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture, budget: str
 ) -> None:
     numbers = np.random.default_rng(0)
-    images = numbers.integers(0, 256, (2100, 32, 32, 3), dtype=np.uint8)
-    labels = np.arange(2100) % 10
+    images = numbers.integers(0, 256, (6100, 32, 32, 3), dtype=np.uint8)  # 600 a class for training
+    labels = np.arange(6100) % 10
     np.savez(
         tmp_path / "some.npz", x_train=images[100:], y_train=labels[100:], x_test=images[:100], y_test=labels[:100]
     )
@@ -103,8 +103,8 @@ def test_table_bs_generators_differ_in_size_at_every_budget(flagship: ModuleType
     for dataset, budget in itertools.product(("fashion_mnist", "cifar10"), ("full", "quick")):
         args = argparse.Namespace(recipe=f"flagship:{dataset}", data=dataset, set=[])
         made = [flagship._recipe(args, flagship.BUDGETS[budget], f":{stream}") for stream in flagship.STREAMS]
-        assert [recipe.generator.width for recipe in made] == [32, 64, 64]
-        assert [recipe.codes.num_slots for recipe in made] == [30, 100, 400]
+        assert [recipe.generator.quantization_step for recipe in made] == [0.87, 0.42, 0.38]
+        assert [recipe.codes.num_slots for recipe in made] == [120, 250, 600]
 
 
 def test_a_recipe_without_streams_goes_through_the_other_stages(
@@ -245,7 +245,7 @@ def test_a_comparison_goes_on_after_its_time_was_over_and_is_done_once(smoke: li
     assert len(re.findall(r"\| \d+\.\d \| \d+\.\d \|$", page, re.MULTILINE)) == 6  # rows of table A
     assert "![first_images](fixed/first_images.png)" in page and "gencond.cli pretrain --recipe" in page
     assert "| trained on | stored images a class | bits a class | top-1 |" in page and "1,984 images seen" in page
-    assert page.count("stream-small, ") == 3 and "![storage_curve](storage/storage_curve.png)" in page
+    assert page.count("stream-small, ") == 4 and "![storage_curve](storage/storage_curve.png)" in page
     assert "# storage, " in page and "torch " in page and "name: own:digits" in page
     files = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.suffix != ".log"}
     assert called(*smoke) == 0

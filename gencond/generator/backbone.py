@@ -25,6 +25,8 @@ class Backbone(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
+    whole_latents = False  # whole numbers, see `codes.whole_numbers`
+    squares_in_a_row = 1  # of an image, each of which a piece of the latent stands for
     learns_statistics = False  # its batch norms take part in training, instead of staying as they are
 
     def __init__(self) -> None:

@@ -59,15 +59,14 @@ class BigGANGenerator(Backbone):
     """(latents, labels) -> images in [-1, 1].
 
     The latent is split in one chunk for the first linear layer and one for each block ("hierarchical latents"); a
-    block is conditioned on its chunk and the shared class embedding through its batch norms. Spatial latents are split
-    by places instead.
+    block is conditioned on its chunk and the shared class embedding through its batch norms.
 
     Args:
         sample_size: side of the images in pixels; `sample_size / 2^len(block_out_channels)`, the side of the first
             feature map, must be a whole number >= 2.
         out_channels: 1 grey, 3 RGB.
         num_class_embeds: number of classes.
-        latent_dim: length of a latent, a multiple of the number of chunks (blocks + 1) or pieces.
+        latent_dim: length of a latent, a multiple of the number of chunks (blocks + 1).
         class_embed_dim: length of the class embedding. As long as there are classes and with an identity table,
             the batch norms have gains and biases of each class, as in BigGANs without a shared embedding.
         block_out_channels: one entry a block; each block doubles the side.
@@ -76,8 +75,6 @@ class BigGANGenerator(Backbone):
         attention_resolution: side of the feature maps that self-attention follows, one of those that blocks make;
             None: no attention.
         hierarchical: False gives the whole latent to the first linear layer and none of it to the blocks.
-        spatial_latents: the latent is a piece for each place of the first feature map, in reading order, and the linear
-            layer makes each place from its own. Not hierarchical.
         out_norm_eps: of the last batch norm, where it differs; None: `norm_eps`.
     Raises:
         ValueError: sizes that do not divide.
@@ -99,21 +96,18 @@ class BigGANGenerator(Backbone):
         attention_resolution: int | None = None,
         hierarchical: bool = True,
         out_norm_eps: float | None = None,
-        spatial_latents: bool = False,
     ) -> None:
         super().__init__()
         num_blocks = len(block_out_channels)
-        if hierarchical and spatial_latents:
-            raise ValueError("spatial latents are not divided among blocks: set hierarchical=False")
         self.bottom = doublings(sample_size, num_blocks)
-        num_chunks = num_blocks + 1 if hierarchical else self.bottom**2 if spatial_latents else 1
+        num_chunks = num_blocks + 1 if hierarchical else 1
         if latent_dim % num_chunks:
             raise ValueError(f"latent_dim {latent_dim} is not a multiple of the {num_chunks} chunks")
         self.chunk_dim, self.hierarchical = latent_dim // num_chunks, hierarchical
         condition_dim = class_embed_dim + (self.chunk_dim if hierarchical else 0)
         widths = (in_channels or block_out_channels[0], *block_out_channels)
         self.class_embedding = nn.Embedding(num_class_embeds, class_embed_dim)
-        self.linear = nn.Linear(self.chunk_dim, widths[0] * (1 if spatial_latents else self.bottom**2))
+        self.linear = nn.Linear(self.chunk_dim, widths[0] * self.bottom**2)
         self.blocks = nn.ModuleList(
             GeneratorBlock(widths[number], widths[number + 1], condition_dim, norm_eps) for number in range(num_blocks)
         )
@@ -128,11 +122,7 @@ class BigGANGenerator(Backbone):
     def forward(self, latents: Float[Tensor, "n latent_dim"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n c s s"]:
         embedding = self.class_embedding(labels)  # [n, class_embed_dim]
         first, *chunks = latents.split(self.chunk_dim, dim=1) if self.hierarchical else (latents,)
-        if self.config.spatial_latents:
-            x = self.linear(first.unflatten(1, (-1, self.chunk_dim))).transpose(1, 2)  # [n, c, places]
-        else:
-            x = self.linear(first)
-        x = x.reshape(len(latents), -1, self.bottom, self.bottom)
+        x = self.linear(first).view(len(latents), -1, self.bottom, self.bottom)
         for number, block in enumerate(self.blocks):
             condition = torch.cat([embedding, chunks[number]], dim=1) if self.hierarchical else embedding
             x = self.through(block, x, condition)

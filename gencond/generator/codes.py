@@ -6,6 +6,7 @@ a prefix of a large one, bit for bit.
 """
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -94,6 +95,19 @@ def uniform_stream(
     return torch.from_numpy((bits.astype(np.float64) + 0.5) * 2.0**-32)
 
 
+Fresh = Literal["prior", "mixed", "none"]
+ROUNDED_UP = 0.4  # of a step: what is less than .6 becomes 0, for a 0 costs the least to store
+
+
+def whole_numbers(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """x rounded, with a dead zone around 0; gradients pass as though it were not, but for zeros, which stay zeros.
+
+    Source: "straight-through" of Bengio et al. (1308.3432); dead zones are those of image codecs.
+    """
+    rounded = (x.detach().abs() + ROUNDED_UP).floor() * x.detach().sign()
+    return rounded + (x - x.detach()) * (rounded != 0)
+
+
 class Codes(nn.Module):
     """The codebook: a latent for every (class, slot).
 
@@ -102,11 +116,13 @@ class Codes(nn.Module):
         latent_dim: length of a latent.
         seed: of the stream, which also initialises the learned slots.
         truncation: of the stream, see `drawn_codes`.
-        mixed: further latents are mixed of learned ones: a + u (b - a), u uniform in (0, 1/2), for random codes a and b
-            of the class. Where learning has moved the codes away from the prior, these make better images.
+        fresh: what further latents are: of the `prior`, the stream's; `mixed` of learned ones, a + u (b - a), u uniform
+            in (0, 1/2), for random codes a and b of the class: where learning has moved the codes away from the prior,
+            these make better images; `none`: there are no further ones.
         parts: of a latent; each is mixed by itself, of any learned parts of the class.
+        whole: learned latents are whole numbers, as which they are stored.
     Raises:
-        ValueError: nothing learned that could be mixed.
+        ValueError: nothing learned that could be mixed, or nothing at all.
     """
 
     def __init__(
@@ -116,13 +132,14 @@ class Codes(nn.Module):
         latent_dim: int,
         seed: int = 0,
         truncation: float | None = None,
-        mixed: bool = False,
+        fresh: Fresh = "prior",
         parts: int = 1,
+        whole: bool = False,
     ) -> None:
         super().__init__()
-        if mixed and num_slots == 0:
-            raise ValueError("no learned codes to mix further ones of")
-        self.mixed, self.parts = mixed, parts
+        if fresh != "prior" and num_slots == 0:
+            raise ValueError("no learned codes to make further ones of")
+        self.fresh, self.parts, self.whole = fresh, parts, whole
         self.num_classes, self.num_slots, self.latent_dim, self.seed = num_classes, num_slots, latent_dim, seed
         self.truncation = truncation
         labels = torch.arange(num_classes).repeat_interleave(num_slots)
@@ -138,16 +155,20 @@ class Codes(nn.Module):
 
         Args:
             seed: another seed for the slots past the learned ones.
+        Raises:
+            ValueError: a slot past the learned ones, where there are none.
         """
         drawn_seed = self.seed if seed is None else seed
         if self.num_slots == 0:
             return drawn_codes(drawn_seed, labels, slots, self.latent_dim, self.truncation).to(self.learned)
         is_learned = slots < self.num_slots
         row = labels * self.num_slots + torch.where(is_learned, slots, 0)
-        latents = F.embedding(row, self.learned)  # also where none is learned: data parallelism wants every parameter
+        latents = self._rows(self.learned, row)  # also where none is learned: data parallelism wants every parameter
         if bool(is_learned.all()):
             return latents
-        if self.mixed:
+        if self.fresh == "none":
+            raise ValueError(f"there are no codes past the {self.num_slots} learned ones of a class")
+        if self.fresh == "mixed":
             drawn = self._mixed(drawn_seed, labels, slots)
         else:
             drawn = drawn_codes(drawn_seed, labels, slots, self.latent_dim, self.truncation).to(latents)
@@ -160,5 +181,16 @@ class Codes(nn.Module):
         first, second = ((uniform[..., which] * of_class).long().to(labels.device) for which in (0, 1))
         learned = self.learned.view(-1, self.latent_dim // self.parts)
         start = labels[:, None] * of_class
-        one, other = F.embedding(start + first, learned), F.embedding(start + second, learned)
+        one, other = self._rows(learned, start + first), self._rows(learned, start + second)
         return torch.lerp(one, other, (uniform[..., 2:] / 2).to(one)).flatten(1)
+
+    def _rows(self, learned: Tensor, rows: Tensor) -> Tensor:
+        """Of the codebook, as they are stored."""
+        latents = F.embedding(rows, learned)
+        return whole_numbers(latents) if self.whole else latents
+
+    @torch.no_grad()
+    def settle_(self) -> None:
+        """The learned latents become what they stand for, in place: the same images, and whole numbers are stored."""
+        if self.whole:
+            self.learned.copy_(whole_numbers(self.learned))

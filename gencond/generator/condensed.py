@@ -16,15 +16,18 @@ from gencond.files import read_json
 from gencond.generator.backbone import Backbone, own_truncation
 from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.biggan_deep import BigGANDeepGenerator
-from gencond.generator.codes import Codes
+from gencond.generator.codes import Codes, Fresh
 from gencond.generator.face import Condensed
 from gencond.generator.loading import HUB_ID, WEIGHTS_NAME, arguments_of, read_model
 from gencond.generator.packing import cut, tile
 from gencond.generator.pixels import CondensedPixels
+from gencond.generator.transform import TransformGenerator
 
 ARTEFACT_FOLDER = "condensed"
 
-BACKBONES: dict[str, type[Backbone]] = {kind.__name__: kind for kind in (BigGANGenerator, BigGANDeepGenerator)}
+BACKBONES: dict[str, type[Backbone]] = {
+    kind.__name__: kind for kind in (BigGANGenerator, BigGANDeepGenerator, TransformGenerator)
+}
 
 
 def backbone_config(generator: Backbone) -> dict[str, Any]:
@@ -61,11 +64,11 @@ class CondensedDataset(Condensed):
             it has none.
         by_parts: the generator makes the factor x factor parts of an image, each from its own part of the code, not the
             image as a whole.
-        fresh: what slots past the learned ones are made from: `prior`, latents as the backbone knows them, or `mixed`,
-            points between learned codes (`codes.Codes`).
+        fresh: what slots past the learned ones are made from: `prior`, latents as the backbone knows them; `mixed`,
+            points between learned codes (`codes.Codes`); `none`: there are none.
     Raises:
         InputError: an unknown backbone, a truncation out of range.
-        ValueError: nothing learned that could be mixed.
+        ValueError: nothing learned that could be mixed, or nothing at all.
     """
 
     stored = "learned codes"
@@ -83,7 +86,7 @@ class CondensedDataset(Condensed):
         storage: str = "float32",
         truncation: float | None = None,
         by_parts: bool = False,
-        fresh: str = "prior",
+        fresh: Fresh = "prior",
     ) -> None:
         super().__init__()
         self.generator = new_backbone(generator_config)
@@ -91,13 +94,18 @@ class CondensedDataset(Condensed):
         self.parts = self.parts_in_a_row**2  # that the generator makes of one image
         code_dim = self.parts * self.generator.config.latent_dim
         self.codes = Codes(
-            len(class_names), num_slots, code_dim, seed, truncation, mixed=fresh == "mixed", parts=self.parts
-        )
+            len(class_names), num_slots, code_dim, seed, truncation, fresh=fresh, parts=self.parts,
+            whole=self.generator.whole_latents,
+        )  # fmt: skip
 
     @property
     def image_size(self) -> int:
         """Side in pixels."""
         return self.generator.config.sample_size * self.parts_in_a_row
+
+    @property
+    def largest_ipc(self) -> int | None:
+        return self.num_slots if self.config.fresh == "none" else None
 
     @property
     def parts_in_a_row(self) -> int:
@@ -119,8 +127,7 @@ class CondensedDataset(Condensed):
 
     def cut(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "m c h2 w2"]:
         """The squares of images that the pieces of their codes stand for, in the order of the pieces."""
-        in_a_part = self.generator.bottom if self.generator.config.get("spatial_latents") else 1
-        for in_a_row in (self.parts_in_a_row, in_a_part):
+        for in_a_row in (self.parts_in_a_row, self.generator.squares_in_a_row):
             images = cut(images, in_a_row).flatten(0, 1)
         return images
 

@@ -75,7 +75,7 @@ class Condensed(ModelMixin, ConfigMixin):
         """A copy whose weights are those that come back when it is saved in fewer bits; it samples from these.
 
         Args:
-            storage: `float32`, `float16` or `int8`, see `storage.to_stored`.
+            storage: `float32`, `float16`, `int8` or `coded`, see `storage.to_stored`.
         Raises:
             InputError: another storage, or values that it cannot hold.
         """
@@ -258,4 +258,6 @@ class Condensed(ModelMixin, ConfigMixin):
     @torch.no_grad()
     def _images_of(self, labels: Tensor, slots: Tensor, seed: int | None) -> Tensor:
         self.eval()
+        if self.largest_ipc is not None:  # blocks of slots are longer; what is past its end is never looked at
+            slots = slots.clamp_max(self.largest_ipc - 1)
         return decode(self(labels.to(self.device), slots.to(self.device), seed), self.config.factor)

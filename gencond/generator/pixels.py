@@ -91,7 +91,3 @@ class CondensedPixels(Condensed):
             raise ValueError(f"slot {int(slots.max())} of a bank that holds {self.num_slots} images of each class")
         offset, scale = self._affine
         return self.pixels[labels * self.num_slots + slots] * scale + offset
-
-    def _images_of(self, labels: Tensor, slots: Tensor, seed: int | None) -> Tensor:
-        """Blocks of slots are longer than the bank; what is past its end is never looked at."""
-        return super()._images_of(labels, slots.clamp_max(self.num_slots - 1), seed)

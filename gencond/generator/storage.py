@@ -1,16 +1,20 @@
 """How the weights of an artefact lie on disk: as they were learned, or in fewer bits, which are what it then holds."""
 
+import math
 from collections.abc import Mapping
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gencond.errors import InputError
+from gencond.generator.entropy import decode, encode
 
-Storage = Literal["float32", "float16", "int8"]
+Storage = Literal["float32", "float16", "int8", "coded"]
 STORAGES: tuple[str, ...] = get_args(Storage)
 SCALE = ".int8_scale"  # the tensor of scales that stands beside one of int8
+CODED, SHAPE = ".coded", ".shape"  # entropy-coded bytes of a tensor of int8, and its shape
 
 
 def check_storage(storage: str) -> None:
@@ -24,7 +28,8 @@ def to_stored(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
 
     `float16` rounds every float. `int8` rounds each row of a tensor of two or more dimensions to 255 evenly spaced
     values around 0, the row's largest magnitude being the last; vectors stay in float16. Scales are bfloat16 and 127
-    times one is a float32, so what is read back is stored as the same bytes again. Integers stay as they are.
+    times one is a float32, so what is read back is stored as the same bytes again. Integers stay as they are, and
+    floats that are whole numbers of a byte become such. `coded` is int8 with its tensors entropy-coded (`entropy`).
 
     Raises:
         InputError: an unknown storage, or a value too large for float16.
@@ -35,10 +40,16 @@ def to_stored(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
         tensor = tensor.detach().cpu()
         if storage == "float32" or not tensor.is_floating_point():
             stored[name] = tensor.contiguous()
-        elif storage == "int8" and tensor.dim() > 1:
+        elif storage in ("int8", "coded") and tensor.dim() > 1:
             if not bool(tensor.isfinite().all()):
                 raise InputError(f"{name} holds values that are not finite")
-            stored[name], stored[name + SCALE] = _quantised(tensor.float())
+            numbers, stored[name + SCALE] = _quantised(tensor.float())
+            content = encode(numbers.flatten(1).numpy()) if storage == "coded" else None
+            if content is None or len(content) >= numbers.nbytes:  # a table of probabilities has to pay
+                stored[name] = numbers
+            else:
+                stored[name + CODED] = torch.from_numpy(np.frombuffer(content, np.uint8).copy())
+                stored[name + SHAPE] = torch.tensor(numbers.shape, dtype=torch.int32)
         else:
             stored[name] = tensor.half()
             if not bool(stored[name].isfinite().all()):
@@ -50,10 +61,10 @@ def from_stored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What `to_stored` made -> a state dict with all floats in float32.
 
     Raises:
-        InputError: whole numbers of a byte without their scale.
+        InputError: whole numbers of a byte without their scale, or coded ones that cannot be read.
     """
     state: dict[str, Tensor] = {}
-    for name, tensor in stored.items():
+    for name, tensor in _decoded(stored).items():
         if name + SCALE in stored:
             state[name] = tensor.float() * stored[name + SCALE].float().view(-1, *[1] * (tensor.dim() - 1))
         elif tensor.dtype == torch.int8:
@@ -65,20 +76,32 @@ def from_stored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def num_stored_bytes(state: Mapping[str, Tensor], storage: str) -> int:
     """Of the tensors that `to_stored` makes."""
-    count = 0
-    for tensor in state.values():
-        if storage == "float32" or not tensor.is_floating_point():
-            count += tensor.nbytes
-        elif storage == "int8" and tensor.dim() > 1:
-            count += tensor.numel() + 2 * len(tensor)
-        else:
-            count += 2 * tensor.numel()
-    return count
+    stored = state if storage == "float32" else to_stored(state, storage)  # those of a GPU need not be copied to count
+    return sum(tensor.nbytes for tensor in stored.values())
+
+
+def _decoded(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Coded tensors as the int8 ones that they were; all others as they are."""
+    decoded: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
+        if name.endswith(CODED):
+            own = name.removesuffix(CODED)
+            if own + SHAPE not in stored:
+                raise InputError(f"{own} has lost its shape: the file is damaged")
+            shape, matrix = stored[own + SHAPE].tolist(), decode(tensor.numpy().tobytes())
+            if matrix.size != math.prod(shape):
+                raise InputError(f"{own} has another shape than its numbers: the file is damaged")
+            decoded[own] = torch.from_numpy(matrix).view(shape)
+        elif not name.endswith(SHAPE):
+            decoded[name] = tensor
+    return decoded
 
 
 def _quantised(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(int8, the scale of each row in bfloat16)."""
+    """(int8, the scale of each row in bfloat16; of whole numbers one scale, 1)."""
     largest = rows.flatten(1).abs().amax(1)
+    if bool((largest <= 127).all()) and torch.equal(rows, rows.round()):
+        return rows.to(torch.int8), torch.ones(1, dtype=torch.bfloat16)
     scale = torch.where(largest > 0, largest / 127, 1.0).bfloat16()
     steps = rows / scale.float().view(-1, *[1] * (rows.dim() - 1))
     return steps.round().clamp(-127, 127).to(torch.int8), scale

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from gencond.generator.codes import Codes, drawn_codes, philox
+from gencond.generator.codes import Codes, drawn_codes, philox, whole_numbers
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_no_learned_slots_at_all_works() -> None:
 
 
 def test_mixed_codes_lie_between_two_learned_parts_of_their_class() -> None:
-    codes = Codes(num_classes=2, num_slots=3, latent_dim=10, seed=4, mixed=True, parts=2)
+    codes = Codes(num_classes=2, num_slots=3, latent_dim=10, seed=4, fresh="mixed", parts=2)
     labels, slots = torch.tensor([1, 0, 1, 1]), torch.tensor([3, 8, 2**40, 1])
     latents = codes(labels, slots)
     learned = codes.learned.detach().view(2, 6, 5)  # [classes, slots * parts, part]
@@ -114,6 +114,56 @@ def test_mixed_codes_lie_between_two_learned_parts_of_their_class() -> None:
     assert codes.learned.grad[3:].abs().sum() > 0 and codes.learned.grad[:3].abs().sum() == 0
 
 
-def test_mixing_needs_learned_codes() -> None:
-    with pytest.raises(ValueError, match="no learned codes to mix"):
-        Codes(num_classes=2, num_slots=0, latent_dim=10, mixed=True)
+@pytest.mark.parametrize("fresh", ["mixed", "none"])
+def test_what_has_no_prior_needs_learned_codes(fresh: str) -> None:
+    with pytest.raises(ValueError, match="no learned codes to make further ones of"):
+        Codes(num_classes=2, num_slots=0, latent_dim=10, fresh=fresh)
+
+
+def test_where_there_are_no_further_codes_none_is_made() -> None:
+    codes = Codes(num_classes=2, num_slots=3, latent_dim=10, fresh="none")
+    assert codes(torch.tensor([0, 1]), torch.tensor([2, 0])).shape == (2, 10)
+    with pytest.raises(ValueError, match="no codes past the 3 learned ones"):
+        codes(torch.tensor([0, 1]), torch.tensor([2, 3]))
+
+
+# --- whole numbers
+
+
+def test_whole_numbers_have_a_dead_zone_around_zero() -> None:
+    x = torch.tensor([0.0, 0.59, -0.59, 0.61, -0.61, 1.5, 1.61, -1.61, 40.2])
+    assert whole_numbers(x).tolist() == [0, 0, 0, 1, -1, 1, 2, -2, 40]
+
+
+def test_gradients_pass_rounding_but_for_zeros() -> None:
+    x = torch.tensor([0.3, -0.3, 0.7, -5.2], requires_grad=True)
+    (whole_numbers(x) * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum().backward()
+    assert x.grad.tolist() == [0, 0, 3, 4]
+
+
+def test_learned_codes_of_whole_numbers_are_such_before_and_after_they_settle() -> None:
+    codes = Codes(2, 3, 8, seed=1, fresh="mixed", whole=True)
+    with torch.no_grad():
+        codes.learned.mul_(3)
+    labels, slots = torch.tensor([0, 1, 1, 0]), torch.tensor([2, 0, 1, 7])
+    before = codes(labels, slots).detach()
+    assert torch.equal(before[:3], before[:3].round()) and not torch.equal(codes.learned, codes.learned.round())
+    codes.settle_()
+    assert torch.equal(codes(labels, slots), before)
+    assert torch.equal(codes.learned, codes.learned.round()) and len(codes.learned.unique()) > 3
+    plain = Codes(2, 3, 8, seed=1)
+    kept = plain.learned.clone()
+    plain.settle_()
+    assert torch.equal(plain.learned, kept)
+
+
+def test_a_fresh_code_lies_between_two_learned_ones_of_its_class() -> None:
+    codes = Codes(3, 2, 45, seed=0, fresh="mixed", whole=True)
+    fresh = codes(torch.tensor([1]), torch.tensor([5]))[0]
+    one, other = whole_numbers(codes.learned[2:4])
+    pairs = [(one, one), (one, other), (other, one), (other, other)]
+    nearest = min(
+        torch.linalg.norm(fresh - start) + torch.linalg.norm(fresh - end) - torch.linalg.norm(start - end)
+        for start, end in pairs
+    )
+    assert nearest < 1e-4

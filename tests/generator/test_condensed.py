@@ -113,52 +113,6 @@ def test_a_set_of_parts_is_sampled_saved_and_stored_like_any_other(tmp_path: Pat
     assert torch.equal(images.unflatten(0, (3, 5, 4))[:, :2], again.sample(2)[0].unflatten(0, (3, 2, 4)))
 
 
-def with_spatial_latents(factor: int) -> CondensedDataset:
-    config = {
-        "sample_size": 12, "out_channels": 1, "num_class_embeds": 3, "latent_dim": 9 * 5, "class_embed_dim": 6,
-        "block_out_channels": [8, 8], "hierarchical": False, "spatial_latents": True,
-    }  # fmt: skip
-    return CondensedDataset(NAMES, config, 2, factor=factor, by_parts=factor > 1, fresh="mixed").eval()
-
-
-@pytest.mark.parametrize("factor", [1, 2])
-def test_a_piece_of_a_spatial_latent_rules_its_own_square_of_the_image(factor: int) -> None:
-    condensed = with_spatial_latents(factor)
-    side = 12 * factor
-    assert condensed.image_size == side
-    label, slot = torch.tensor([1]), torch.tensor([0])
-    before = condensed(label, slot)[0, 0]
-    numbered = torch.arange(side * side).view(1, 1, side, side).float()
-    squares = condensed.cut(numbered).long()  # where each piece's square lies
-    assert sorted(squares.flatten().tolist()) == list(range(side * side)) and squares.shape[1:] == (1, 4, 4)
-    for number, square in enumerate(squares):
-        with torch.no_grad():
-            codes = condensed.codes.learned.view(-1, len(squares), 5)
-            kept = codes[2, number].clone()
-            codes[2, number] += 3
-            moved = (condensed(label, slot)[0, 0] - before).abs()
-            codes[2, number] = kept
-        inside = torch.zeros(side * side, dtype=torch.bool)
-        inside[square.flatten()] = True
-        rows, columns = (inside.view(side, side).any(dim).nonzero()[:, 0] for dim in (1, 0))
-        reach = torch.zeros(side, side, dtype=torch.bool)  # what convolutions at 6 and 12 px look past the border
-        reach[max(rows[0] - 7, 0) : rows[-1] + 8, max(columns[0] - 7, 0) : columns[-1] + 8] = True
-        assert moved[inside.view(side, side)].mean() > 2 * moved[~inside.view(side, side)].mean()
-        assert not moved[~reach].any()
-
-
-def test_the_pieces_of_a_fresh_image_come_from_the_same_two_learned_ones() -> None:
-    condensed = with_spatial_latents(1)
-    fresh = condensed.codes(torch.tensor([1]), torch.tensor([5]))[0]
-    one, other = condensed.codes.learned[2:4]
-    pairs = [(one, one), (one, other), (other, one), (other, other)]
-    nearest = min(
-        torch.linalg.norm(fresh - start) + torch.linalg.norm(fresh - end) - torch.linalg.norm(start - end)
-        for start, end in pairs
-    )
-    assert nearest < 1e-4
-
-
 # --- sampling
 
 

@@ -47,7 +47,7 @@ def test_int8_is_off_by_half_a_step_of_its_row_and_no_more() -> None:
     assert torch.equal(back["vector"], state["vector"].half().float())
 
 
-@pytest.mark.parametrize("storage", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("storage", ["float32", "float16", "int8", "coded"])
 def test_what_was_read_is_stored_as_the_same_bytes_again(storage: str) -> None:
     once = to_stored(tensors(), storage)
     again = to_stored(from_stored(once), storage)
@@ -56,7 +56,7 @@ def test_what_was_read_is_stored_as_the_same_bytes_again(storage: str) -> None:
 
 
 @pytest.mark.parametrize("make", [generator, bank])
-@pytest.mark.parametrize("storage", ["float16", "int8"])
+@pytest.mark.parametrize("storage", ["float16", "int8", "coded"])
 def test_an_artefact_in_fewer_bits_samples_the_same_bits_before_and_after_it_is_saved(
     tmp_path: Path, make: Callable[[], Condensed], storage: str
 ) -> None:
@@ -95,7 +95,42 @@ def test_damaged_small_artefacts_are_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_storages_and_values_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(InputError, match="unknown storage 'int4'; known: float32, float16, int8"):
+    with pytest.raises(InputError, match="unknown storage 'int4'; known: float32, float16, int8, coded"):
         generator().stored_as("int4")
     with pytest.raises(InputError, match="big holds values that float16 cannot"):
         to_stored({"big": torch.tensor([1e6])}, "int8")
+
+
+def whole_numbers(rows: int = 400, columns: int = 12) -> Tensor:
+    rng = torch.Generator().manual_seed(2)
+    return (torch.randn(rows, columns, generator=rng) * torch.linspace(2, 0.1, columns)).round()
+
+
+@pytest.mark.parametrize("storage", ["int8", "coded"])
+def test_whole_numbers_of_a_byte_lose_nothing(storage: str) -> None:
+    numbers = whole_numbers()
+    stored = to_stored({"numbers": numbers}, storage)
+    assert torch.equal(from_stored(stored)["numbers"], numbers)
+    numbers[3, 4] = 200  # of more than a byte: rounded like any other
+    assert not torch.equal(from_stored(to_stored({"numbers": numbers}, storage))["numbers"], numbers)
+
+
+def test_coded_numbers_take_fewer_bytes_than_int8_and_tables_that_do_not_pay_are_left_out() -> None:
+    state = {"numbers": whole_numbers(), "small": torch.tensor([[1.0, -2.0]])}
+    assert num_stored_bytes(state, "coded") < 0.4 * num_stored_bytes(state, "int8")
+    assert "small" in to_stored(state, "coded") and "numbers" not in to_stored(state, "coded")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda stored: stored.pop("numbers.shape"), "numbers has lost its shape"),
+        (lambda stored: stored["numbers.shape"].mul_(2), "another shape than its numbers"),
+        (lambda stored: stored.update({"numbers.coded": stored["numbers.coded"][:90]}), "cannot be read"),
+    ],
+)
+def test_damaged_coded_numbers_are_refused(change: Callable[[dict], object], message: str) -> None:
+    stored = to_stored({"numbers": whole_numbers()}, "coded")
+    change(stored)
+    with pytest.raises(InputError, match=message):
+        from_stored(stored)
