@@ -4,7 +4,6 @@ The only place where a recipe's words become objects, so that everything below t
 """
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -20,6 +18,7 @@ from gencond.augment import Augmentation
 from gencond.backbones import IMAGENET1K, new_generator
 from gencond.config import Recipe
 from gencond.data import LabeledImages
+from gencond.distributed import new_accelerator
 from gencond.errors import InputError
 from gencond.extractors import (
     SETTLING_IMAGES,
@@ -37,14 +36,13 @@ from gencond.networks.convnet import ConvNet, automatic_depth
 from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import ResNetAP10
 from gencond.ranges import to_signed
+from gencond.ranking import difficulties
 from gencond.selection import nested_representatives, pixel_features, some_of_each_class
 from gencond.statistics import cached_statistics
 from gencond.targets import BatchSide, RealSide, RepresentativeSide, StatisticsSide, embed_all
 from gencond.training import new_sgd
 
 logger = logging.getLogger(__name__)
-
-RANKING_BATCH_SIZE, RANKING_LR = 128, 0.05  # of the network that says which images are easy, by a cosine
 
 Extractors = PoolExtractors | FreshExtractors | OnlineExtractors
 
@@ -231,6 +229,15 @@ def weights_fingerprint(weights: str | None) -> str | None:
     return file_hash(Path(weights)) if weights is not None and Path(weights).is_file() else weights
 
 
+def _architecture(recipe: Recipe, data: LabeledImages) -> str:
+    """What identifies the networks that an `extractor_maker` makes, and how they compute."""
+    part = recipe.features
+    return short_hash(
+        part.network, weights_fingerprint(part.weights), part.resize, part.width, _depth(recipe, data),
+        part.activation, part.norm, part.pooling, part.precision, part.compile,
+    )  # fmt: skip
+
+
 def _rng(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -239,15 +246,11 @@ def new_extractors(recipe: Recipe, data: LabeledImages, device: torch.device) ->
     """The extractors and, of a pool, the key that identifies it."""
     part, maker = recipe.features, extractor_maker(recipe, data, device)
     if part.kind == "pool":
-        architecture = (
-            part.network, weights_fingerprint(part.weights), part.resize, part.width, _depth(recipe, data),
-            part.activation, part.norm, part.pooling, part.precision, part.compile,
-        )  # fmt: skip
         pool, key = build_pool(
             data,
             cache_dir(),
             maker,
-            architecture=short_hash(*architecture),
+            architecture=_architecture(recipe, data),
             num_trajectories=part.num_trajectories,
             snapshot_steps=part.snapshot_steps,
             num_random=part.num_random,
@@ -339,24 +342,6 @@ def choose_representatives(recipe: Recipe, data: LabeledImages, extractors: Extr
     return Representatives(torch.cat(labels), torch.cat(slots), packed)
 
 
-def ranking_network(recipe: Recipe, data: LabeledImages, maker: ExtractorMaker, num_steps: int) -> nn.Module:
-    """A network that knows the classes well enough to say which images are easy."""
-    network = maker.network(recipe.seed).to(maker.device)
-    maker.train(
-        network,
-        data.images,
-        data.labels,
-        strategy=recipe.data.augmentation,
-        batch_size=RANKING_BATCH_SIZE,
-        num_steps=num_steps,
-        learning_rate=RANKING_LR,
-        schedule=lambda done: 0.5 * (1 + math.cos(math.pi * done)),
-        seed=recipe.seed,
-        description="ranking images",
-    )
-    return network
-
-
 def ranks_images(recipe: Recipe) -> bool:
     """Whether a network chooses what slots start from."""
     return recipe.codes.skip_easiest is not None and _codes_start_from_images(recipe)
@@ -368,15 +353,22 @@ def _candidates(recipe: Recipe, data: LabeledImages, extractors: Extractors) -> 
     share = recipe.codes.skip_easiest
     if share is None or not ranks_images(recipe):
         return rows
-    maker = extractor_maker(recipe, data, extractors.at(0, _rng(recipe.seed)).mean.device)
-    judge = maker.wrap(ranking_network(recipe, data, maker, recipe.codes.ranking_steps), knows_classes=True)
+    device = extractors.at(0, _rng(recipe.seed)).mean.device
+    with new_accelerator().main_process_first():  # which finds them for all
+        losses = difficulties(
+            data,
+            cache_dir(),
+            extractor_maker(recipe, data, device),
+            architecture=_architecture(recipe, data),
+            num_steps=recipe.codes.ranking_steps,
+            strategy=recipe.data.augmentation,
+            seed=recipe.seed,
+        )
 
     def from_there_on(of_class: Tensor) -> Tensor:
-        logits = judge.logits(embed_all(judge, to_signed(data.images[of_class]).to(maker.device)))
-        losses = F.cross_entropy(logits, data.labels[of_class].to(maker.device), reduction="none").cpu()
         count = min(recipe.codes.num_slots * recipe.synthesizer.factor**2, len(of_class))
         first = min(int(share * len(of_class)), len(of_class) - count)
-        return of_class[losses.argsort(stable=True)[first : first + count]]
+        return of_class[losses[of_class].argsort(stable=True)[first : first + count]]
 
     return [from_there_on(of_class) for of_class in rows]
 

@@ -22,7 +22,6 @@ from gencond.assembly import (
     matching_augmentation,
     new_extractors,
     new_real_side,
-    ranking_network,
     ranks_images,
     representative_sizes,
 )
@@ -39,6 +38,7 @@ from gencond.generator.face import Condensed
 from gencond.losses.anchor import contrast, pooled_pixels
 from gencond.pretrain import pretrain
 from gencond.ranges import to_signed
+from gencond.ranking import ranking_network
 from gencond.selection import kmeans_representatives, nested_representatives
 from gencond.statistics import RealStatistics, images_at_once, real_statistics
 from gencond.targets import RealSide, StatisticsSide
@@ -358,7 +358,8 @@ def _training_seconds(recipe: Recipe, sample: LabeledImages, maker: ExtractorMak
 
 def _ranking_seconds(recipe: Recipe, sample: LabeledImages, maker: ExtractorMaker, count: int) -> float:
     """Of `count` steps of training the network that ranks images."""
-    return _timed(lambda _: ranking_network(recipe, sample, maker, count), maker.device)(1)
+    train = partial(ranking_network, sample, maker, count, recipe.data.augmentation, recipe.seed)
+    return _timed(lambda _: train(), maker.device)(1)
 
 
 def _some_extractors(recipe: Recipe, sample: LabeledImages, maker: ExtractorMaker) -> Extractors:

@@ -16,10 +16,11 @@ ALLOWED = {
     "extractors": {"data", "augment", "networks", "features", "training"},
     "statistics": {"data", "augment", "features", "losses"},
     "targets": {"data", "selection", "augment", "features", "losses", "statistics"},
+    "ranking": {"data", "extractors", "targets"},
     "backbones": {"config", "data", "generator"},
     "assembly": {
         "backbones", "config", "data", "selection", "augment", "networks", "features", "training", "extractors",
-        "statistics", "targets", "generator",
+        "statistics", "targets", "ranking", "generator",
     },
     "outside": {"data", "generator"},
     "eval": {"data", "selection", "augment", "networks", "features", "training"},
@@ -28,7 +29,7 @@ ALLOWED = {
     "step": {"assembly", "augment", "targets", "losses", "generator"},
     "forecast": {
         "backbones", "config", "data", "augment", "features", "losses", "generator", "checkpoint", "selection",
-        "extractors", "training", "statistics", "targets", "assembly", "pretrain", "condense",
+        "extractors", "training", "statistics", "targets", "ranking", "assembly", "pretrain", "condense",
     },
     "condense": {"config", "data", "targets", "losses", "generator", "checkpoint", "pretrain", "assembly", "step"},
 }  # fmt: skip
