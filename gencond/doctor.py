@@ -32,7 +32,7 @@ from gencond.distributed import new_accelerator
 from gencond.errors import InputError
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import get_protocol
-from gencond.features import can_compile
+from gencond.features import BFLOAT16_IS_EMULATED, can_compile, emulates_bfloat16
 from gencond.files import cache_dir, free_space, require_writable
 from gencond.forecast import Amount, Forecast, forecast
 from gencond.generator.pretrained import HUB_FILE, kept_file
@@ -99,6 +99,8 @@ def doctor(recipe: Recipe, out: Path | None) -> None:
     if recipe.features.compile and not can_compile():
         found.blocks.append("features.compile needs a C++ compiler (g++): install one or set features.compile=false")
         ready = replace(ready, features=replace(ready.features, compile=False))
+    if recipe.features.precision == "bfloat16" and emulates_bfloat16(device):
+        found.notes.append(BFLOAT16_IS_EMULATED)
     try:
         patient = _examine(recipe)
     except InputError as error:

@@ -2,7 +2,9 @@
 
 import copy
 import shutil
+import time
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +18,37 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COMPILERS = ("g++", "clang++", "c++", "cl")
 # Graphs are kept for each batch size and each architecture; beyond the limit torch falls back to slow code silently.
 GRAPHS_KEPT = 64
+SEVERAL = 5  # times as long; CPUs that compute in bfloat16 take about as long or less, others twenty times
+BFLOAT16_IS_EMULATED = (
+    "this CPU has no bfloat16 arithmetic and is many times slower in it than in float32: set features.precision=float32"
+)
 
 
 def can_compile() -> bool:
     """Whether `torch.compile` finds what it needs: on a CPU a C++ compiler."""
     return torch.cuda.is_available() or any(shutil.which(name) for name in COMPILERS)
+
+
+@cache
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Whether convolutions in bfloat16 take several times as long as in float32 there: many CPUs lack the arithmetic.
+
+    Measured in some hundredths of a second, since no list of CPUs stays complete.
+    """
+    if device.type != "cpu":
+        return False
+    convolution, images = nn.Conv2d(32, 32, 3, padding=1), torch.zeros(4, 32, 16, 16)
+
+    @torch.no_grad()
+    def fastest(dtype: torch.dtype) -> float:
+        own, seconds = copy.deepcopy(convolution).to(dtype), []
+        for _ in range(4):
+            started = time.perf_counter()
+            own(images.to(dtype))
+            seconds.append(time.perf_counter() - started)
+        return min(seconds)
+
+    return fastest(torch.bfloat16) > SEVERAL * fastest(torch.float32)
 
 
 class _Features(nn.Module):

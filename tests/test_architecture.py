@@ -31,7 +31,9 @@ ALLOWED = {
         "backbones", "config", "data", "augment", "features", "losses", "generator", "checkpoint", "selection",
         "extractors", "training", "statistics", "targets", "ranking", "assembly", "pretrain", "condense",
     },
-    "condense": {"config", "data", "targets", "losses", "generator", "checkpoint", "pretrain", "assembly", "step"},
+    "condense": {
+        "config", "data", "features", "targets", "losses", "generator", "checkpoint", "pretrain", "assembly", "step",
+    },
 }  # fmt: skip
 GLUE = {"cli", "judge", "doctor", "__init__"}
 

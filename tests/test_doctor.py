@@ -130,6 +130,16 @@ def test_what_is_missing_is_named_line_by_line_and_ends_with_status_2(
     assert "gencond: this run would fail: features.weights" in said and "(and 3 more)" in said
 
 
+@pytest.mark.parametrize("emulated", [True, False])
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_a_recipe_in_bfloat16_is_warned_of_a_cpu_that_emulates_it(
+    emulated: bool, precision: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gencond.doctor.emulates_bfloat16", lambda device: emulated)
+    said = asked(capsys, "--recipe", "demo", "--data", "digits", *TINY, f"features.precision={precision}")
+    assert ("set features.precision=float32" in said) == (emulated and precision == "bfloat16")
+
+
 def test_weights_of_the_hub_are_looked_for_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     def weights(cached: str | None, offline: str, network: str = "resnet18") -> Findings:
         monkeypatch.setenv("HF_HUB_OFFLINE", offline)
