@@ -75,12 +75,14 @@ class Question:
         name: in the table.
         key: of what is trained on.
         draw: -> None where not one image of each class fits; called only where a score is missing.
+        num_bytes: that store it, where its score may be that of the same images in another storage.
     """
 
     kind: str
     name: str
     key: tuple
     draw: Callable[[], Images | None]
+    num_bytes: int | None = None
 
 
 def parse_run(text: str) -> tuple[str, str | None]:
@@ -146,10 +148,10 @@ def questions_of(
         return Images(RepeatedImages(sets.__getitem__, batch_size, num_steps), used, " to ".join(map(str, counts)))
 
     ours = [
-        Question(path, f"{path}, {one.config.storage}", (one.fingerprint,), lambda one=one: of_artefact(one))
+        Question(path, f"{path}, {one.config.storage}", (one.fingerprint,), partial(of_artefact, one), one.num_bytes)
         for path, one in runs
     ]
-    sizes = {one.num_bytes for _, one in runs}
+    sizes = {question.num_bytes for question in ours}
     sizes |= {int(1e6 * bits * train.num_classes / 8) for bits in args.codec_bits}
     # How many photographs fit is decided for all seeds at once, so it is another question with another number of them.
     rivals = [
@@ -185,8 +187,7 @@ def measure(
         [args.out / "scores" / f"{short_hash(*asked_of_all, *question.key, seed)}.json" for seed in range(args.seeds)]
         for question in questions
     ]
-    missing = [[seed for seed, file in enumerate(own) if not file.is_file()] for own in files]
-    total = seen * sum(map(len, missing))
+    total = seen * len({file for own in files for file in own if not file.is_file()})
     bar = progress(description="training", total=total, unit="image", unit_scale=True, disable=not total)
 
     def advance(begun: int, work: int, share: float) -> None:
@@ -195,7 +196,8 @@ def measure(
     rows: list[Row] = []
     notes: list[str] = []
     whole_in: dict[str, int] = {}  # a quality's name -> bytes of a file with as many photographs as there are
-    for question, own, seeds in zip(questions, files, missing, strict=True):
+    for question, own in zip(questions, files, strict=True):
+        seeds = [seed for seed, file in enumerate(own) if not file.is_file()]
         if question.name in whole_in:
             held = f"{whole_in[question.name]:,} hold all there are of each class"
             notes.append(f"{question.name}: no row in {question.key[1]:,} bytes, {held}")
@@ -228,7 +230,7 @@ def measure(
                     write_json(own[seed], score)
         kept = [read_json(file) for file in own]
         row: Row = {"images": question.kind, "name": question.name, "network": args.network}
-        row |= {"bytes": kept[0]["bytes"], "ipc": kept[0]["ipc"]}
+        row |= {"bytes": question.num_bytes or kept[0]["bytes"], "ipc": kept[0]["ipc"]}
         row |= measured([score["top1"] for score in kept], row["bytes"], train.num_classes)
         if question.key[0] == CODEC_REAL and row["ipc"] == str(int(train.counts.min())):
             whole_in[question.name] = row["bytes"]

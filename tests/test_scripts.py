@@ -186,6 +186,21 @@ def test_a_storage_curve_has_rows_of_every_quality_of_the_codec(
         assert used <= size and len(photographs[0]) == 10 * count
 
 
+def test_images_that_two_storages_make_alike_are_judged_once(
+    artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    condensed, sparse = gencond.load(artefact), tmp_path / "sparse"
+    with torch.no_grad():  # so that entropy coding pays
+        max(condensed.parameters(), key=torch.Tensor.numel)[:, 1:] = 0
+    condensed.save_pretrained(sparse)
+    storage_curve(monkeypatch, f"{sparse}@int8", f"{sparse}@coded", *CURVE, "--out", tmp_path / "out")
+    rows = {row[0]: row[2:] for row in table_of(capsys.readouterr().out)}
+    (int8_bits, int8_top1), (coded_bits, coded_top1) = (rows[f"{sparse}, {name}"] for name in ("int8", "coded"))
+    assert int8_top1 == coded_top1 and int8_bits != coded_bits
+    scores = [json.loads(file.read_text()) for file in (tmp_path / "out" / "scores").iterdir()]
+    assert sum(score["row"].startswith(str(sparse)) for score in scores) == 2  # seeds
+
+
 def test_a_bank_of_pixels_is_seen_again_and_again_in_the_same_budget(
     artefact: Path,
     few_digits: LabeledImages,

@@ -64,8 +64,8 @@ class Condensed(ModelMixin, ConfigMixin):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of all that its images depend on."""
-        return short_hash(arguments_of(self) | {"provenance": None}, state_fingerprint(self))
+        """16 hex digits of all that its images depend on: how it lies on disk is no part of that."""
+        return short_hash(arguments_of(self) | {"provenance": None, "storage": None}, state_fingerprint(self))
 
     def bytes_of(self, ipc: int) -> int:
         """What must be stored for `ipc` images of each class: of a generator all of it, of pixels their own."""
