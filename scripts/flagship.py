@@ -6,7 +6,7 @@
     condense    the artefact
     quality     FID and its kin, of the images that table A trains on (with --quality)
     fixed       table A: the papers' recipes, ours and real images at the same IPC
-    storage     table B: fresh images of three generators, in three storage types, for the bytes that they take
+    storage     table B: three generators in four storages, for the bytes that they take
     page        OUT/flagship.md: the tables, the pictures, and what gave them
 
 Every stage is commands of this project, printed before they run and noted in OUT/flagship.log. What is done is skipped,
@@ -38,7 +38,7 @@ import storage_curve
 import torch
 
 from gencond import cli
-from gencond.assembly import check_fit
+from gencond.assembly import check_counts, check_fit
 from gencond.backbones import has_pretraining
 from gencond.checkpoint import current_commit, library_versions
 from gencond.cli import run_cleanly
@@ -57,6 +57,11 @@ DATASETS = ("digits", "fashion_mnist", "cifar10")  # of which every paper's reci
 PARSERS = {"compare.py": compare.build_parser, "storage_curve.py": storage_curve.build_parser}
 PAPERS = ("dm", "m3d", "dream")
 STREAMS = ("stream-small", "stream", "stream-large")  # variants of the recipe, table B's generators
+NOTHING = {
+    "pretrain": "the recipe pretrains nothing",
+    "quality": "without --quality",
+    "storage": "the smallest class has fewer images than a generator of table B starts from",
+}
 CODEC_QUALITIES = (30, 75)  # coarse mosaics serve best in few bits, fine ones in many
 STORED_AS = ("", "@float16", "@int8", "@coded")
 NOT_DONE = 75  # EX_TEMPFAIL: the same again later
@@ -174,14 +179,17 @@ def fixed(args: argparse.Namespace, budget: Budget) -> list[Command]:
 
 
 def storage(args: argparse.Namespace, budget: Budget) -> list[Command]:
-    """Each generator is pretrained, where the recipe says so, at its own size."""
+    """Each generator is pretrained, where the recipe says so, at its own size; those that no class can fill are not."""
+    streams = [stream for stream in STREAMS if _is_filled(_recipe(args, budget, f":{stream}"))]
+    if not streams:
+        return []
     made, recipes = [], []
-    for stream in STREAMS:
+    for stream in streams:
         run, recipe = args.out / stream, _recipe(args, budget, f":{stream}")
         words = ("-m", "gencond.cli", "condense", *_of_run(args, budget, f":{stream}", run))
         made.append(Command("storage", words, run / "condensed", (recipe,)))
         recipes.append(recipe)
-    runs = [f"{args.out / stream}{stored}" for stream in STREAMS for stored in STORED_AS]
+    runs = [f"{args.out / stream}{stored}" for stream in streams for stored in STORED_AS]
     published = ("--published", args.dataset) if args.dataset in PUBLISHED else ()
     words = (
         str(SCRIPTS / "storage_curve.py"), *runs, "--data", args.data, "--out", str(args.out / "storage"),
@@ -190,6 +198,16 @@ def storage(args: argparse.Namespace, budget: Budget) -> list[Command]:
     )  # fmt: skip
     needs = tuple(command.makes for command in made)
     return [*made, Command("storage", words, args.out / "storage.txt", tuple(recipes), needs)]
+
+
+def _is_filled(recipe: Recipe) -> bool:
+    """Whether each class has the images that learning starts from."""
+    train, _ = load_data(recipe)
+    try:
+        check_counts(recipe, int(train.counts.min()), "the smallest")
+    except InputError:
+        return False
+    return True
 
 
 STAGES: dict[str, Callable[[argparse.Namespace, Budget], list[Command]]] = {
@@ -274,8 +292,7 @@ def print_plan(commands: Sequence[Command], chosen: Sequence[str], args: argpars
         if stage == PAGE:
             print(f"{stage:<10}writes {args.out / 'flagship.md'}")
         elif not own:
-            why = "the recipe pretrains nothing" if stage == "pretrain" else "without --quality"
-            print(f"{stage:<10}nothing: {why}")
+            print(f"{stage:<10}nothing: {NOTHING[stage]}")
         for command in own:
             print(f"{stage:<10}{command}\n{'':<10}writes {command.makes}")
 
@@ -419,7 +436,7 @@ def page(notes: Notes, args: argparse.Namespace, recipe: Recipe) -> str:
     """OUT/flagship.md, of whatever is done."""
     done = {name: known for name, known in notes.known.items() if known["done"] and (args.out / name).exists()}
     lines = [f"# {args.dataset}, condensed by {recipe.name}", ""]
-    for stage, title in (("fixed", "Table A: fixed images at the same IPC"), ("storage", "Table B: fresh images")):
+    for stage, title in (("fixed", "Table A: fixed images at the same IPC"), ("storage", "Table B: equal storage")):
         file = f"{stage}.txt"
         table = tables_in((args.out / file).read_text(encoding="utf-8")) if file in done else "Not measured yet."
         pictures = sorted((args.out / stage).glob("*.png")) if file in done else []

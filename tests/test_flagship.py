@@ -107,6 +107,19 @@ def test_table_bs_generators_differ_in_size_at_every_budget(flagship: ModuleType
         assert [recipe.codes.num_slots for recipe in made] == [120, 250, 600]
 
 
+def test_generators_that_no_class_can_fill_are_left_out_of_table_b(
+    flagship: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["digits", "--out", str(tmp_path / "out"), "--budget", "quick", "--dry-run", "--only", "storage", "--set"]
+    flagship.main([*command, "data.test_fraction=0.3333"])  # 116 images or more of each class
+    assert planned(capsys.readouterr().out) == [
+        ("storage", "nothing: the smallest class has fewer images than a generator of table B starts from")
+    ]
+    flagship.main([*command, "data.test_fraction=0.2"])  # 139 or more: enough for the smallest alone
+    plan = [command for _, command in planned(capsys.readouterr().out)]
+    assert ["stream-small " in command for command in plan] == [True, True] and "stream-large" not in " ".join(plan)
+
+
 def test_a_recipe_without_streams_goes_through_the_other_stages(
     flagship: ModuleType, smoke: list[str], capsys: pytest.CaptureFixture
 ) -> None:
