@@ -6,7 +6,7 @@
     condense    the artefact
     quality     FID and its kin, of the images that table A trains on (with --quality)
     fixed       table A: the papers' recipes, ours and real images at the same IPC
-    storage     table B: three generators in four storages, for the bytes that they take
+    storage     table B: generators of four sizes in four storages, for the bytes that they take
     page        OUT/flagship.md: the tables, the pictures, and what gave them
 
 Every stage is commands of this project, printed before they run and noted in OUT/flagship.log. What is done is skipped,
@@ -56,7 +56,7 @@ SCRIPTS = Path(os.path.relpath(Path(__file__).parent))  # as short as it is call
 DATASETS = ("digits", "fashion_mnist", "cifar10")  # of which every paper's recipe has a variant
 PARSERS = {"compare.py": compare.build_parser, "storage_curve.py": storage_curve.build_parser}
 PAPERS = ("dm", "m3d", "dream")
-STREAMS = ("stream-small", "stream", "stream-large")  # variants of the recipe, table B's generators
+STREAMS = ("stream-small", "stream", "stream-large", "stream-xlarge")  # variants of the recipe, table B's generators
 NOTHING = {
     "pretrain": "the recipe pretrains nothing",
     "quality": "without --quality",

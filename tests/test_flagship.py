@@ -28,6 +28,7 @@ variants:
   stream-small: {}
   stream: {codes: {num_slots: 3}}
   stream-large: {}
+  stream-xlarge: {}
 """
 ALL = ("pretrain", "condense", "quality", "fixed", "storage", "page")
 
@@ -59,7 +60,7 @@ def test_a_dry_run_lists_every_command_in_order_and_trains_nothing(
 ) -> None:
     flagship.main([*smoke, "--dry-run"])
     plan = planned(capsys.readouterr().out)
-    assert [stage for stage, _ in plan] == [*ALL[:4], *["storage"] * 4, "page"]
+    assert [stage for stage, _ in plan] == [*ALL[:4], *["storage"] * 5, "page"]
     assert dict(plan)["quality"] == "nothing: without --quality"
     gan = f"{tmp_path}/out/gan/pretrained"
     assert all(f"--pretrained {gan}" in command for stage, command in plan if stage in ("condense", "fixed"))
@@ -103,8 +104,8 @@ def test_table_bs_generators_differ_in_size_at_every_budget(flagship: ModuleType
     for dataset, budget in itertools.product(("fashion_mnist", "cifar10"), ("full", "quick")):
         args = argparse.Namespace(recipe=f"flagship:{dataset}", data=dataset, set=[])
         made = [flagship._recipe(args, flagship.BUDGETS[budget], f":{stream}") for stream in flagship.STREAMS]
-        assert [recipe.generator.quantization_step for recipe in made] == [0.87, 0.42, 0.38]
-        assert [recipe.codes.num_slots for recipe in made] == [120, 250, 600]
+        assert [recipe.generator.quantization_step for recipe in made] == [0.87, 0.42, 0.38, 0.38]
+        assert [recipe.codes.num_slots for recipe in made] == [120, 250, 600, 3000]
 
 
 def test_generators_that_no_class_can_fill_are_left_out_of_table_b(
@@ -263,5 +264,5 @@ def test_a_comparison_goes_on_after_its_time_was_over_and_is_done_once(smoke: li
     files = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.suffix != ".log"}
     assert called(*smoke) == 0
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.suffix != ".log"} == files
-    again = (out / "flagship.log").read_text().splitlines()[-7:]  # of storage there are four
+    again = (out / "flagship.log").read_text().splitlines()[-8:]  # of storage there are five
     assert all("done before" in line for line in again)
