@@ -27,7 +27,7 @@ from gencond.config import Recipe
 from gencond.data import LabeledImages
 from gencond.distributed import memory_used, new_accelerator, own_share
 from gencond.errors import InputError
-from gencond.features import BFLOAT16_IS_EMULATED, emulates_bfloat16
+from gencond.features import advice_on_bfloat16
 from gencond.files import cache_dir, require_writable
 from gencond.generator.backbone import Backbone
 from gencond.generator.card import model_card
@@ -96,8 +96,12 @@ def start(recipe: Recipe, data: LabeledImages, run: RunFolder, pretrained: Path 
         of_others = nullcontext() if recipe.generator.weights is None else accelerator.main_process_first()
         with of_others:  # one process downloads them
             generator = pretrained_generator(recipe, data, run, pretrained)
-    if recipe.features.precision == "bfloat16" and emulates_bfloat16(accelerator.device):
-        logger.warning("extractors: %s", BFLOAT16_IS_EMULATED)
+    for advice in advice_on_bfloat16(
+        accelerator.device,
+        extractors=recipe.features.precision == "bfloat16",
+        generator=accelerator.mixed_precision == "bf16",
+    ):
+        logger.warning("condense: %s", advice)
     started = time.monotonic()
     with accelerator.main_process_first():
         extractors, pool_key = new_extractors(recipe, data, accelerator.device)

@@ -32,7 +32,7 @@ from gencond.distributed import new_accelerator
 from gencond.errors import InputError
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import get_protocol
-from gencond.features import BFLOAT16_IS_EMULATED, can_compile, emulates_bfloat16
+from gencond.features import advice_on_bfloat16, can_compile
 from gencond.files import cache_dir, free_space, require_writable
 from gencond.forecast import Amount, Forecast, forecast
 from gencond.generator.pretrained import HUB_FILE, kept_file
@@ -91,7 +91,8 @@ def doctor(recipe: Recipe, out: Path | None) -> None:
         InputError: something that would end the run, in one line, after all is printed.
     """
     found = Findings()
-    device = new_accelerator().device
+    accelerator = new_accelerator()
+    device = accelerator.device
     print(_line("machine", _machine(device)))
     found.hold(lambda: require_writable(cache_dir()))
     has_meaning = found.hold(lambda: check_parts(recipe))
@@ -99,8 +100,11 @@ def doctor(recipe: Recipe, out: Path | None) -> None:
     if recipe.features.compile and not can_compile():
         found.blocks.append("features.compile needs a C++ compiler (g++): install one or set features.compile=false")
         ready = replace(ready, features=replace(ready.features, compile=False))
-    if recipe.features.precision == "bfloat16" and emulates_bfloat16(device):
-        found.notes.append(BFLOAT16_IS_EMULATED)
+    found.notes += advice_on_bfloat16(
+        device,
+        extractors=recipe.features.precision == "bfloat16",
+        generator=accelerator.mixed_precision == "bf16",
+    )
     try:
         patient = _examine(recipe)
     except InputError as error:

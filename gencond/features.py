@@ -19,14 +19,18 @@ COMPILERS = ("g++", "clang++", "c++", "cl")
 # Graphs are kept for each batch size and each architecture; beyond the limit torch falls back to slow code silently.
 GRAPHS_KEPT = 64
 SEVERAL = 5  # times as long; CPUs that compute in bfloat16 take about as long or less, others twenty times
-BFLOAT16_IS_EMULATED = (
-    "this CPU has no bfloat16 arithmetic and is many times slower in it than in float32: set features.precision=float32"
-)
 
 
 def can_compile() -> bool:
     """Whether `torch.compile` finds what it needs: on a CPU a C++ compiler."""
     return torch.cuda.is_available() or any(shutil.which(name) for name in COMPILERS)
+
+
+def advice_on_bfloat16(device: torch.device, *, extractors: bool, generator: bool) -> list[str]:
+    """What to change where these compute in bfloat16 on a CPU that has no arithmetic for it."""
+    changes = ["set features.precision=float32"] * extractors + ["start without mixed precision bf16"] * generator
+    slow = "this CPU has no bfloat16 arithmetic and is many times slower in it than in float32"
+    return [f"{slow}: {change}" for change in changes] if changes and emulates_bfloat16(device) else []
 
 
 @cache

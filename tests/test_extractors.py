@@ -5,7 +5,7 @@ import torch
 
 from gencond.data import LabeledImages
 from gencond.extractors import ExtractorMaker, FreshExtractors, OnlineExtractors, build_pool
-from gencond.features import Extractor
+from gencond.features import Extractor, advice_on_bfloat16, emulates_bfloat16
 from gencond.files import state_fingerprint
 from gencond.networks.convnet import ConvNet
 from gencond.ranges import to_signed
@@ -87,3 +87,16 @@ def test_an_online_network_learns_and_its_state_goes_on_where_it_was(few_digits:
     untouched = new()
     untouched.load_state_dict(new().state_dict())
     assert state_fingerprint(untouched.at(0)) == seen[0]
+
+
+def test_each_part_that_computes_in_bfloat16_is_advised_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def advised(device: str = "cpu", **parts: bool) -> list[str]:
+        return [line.split(": ")[1] for line in advice_on_bfloat16(torch.device(device), **parts)]
+
+    monkeypatch.setattr("gencond.features.emulates_bfloat16", lambda device: device.type == "cpu")
+    extractors, generator = "set features.precision=float32", "start without mixed precision bf16"
+    assert advised(extractors=True, generator=True) == [extractors, generator]
+    assert advised(extractors=True, generator=False) == [extractors]
+    assert advised(extractors=False, generator=True) == [generator]
+    assert advised(extractors=False, generator=False) == advised("cuda", extractors=True, generator=True) == []
+    assert not emulates_bfloat16(torch.device("cuda"))  # nothing is run there to find out
