@@ -2,7 +2,7 @@
 
 from pathlib import Path as _Path
 
-dependencies = ["torch", "diffusers", "safetensors", "numpy", "jaxtyping", "tqdm", "PIL"]
+dependencies = ["torch", "diffusers", "safetensors", "numpy", "jaxtyping", "tqdm", "PIL", "constriction"]
 
 
 def condensed(name="digits", device=None):

@@ -42,6 +42,15 @@ def test_the_shipped_flagships_repeat_the_first_part_of_each_class(name: str, si
     assert parse_recipe(model.config.provenance["recipe"], name).name == f"flagship:{name}:quick"
 
 
+def test_the_shipped_megabit_is_one_and_repeats_its_first_images() -> None:
+    model = shipped("cifar10_1mbit")
+    assert model.num_bytes * 8 < 1e6 * model.num_classes and model.config.storage == "coded"
+    images, labels = model.sample(ipc=1)
+    assert labels.tolist() == list(range(10)) and most_levels_apart(images, "cifar10_1mbit_first.npy") <= 1
+    assert model.sample(ipc=600, classes=["ship"])[0].shape == (600, 3, 32, 32)
+    assert parse_recipe(model.config.provenance["recipe"], "").name == "flagship:cifar10:quick:stream-large"
+
+
 def test_the_shipped_digits_are_small_and_name_their_recipe() -> None:
     model = shipped()
     assert sum(file.stat().st_size for file in (ROOT / "checkpoints" / "digits").iterdir()) < 2e6
