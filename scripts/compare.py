@@ -27,13 +27,13 @@ from gencond.distributed import new_accelerator
 from gencond.errors import InputError
 from gencond.eval.baselines import KMEANS_REAL, RANDOM_REAL, RealImages
 from gencond.eval.classifier import train_and_test
+from gencond.eval.drawing import write_first_images
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import get_protocol
 from gencond.eval.scoring import over_seeds
 from gencond.eval.wording import markdown_table, percent, spoken_seeds
 from gencond.files import file_hash, read_json, short_hash, write_json
 from gencond.judge import data_source, load_data, sampled_images
-from gencond.pictures import new_figure, write_figure
 from gencond.selection import random_subset
 
 BASELINES = (RANDOM_REAL, KMEANS_REAL)
@@ -104,15 +104,9 @@ def draw_first_images(real: LabeledImages, args: argparse.Namespace) -> None:
         if row not in BASELINES:
             condensed = gencond.load(run_of(row, recipe_of(row, max(args.ipc), 0, args), args)[0])
             rows[row] = condensed.sample(1)[0][:: condensed.images_per_slot]
-    columns = min(real.num_classes, 10)
-    figure, panels = new_figure(len(rows), columns, (columns + 1.6, len(rows)))
-    for line, (name, images) in zip(panels, rows.items(), strict=True):
-        for axes, image in zip(line, images, strict=False):
-            axes.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
-            axes.set_xticks([])
-            axes.set_yticks([])
-        line[0].set_ylabel(name.replace(":", "\n"), rotation=0, ha="right", va="center")
-    write_figure(args.out / "first_images.png", figure, dots_per_inch=80)
+    write_first_images(
+        args.out / "first_images.png", {name.replace(":", "\n"): images for name, images in rows.items()}
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ depends on the bytes.
 
 The test set is read; `--set data.judge_on=validation` takes a slice of the training set instead, for artefacts that
 were condensed without it. Whatever is measured is kept in OUT/scores and not measured again. OUT/storage_curve.png
-shows accuracy over bits a class.
+shows accuracy over bits a class, OUT/first_images.png an image of each class as each of them stores it.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from gencond.distributed import new_accelerator
 from gencond.errors import InputError
 from gencond.eval.baselines import CODEC_REAL, WHOLE_SET, RealImages
 from gencond.eval.classifier import FreshImages, RepeatedImages, train_and_test
-from gencond.eval.codec import QUALITY
-from gencond.eval.drawing import plot_any_number
+from gencond.eval.codec import QUALITY, decode_mosaic, encode_mosaic
+from gencond.eval.drawing import plot_any_number, write_first_images
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol, get_protocol
 from gencond.eval.published import curves_of
@@ -42,8 +42,9 @@ from gencond.generator.face import Condensed
 from gencond.generator.storage import check_storage
 from gencond.judge import judged_artefact, load_data, notes_on_origin, notes_on_overlap, recipe_of, require_fit
 from gencond.progress import progress
+from gencond.selection import random_subset
 
-PICTURE = "storage_curve.png"
+PICTURE, IMAGES = "storage_curve.png", "first_images.png"
 
 
 def codec_name(quality: int) -> str:
@@ -240,6 +241,19 @@ def measure(
     return sorted(rows, key=lambda row: row["bits_per_class"]), notes
 
 
+def first_images(runs: Sequence[tuple[str, Condensed]], train: LabeledImages, qualities: Sequence[int]) -> dict:
+    """A photograph of each class, the same in the codec, and the first image of each class in every artefact."""
+    real = random_subset(train, 1, seed=0).images
+    as_stored = {
+        f"AVIF\nquality {quality}": decode_mosaic(encode_mosaic(real, quality), tuple(real.shape))
+        for quality in qualities
+    }
+    rows = {name: images.float() / 255 for name, images in {"real": real, **as_stored}.items()}
+    for path, one in runs:
+        rows[f"{Path(path).name}\n{one.config.storage}"] = one.sample(1)[0][:: one.images_per_slot].cpu()
+    return rows
+
+
 def table(rows: Sequence[Row]) -> str:
     """In Markdown, from few bits to many."""
     lines = [[row["name"], str(row["ipc"] or "any"), _bits(row["bits_per_class"]), percent(row)] for row in rows]
@@ -307,7 +321,8 @@ def main() -> None:
     names = kinds(rows) | {CODEC_REAL: codec_name(args.codec_quality[0])}
     with written_whole(args.out / PICTURE) as temporary:
         temporary.write_bytes(plot_any_number(rows, names, published)[0])
-    print(f"\n{args.out / PICTURE} shows them")
+    write_first_images(args.out / IMAGES, first_images(runs, train, args.codec_quality))
+    print(f"\n{args.out / PICTURE} and {IMAGES} show them")
 
 
 if __name__ == "__main__":

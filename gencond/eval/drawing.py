@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from gencond.data import LabeledImages
 from gencond.eval.baselines import CODEC_REAL, HERDING_REAL, K_CENTER_REAL, KMEANS_REAL, RANDOM_REAL, WHOLE_SET
 from gencond.eval.memorization import Nearest
 from gencond.eval.scoring import Row
 from gencond.eval.wording import kinds
-from gencond.pictures import PICTURED_CLASSES, PICTURED_IMAGES, grid, new_figure, screen_scale, write_png
+from gencond.pictures import PICTURED_CLASSES, PICTURED_IMAGES, grid, new_figure, screen_scale, write_figure, write_png
 from gencond.ranges import as_bytes
 
 OUR_COLORS = ("#e4572e", "#b5489a", "#c79a2b", "#8e6bbf")  # of several artefacts in one plot
@@ -54,6 +56,19 @@ def write_nearest(out: Path, samples: LabeledImages, train: LabeledImages, neare
     closest = nearest.distance.argsort()[:CLOSEST_PAIRS]
     pairs = torch.stack([as_bytes(samples.images[closest]), train.images[nearest.row[closest]]])
     write_png(out / "samples" / NEAREST_PICTURE, grid(pairs, screen_scale(train.image_size)))
+
+
+def write_first_images(path: Path, rows: Mapping[str, Float[Tensor, "classes c h w"]]) -> None:
+    """A picture whose rows are named: an image in [0, 1] of each class, of ten classes at most."""
+    columns = min(PICTURED_CLASSES, *map(len, rows.values()))
+    figure, panels = new_figure(len(rows), columns, (columns + 1.6, float(len(rows))))
+    for line, (name, images) in zip(panels, rows.items(), strict=True):
+        for axes, image in zip(line, images, strict=False):
+            axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    write_figure(path, figure, dots_per_inch=80)
 
 
 def _figure(draw: Any, width: float = 6.4) -> tuple[bytes, str]:
