@@ -180,12 +180,12 @@ def fixed(args: argparse.Namespace, budget: Budget) -> list[Command]:
 
 def storage(args: argparse.Namespace, budget: Budget) -> list[Command]:
     """Each generator is pretrained, where the recipe says so, at its own size; those that no class can fill are not."""
-    streams = [stream for stream in STREAMS if _is_filled(_recipe(args, budget, f":{stream}"))]
+    streams = _filled({stream: _recipe(args, budget, f":{stream}") for stream in STREAMS})
     if not streams:
         return []
     made, recipes = [], []
-    for stream in streams:
-        run, recipe = args.out / stream, _recipe(args, budget, f":{stream}")
+    for stream, recipe in streams.items():
+        run = args.out / stream
         words = ("-m", "gencond.cli", "condense", *_of_run(args, budget, f":{stream}", run))
         made.append(Command("storage", words, run / "condensed", (recipe,)))
         recipes.append(recipe)
@@ -200,14 +200,16 @@ def storage(args: argparse.Namespace, budget: Budget) -> list[Command]:
     return [*made, Command("storage", words, args.out / "storage.txt", tuple(recipes), needs)]
 
 
-def _is_filled(recipe: Recipe) -> bool:
-    """Whether each class has the images that learning starts from."""
-    train, _ = load_data(recipe)
-    try:
-        check_counts(recipe, int(train.counts.min()), "the smallest")
-    except InputError:
-        return False
-    return True
+def _filled(streams: dict[str, Recipe]) -> dict[str, Recipe]:
+    """Those of which each class has the images that learning starts from; whichever share their data read it once."""
+    of_data = {recipe.data: recipe for recipe in streams.values()}
+    smallest = {data: int(load_data(recipe)[0].counts.min()) for data, recipe in of_data.items()}
+    filled = {}
+    for stream, recipe in streams.items():
+        with contextlib.suppress(InputError):
+            check_counts(recipe, smallest[recipe.data], "the smallest")
+            filled[stream] = recipe
+    return filled
 
 
 STAGES: dict[str, Callable[[argparse.Namespace, Budget], list[Command]]] = {
