@@ -28,7 +28,7 @@ from gencond.eval.protocols import Protocol, get_protocol
 from gencond.eval.report import write_reports
 from gencond.eval.scoring import GENCOND, Row, score_tables
 from gencond.eval.wording import markdown_results, outside_summary, summary_table
-from gencond.files import read_json, short_hash, state_fingerprint, write_json, write_text
+from gencond.files import read_json, short_hash, write_json, write_text
 from gencond.foreign import ForeignSet, is_foreign, read_foreign, side_of
 from gencond.generator.card import model_card
 from gencond.generator.face import Condensed
@@ -90,7 +90,8 @@ class JudgedSet:
         stream: (batch size, steps) -> fresh images; None: there are none.
         num_bytes: ipc -> what must be stored of it.
         largest_ipc: above it there is nothing; None: no limit.
-        key: identifies it.
+        factor: each stored image is cut into factor x factor.
+        key: identifies it and how it is stored.
         about: for the report: stored, num_slots, images_per_slot, bytes, and whatever is known of how it was made.
     """
 
@@ -98,6 +99,7 @@ class JudgedSet:
     stream: Callable[[int, int], FreshImages] | None
     num_bytes: Callable[[int], int]
     largest_ipc: int | None
+    factor: int
     key: str
     about: dict[str, Any]
 
@@ -116,7 +118,8 @@ def judged_artefact(condensed: Condensed) -> JudgedSet:
         None if condensed.largest_ipc else partial(fresh_images, condensed),
         condensed.bytes_of,
         condensed.largest_ipc,
-        state_fingerprint(condensed),
+        condensed.config.factor,
+        short_hash(condensed.fingerprint, condensed.config.storage),
         about,
     )
 
@@ -130,7 +133,7 @@ def judged_foreign(found: ForeignSet) -> JudgedSet:
         "bytes": found.num_bytes(found.ipc),
     }
     key = short_hash(found.images.fingerprint, found.factor, found.stored)
-    return JudgedSet(found.sample, None, found.num_bytes, found.ipc, key, about)
+    return JudgedSet(found.sample, None, found.num_bytes, found.ipc, found.factor, key, about)
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,7 @@ def judge(
         out: where the reports go; rows of an earlier report there are kept if they are of the same images.
         ipcs, protocol, networks, num_seeds, augmentation: None takes what the artefact's recipe says.
         data: the real images, where they are not those the recipe names or have moved.
-        baselines: names from `eval.baselines.BASELINES`; None takes all.
+        baselines: names from `eval.baselines.BASELINES`; None takes all that mean something.
         normalised_by, factor: of anybody's images, see `foreign.read_foreign`.
         stream: a row of mode `stream` too: fresh images, for as many steps as the largest IPC trains.
         quality: a network for FID and its kin, see `eval.given.quality_network`; None leaves them out.
@@ -324,7 +327,8 @@ def judge(
         condensed_name=_row_name(path, recipe, condensed),
         condensed_key=subject.key,
         condensed_bytes=subject.num_bytes,
-        baselines=BASELINES if baselines is None else baselines,
+        factor=subject.factor,
+        baselines=baselines,
         fresh=_stream_of(subject, chosen, len(samples)) if stream else None,
         teacher=taught_by,
         device=device,

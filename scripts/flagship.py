@@ -62,7 +62,6 @@ NOTHING = {
     "quality": "without --quality",
     "storage": "the smallest class has fewer images than a generator of table B starts from",
 }
-CODEC_QUALITIES = (30, 75)  # coarse mosaics serve best in few bits, fine ones in many
 STORED_AS = ("", "@float16", "@int8", "@coded")
 NOT_DONE = 75  # EX_TEMPFAIL: the same again later
 PATIENCE_SECONDS = 20.0
@@ -194,7 +193,7 @@ def storage(args: argparse.Namespace, budget: Budget) -> list[Command]:
     words = (
         str(SCRIPTS / "storage_curve.py"), *runs, "--data", args.data, "--out", str(args.out / "storage"),
         "--images-seen", str(budget.images_seen), "--network", budget.network, "--protocol", "idc", "--seeds",
-        str(args.seeds), "--codec-quality", *map(str, CODEC_QUALITIES), *published,
+        str(args.seeds), *published,
     )  # fmt: skip
     needs = tuple(command.makes for command in made)
     return [*made, Command("storage", words, args.out / "storage.txt", tuple(recipes), needs)]

@@ -7,9 +7,9 @@ A classifier sees the same number of images whatever it is trained on, in batche
 optimiser, schedule and augmentation. Of a generator every image is fresh, where it makes fresh ones; other artefacts, a
 file of photographs and the whole training set are seen again and again. `@float16`, `@int8` and `@coded` judge an
 artefact as it would be stored. Beside them, for every size among the artefacts and every one asked for with
-`--codec-bits`, stand random real photographs in one AVIF file of no more bytes, drawn anew for each seed. More
-qualities of the codec (`--codec-quality 30 75`) make more rows: coarse ones hold more photographs, and which is best
-depends on the bytes.
+`--codec-bits`, stand random real photographs in AVIF, in no more bytes, drawn anew for each seed. Coarse qualities hold
+more photographs, and which is best depends on bytes and training: of those of `--codec-quality` the one is taken that
+teaches best on a fifth of the training images, held out, and its row says so.
 
 The test set is read; `--set data.judge_on=validation` takes a slice of the training set instead, for artefacts that
 were condensed without it. Whatever is measured is kept in OUT/scores and not measured again. OUT/storage_curve.png
@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gencond
 from gencond.cli import run_cleanly
@@ -30,13 +31,13 @@ from gencond.distributed import new_accelerator
 from gencond.errors import InputError
 from gencond.eval.baselines import CODEC_REAL, WHOLE_SET, RealImages
 from gencond.eval.classifier import FreshImages, RepeatedImages, train_and_test
-from gencond.eval.codec import QUALITY, decode_mosaic, encode_mosaic
+from gencond.eval.codec import QUALITIES, decode_mosaic, encode_mosaic, encoder_version
 from gencond.eval.drawing import plot_any_number, write_first_images
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol, get_protocol
 from gencond.eval.published import curves_of
 from gencond.eval.scoring import EVALUATOR, Row, measured
-from gencond.eval.wording import kinds, markdown_table, percent, spoken_seeds
+from gencond.eval.wording import about_codec, kinds, markdown_table, percent, spoken_seeds
 from gencond.files import read_json, require_writable, short_hash, write_json, written_whole
 from gencond.generator.face import Condensed
 from gencond.generator.storage import check_storage
@@ -45,11 +46,9 @@ from gencond.progress import progress
 from gencond.selection import random_subset
 
 PICTURE, IMAGES = "storage_curve.png", "first_images.png"
-
-
-def codec_name(quality: int) -> str:
-    """Of the rows of photographs."""
-    return f"real photographs in AVIF, quality {quality}"
+CODEC_NAME = "real photographs in AVIF"
+PICTURED_QUALITIES = (QUALITIES[0], QUALITIES[-1])
+Top1 = Callable[..., list[float]]  # (seeds, images, real images to judge by, on_share=...) -> accuracies in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,13 @@ class Images:
         train: for as many images as every other row.
         num_bytes: that store them.
         ipc: images of each class that are stored; empty where any number can be made.
+        codec: of photographs, see `wording.about_codec`.
     """
 
     train: FreshImages | RepeatedImages
     num_bytes: int
     ipc: str
+    codec: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,18 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 
 def questions_of(
-    runs: Sequence[tuple[str, Condensed]], real: RealImages, batch_size: int, num_steps: int, args: argparse.Namespace
+    runs: Sequence[tuple[str, Condensed]],
+    real: RealImages,
+    top1: Top1,
+    batch_size: int,
+    num_steps: int,
+    args: argparse.Namespace,
 ) -> list[Question]:
-    """The rows: artefacts, photographs from few bytes to many, the whole set."""
+    """The rows: artefacts, photographs from few bytes to many, the whole set.
+
+    Args:
+        top1: trains the classifiers and tests them.
+    """
     train, seeds = real.train, range(args.seeds)
 
     def of_artefact(condensed: Condensed) -> Images:
@@ -140,13 +150,21 @@ def questions_of(
         ipc = str(most * condensed.images_per_slot)
         return Images(RepeatedImages(lambda seed: stored, batch_size, num_steps), subject.num_bytes(most), ipc)
 
-    def of_real(name: str, num_bytes: int = 0, quality: int = QUALITY) -> Images | None:
-        drawn = real.draw(name, None, seeds, num_bytes, quality)
-        if drawn is None:
-            return None
-        sets, used = drawn
-        counts = sorted({int(sets[0].counts.min()), int(sets[0].counts.max())})
+    def of_whole() -> Images:
+        counts = sorted({int(train.counts.min()), int(train.counts.max())})
+        sets, used = real.draw(WHOLE_SET, None, seeds)
         return Images(RepeatedImages(sets.__getitem__, batch_size, num_steps), used, " to ".join(map(str, counts)))
+
+    def of_codec(num_bytes: int) -> Images | None:
+        def score(images: LabeledImages, held_out: LabeledImages) -> float:
+            return top1([0], RepeatedImages(lambda seed: images, batch_size, num_steps), held_out)[0]
+
+        found = real.photographs(num_bytes, seeds, score, args.codec_quality)
+        if found is None:
+            return None
+        ipc = str(int(found.sets[0].counts.min()))
+        sets = RepeatedImages(found.sets.__getitem__, batch_size, num_steps)
+        return Images(sets, found.num_bytes, ipc, found.describe())
 
     ours = [
         Question(path, f"{path}, {one.config.storage}", (one.fingerprint,), partial(of_artefact, one), one.num_bytes)
@@ -157,28 +175,28 @@ def questions_of(
     # How many photographs fit is decided for all seeds at once, so it is another question with another number of them.
     rivals = [
         Question(
-            CODEC_REAL if quality == args.codec_quality[0] else codec_name(quality),
-            codec_name(quality),
-            (CODEC_REAL, size, quality, args.seeds),
-            partial(of_real, CODEC_REAL, size, quality),
+            CODEC_REAL,
+            CODEC_NAME,
+            (CODEC_REAL, size, args.codec_quality, encoder_version(), args.seeds),
+            partial(of_codec, size),
         )
-        for quality in dict.fromkeys(args.codec_quality)
         for size in sorted(sizes)
     ]
-    whole = Question(WHOLE_SET, "whole training set", (WHOLE_SET,), lambda: of_real(WHOLE_SET))
+    whole = Question(WHOLE_SET, "whole training set", (WHOLE_SET,), of_whole)
     return [*ours, *rivals, whole]
 
 
 def measure(
     questions: Sequence[Question],
     real: RealImages,
+    top1: Top1,
     test: LabeledImages,
     protocol: Protocol,
     batch_size: int,
     num_steps: int,
     args: argparse.Namespace,
 ) -> tuple[list[Row], list[str]]:
-    """(rows, notes on what was left out). Scores that are in OUT are not measured again."""
+    """(rows, notes: what was left out, and how photographs are stored). Scores that are in OUT are kept."""
     train, seen = real.train, batch_size * num_steps
     asked_of_all = (
         EVALUATOR, batch_size, num_steps, protocol.describe(), args.network, real.augmentation, train.fingerprint,
@@ -196,14 +214,8 @@ def measure(
 
     rows: list[Row] = []
     notes: list[str] = []
-    whole_in: dict[str, int] = {}  # a quality's name -> bytes of a file with as many photographs as there are
     for question, own in zip(questions, files, strict=True):
         seeds = [seed for seed, file in enumerate(own) if not file.is_file()]
-        if question.name in whole_in:
-            held = f"{whole_in[question.name]:,} hold all there are of each class"
-            notes.append(f"{question.name}: no row in {question.key[1]:,} bytes, {held}")
-            bar.total -= seen * len(seeds)
-            continue
         if seeds:
             bar.set_postfix_str(question.name)
             images = question.draw()
@@ -214,39 +226,30 @@ def measure(
             # Side by side a GPU takes little longer for all; elsewhere a kill shall cost one training.
             for together in [seeds] if real.device.type != "cpu" else [[seed] for seed in seeds]:
                 bar.set_postfix_str(f"{question.name}, seed {', '.join(map(str, together))}")
-                scores = train_and_test(
-                    images.train,
-                    test,
-                    network=args.network,
-                    protocol=protocol,
-                    augmentation=real.augmentation,
-                    normalisation=train.mean_std,
-                    seeds=together,
-                    device=real.device,
-                    on_share=partial(advance, bar.n, seen * len(together)),
-                )
-                for seed, top1 in zip(together, scores, strict=True):
-                    score = {"row": question.name, "seed": seed, "top1": top1, "images_seen": seen}
-                    score |= {"bytes": images.num_bytes, "ipc": images.ipc, "steps": num_steps}
+                on_share = partial(advance, bar.n, seen * len(together))
+                scores = top1(together, images.train, test, on_share=on_share)
+                for seed, share in zip(together, scores, strict=True):
+                    score = {"row": question.name, "seed": seed, "top1": share, "images_seen": seen}
+                    score |= {"bytes": images.num_bytes, "ipc": images.ipc, "steps": num_steps, "codec": images.codec}
                     write_json(own[seed], score)
         kept = [read_json(file) for file in own]
         row: Row = {"images": question.kind, "name": question.name, "network": args.network}
         row |= {"bytes": question.num_bytes or kept[0]["bytes"], "ipc": kept[0]["ipc"]}
         row |= measured([score["top1"] for score in kept], row["bytes"], train.num_classes)
-        if question.key[0] == CODEC_REAL and row["ipc"] == str(int(train.counts.min())):
-            whole_in[question.name] = row["bytes"]
+        if codec := kept[0]["codec"]:
+            notes.append(f"{question.name}, {row['bytes']:,} bytes: {about_codec(codec)}")
         rows.append(row)
         print(f"{question.name}, {row['bytes']:,} bytes: {percent(row)}", flush=True)
     bar.close()
     return sorted(rows, key=lambda row: row["bits_per_class"]), notes
 
 
-def first_images(runs: Sequence[tuple[str, Condensed]], train: LabeledImages, qualities: Sequence[int]) -> dict:
+def first_images(runs: Sequence[tuple[str, Condensed]], train: LabeledImages) -> dict:
     """A photograph of each class, the same in the codec, and the first image of each class in every artefact."""
     real = random_subset(train, 1, seed=0).images
     as_stored = {
         f"AVIF\nquality {quality}": decode_mosaic(encode_mosaic(real, quality), tuple(real.shape))
-        for quality in qualities
+        for quality in PICTURED_QUALITIES
     }
     rows = {name: images.float() / 255 for name, images in {"real": real, **as_stored}.items()}
     for path, one in runs:
@@ -279,7 +282,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--codec-bits", type=float, nargs="+", default=[], metavar="MBIT", help="a class, more AVIF rows"
     )
     parser.add_argument(
-        "--codec-quality", type=int, nargs="+", default=[QUALITY], metavar="Q", help="of AVIF, 0 to 100"
+        "--codec-quality",
+        type=int,
+        nargs="+",
+        default=list(QUALITIES),
+        metavar="Q",
+        help="of AVIF, 0 to 100; of several the best on held-out training images (default: %(default)s)",
     )
     parser.add_argument("--published", help="published figures to draw: cifar10")
     parser.add_argument("--set", nargs="*", default=[], metavar="part.field=value", help="for all artefacts' recipes")
@@ -308,20 +316,39 @@ def main() -> None:
     notes += [f"{path}: {note}" for path, about in made.items() for note in notes_on_origin(about, train)]
 
     real = RealImages(train, args.network, recipe.data.augmentation, new_accelerator().device)
-    questions = questions_of(runs, real, batch_size, num_steps, args)
-    rows, left_out = measure(questions, real, test, protocol, batch_size, num_steps, args)
+
+    def top1(
+        seeds: Sequence[int],
+        images: FreshImages | RepeatedImages,
+        judged_on: LabeledImages,
+        on_share: Callable[[float], None] = lambda share: None,
+    ) -> list[float]:
+        return train_and_test(
+            images,
+            judged_on,
+            network=args.network,
+            protocol=protocol,
+            augmentation=real.augmentation,
+            normalisation=train.mean_std,
+            seeds=seeds,
+            device=real.device,
+            on_share=on_share,
+        )
+
+    questions = questions_of(runs, real, top1, batch_size, num_steps, args)
+    rows, notes_on_rows = measure(questions, real, top1, test, protocol, batch_size, num_steps, args)
     print(
         f"\nEqual storage, any number of images. Top-1 % of {args.network} on {len(test):,} real images of the "
         f"{recipe.data.judge_on} set, {spoken_seeds(args.seeds)}; each row after {batch_size * num_steps:,} "
         f"images seen, in {num_steps:,} batches of {batch_size} under protocol {protocol.name}\n"
     )
     print(table(rows))
-    for note in [*notes, *left_out]:
+    for note in [*notes, *notes_on_rows]:
         print(f"\nNote: {note}")
-    names = kinds(rows) | {CODEC_REAL: codec_name(args.codec_quality[0])}
+    names = kinds(rows) | {CODEC_REAL: CODEC_NAME}
     with written_whole(args.out / PICTURE) as temporary:
         temporary.write_bytes(plot_any_number(rows, names, published)[0])
-    write_first_images(args.out / IMAGES, first_images(runs, train, args.codec_quality))
+    write_first_images(args.out / IMAGES, first_images(runs, train))
     print(f"\n{args.out / PICTURE} and {IMAGES} show them")
 
 

@@ -23,7 +23,7 @@ ALLOWED = {
         "statistics", "targets", "ranking", "generator",
     },
     "outside": {"data", "generator"},
-    "eval": {"data", "selection", "augment", "networks", "features", "training"},
+    "eval": {"data", "selection", "augment", "networks", "features", "training", "generator"},
     "checkpoint": {"config", "data", "generator"},
     "pretrain": {"config", "data", "augment", "backbones", "losses", "generator", "checkpoint"},
     "step": {"assembly", "augment", "targets", "losses", "generator"},
@@ -62,6 +62,13 @@ def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
     allowed = set() if room in GROUND else ALLOWED[room]
     for file in files:
         assert imported_rooms(file) <= allowed | GROUND | {room}, file
+
+
+def test_evaluation_knows_of_the_generator_only_how_packed_images_are_cut() -> None:
+    for file in (PACKAGE / "eval").rglob("*.py"):
+        imported = [node.module for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+        of_generator = {name for name in imported if name and name.startswith("gencond.generator")}
+        assert of_generator <= {"gencond.generator.packing"}, file
 
 
 def test_what_runs_in_another_judges_environment_needs_nothing_of_ours() -> None:

@@ -13,7 +13,6 @@ from conftest import TINY, tiny_recipe
 import gencond
 from gencond.condense import condense
 from gencond.data import LabeledImages
-from gencond.eval.codec import codec_subsets
 from gencond.generator.pixels import CondensedPixels
 from gencond.ranges import to_signed
 
@@ -148,9 +147,7 @@ def test_a_storage_curve_is_of_one_budget_and_no_rival_takes_more_bytes(
 
     cells = table_of(first.out)
     assert len(cells) == len(sizes) == len(scores) / 2
-    assert [row[0] for row in cells[:2]] == ["real photographs in AVIF, quality 30"] * 2 and cells[0][2].endswith(
-        "kbit"
-    )
+    assert [row[0] for row in cells[:2]] == ["real photographs in AVIF"] * 2 and cells[0][2].endswith("kbit")
     stored = {row[0]: row[1] for row in cells}
     assert stored[f"{artefact}, int8"] == stored[f"{artefact}, float32"] == "any"
     assert stored["whole training set"] == "116 to 122"
@@ -170,21 +167,25 @@ def test_a_storage_curve_is_of_one_budget_and_no_rival_takes_more_bytes(
     assert [file for file in scores if file.stat().st_mtime_ns != times[file]] == [lost]
 
 
-def test_a_storage_curve_has_rows_of_every_quality_of_the_codec(
-    artefact: Path,
-    digits: tuple[LabeledImages, LabeledImages],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
+def test_a_storage_curve_takes_the_quality_that_teaches_best_and_says_which(
+    artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    storage_curve(monkeypatch, f"{artefact}@int8", *CURVE, "--out", tmp_path, "--codec-quality", 10, 90)
-    size = gencond.load(artefact).stored_as("int8").num_bytes
-    stored = {row[0]: int(row[1]) for row in table_of(capsys.readouterr().out) if row[0].startswith("real")}
-    coarse, fine = (stored[f"real photographs in AVIF, quality {quality}"] for quality in (10, 90))
-    assert coarse > fine > 1  # as many as fit
-    for quality, count in ((10, coarse), (90, fine)):
-        photographs, used = codec_subsets(digits[0], size, [0, 1], quality)
-        assert used <= size and len(photographs[0]) == 10 * count
+    storage_curve(monkeypatch, f"{artefact}@int8", *CURVE, "--out", tmp_path / "two", "--codec-quality", 10, 90)
+    printed = capsys.readouterr().out
+    (row,) = [row for row in table_of(printed) if row[0].startswith("real")]
+    (kept,) = {
+        json.dumps(score["codec"])
+        for score in (json.loads(file.read_text()) for file in (tmp_path / "two" / "scores").iterdir())
+        if score["row"].startswith("real")
+    }
+    codec = json.loads(kept)
+    assert set(codec["held_out_top1"]) == {"10", "90"}
+    assert codec["held_out_top1"][str(codec["chosen"])] == max(codec["held_out_top1"].values())
+    assert f"({codec['chosen']} was best on held-out training images" in printed and "libavif" in printed
+    storage_curve(
+        monkeypatch, f"{artefact}@int8", *CURVE, "--out", tmp_path / "one", "--codec-quality", codec["chosen"]
+    )
+    assert [again for again in table_of(capsys.readouterr().out) if again[0].startswith("real")] == [row]
 
 
 def test_images_that_two_storages_make_alike_are_judged_once(
@@ -221,7 +222,9 @@ def test_a_bank_of_pixels_is_seen_again_and_again_in_the_same_budget(
     )  # fmt: skip
     printed = capsys.readouterr().out
     (row,) = [row for row in table_of(printed) if row[0].endswith("bank, float16")]
-    assert row[1:3] == ["2", "2.05 kbit"]  # two images of 64 half floats
+    of_file = 8 * gencond.load(tmp_path / "bank").stored_as("float16").num_bytes / 10 / 1e3
+    assert row[1] == "2" and of_file > 2.05  # two images of 64 half floats, and the file around them
+    assert row[2] == f"{of_file:.2f} kbit"
     scores = [json.loads(file.read_text()) for file in (tmp_path / "out" / "scores").iterdir()]
     assert len(scores) == 6 and {score["images_seen"] for score in scores} == {320}
 

@@ -1,28 +1,71 @@
 """What a condensed set has to beat: real images at the same number per class or in the same bytes, and all of them."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gencond.data import LabeledImages
+from gencond.data import LabeledImages, split_off
 from gencond.eval.classifier import trained_on_all
-from gencond.eval.codec import QUALITY, codec_subsets
+from gencond.eval.codec import QUALITIES, Choice, choose_quality, encoder_version, stored_photographs
 from gencond.eval.protocols import get_protocol
 from gencond.features import Extractor
-from gencond.ranges import to_signed
+from gencond.generator.packing import decode, pack
+from gencond.ranges import as_bytes, to_signed
 from gencond.selection import herding, k_center, kmeans_subset, random_subset, subset_of_each_class
 
 RANDOM_REAL, KMEANS_REAL, WHOLE_SET = "random_real", "kmeans_real", "whole_set"
 HERDING_REAL, K_CENTER_REAL, CODEC_REAL = "herding_real", "k_center_real", "codec_real"
-SAME_NUMBER = (RANDOM_REAL, KMEANS_REAL, HERDING_REAL, K_CENTER_REAL)
+# Of an artefact that cuts its images: real images several in one, as many as it cuts one into.
+RANDOM_PACKED, KMEANS_PACKED = "random_real_packed", "kmeans_real_packed"
+PACKED = (RANDOM_PACKED, KMEANS_PACKED)
+SAME_NUMBER = (RANDOM_REAL, KMEANS_REAL, HERDING_REAL, K_CENTER_REAL, *PACKED)
 BASELINES = (*SAME_NUMBER, CODEC_REAL, WHOLE_SET)
 EMBEDDED_AT_ONCE = 500
 # Of the network that herding and k-center choose with.
 CHOOSING = replace(get_protocol("quick"), name="choosing", min_steps=200, max_steps=200)
+
+
+SUBSETS = {
+    RANDOM_REAL: random_subset, RANDOM_PACKED: random_subset,
+    KMEANS_REAL: kmeans_subset, KMEANS_PACKED: kmeans_subset,
+}  # fmt: skip
+HELD_OUT = 0.2  # of the training images, to choose the codec's quality by
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Photographs in a codec, at its best.
+
+    Args:
+        sets: for each seed, as they come back.
+        num_bytes: of the largest file.
+        qualities: of the seeds' files; where bytes were left over they are finer than the chosen one.
+        choice: how the quality was chosen.
+    """
+
+    sets: list[LabeledImages]
+    num_bytes: int
+    qualities: list[int]
+    choice: Choice
+
+    def describe(self) -> dict[str, Any]:
+        """For a row: how it was stored, and by what it was chosen."""
+        return {
+            "qualities": self.qualities,
+            "held_out_top1": {str(quality): share for quality, share in self.choice.top1.items()},
+            "chosen": self.choice.quality,
+            "encoder": encoder_version(),
+        }
+
+
+def usual_baselines(factor: int) -> tuple[str, ...]:
+    """What a condensed set is put beside where nothing else is asked: packed images only where its own are cut."""
+    return tuple(name for name in BASELINES if factor > 1 or name not in PACKED)
 
 
 class RealImages:
@@ -31,36 +74,78 @@ class RealImages:
     Args:
         network: by name; herding and k-center choose in the features of one, trained on real images for a while.
         augmentation: strategy of operations that leave the class as it is.
+        factor: by which packed images share the place of one, as the condensed set's do.
     """
 
-    def __init__(self, train: LabeledImages, network: str, augmentation: str, device: torch.device) -> None:
+    def __init__(
+        self, train: LabeledImages, network: str, augmentation: str, device: torch.device, factor: int = 1
+    ) -> None:
         self.train, self.network, self.augmentation, self.device = train, network, augmentation, device
+        self.factor = factor
+        self._chosen: dict[tuple[int, ...], Choice | None] = {}
 
-    def draw(
-        self, name: str, ipc: int | None, seeds: Sequence[int], num_bytes: int = 0, quality: int = QUALITY
-    ) -> tuple[list[LabeledImages], int] | None:
-        """(training images for each seed, the bytes that store one of them); None where nothing fits `num_bytes`.
+    def draw(self, name: str, ipc: int | None, seeds: Sequence[int]) -> tuple[list[LabeledImages], int]:
+        """(training images for each seed, the bytes that store one of them).
 
         Random subsets are redrawn for each seed and k-means clusters found anew; herding, k-center and the whole set
-        stay.
+        stay. Packed images are as many times more as share the place of one, at a part of its side.
 
         Args:
-            name: one of `BASELINES`.
-            num_bytes, quality: for the codec's file.
+            name: one of `BASELINES` but CODEC_REAL.
+            ipc: images of each class as they are stored; None for the whole set.
         Raises:
-            InputError: a class has fewer than `ipc` images.
+            InputError: a class has fewer images.
         """
-        if name == CODEC_REAL:
-            return codec_subsets(self.train, num_bytes, seeds, quality)
         if name in (RANDOM_REAL, KMEANS_REAL):
-            draw = {RANDOM_REAL: random_subset, KMEANS_REAL: kmeans_subset}[name]
-            drawn = [draw(self.train, ipc, seed) for seed in seeds]
+            drawn = [SUBSETS[name](self.train, ipc, seed) for seed in seeds]
+        elif name in PACKED:
+            drawn = [self._packed(SUBSETS[name](self.train, ipc * self.factor**2, seed)) for seed in seeds]
         elif name == WHOLE_SET:
             drawn = [self.train] * len(seeds)
         else:
             choose = {HERDING_REAL: herding, K_CENTER_REAL: k_center}[name]
             drawn = [subset_of_each_class(self.train, ipc, lambda rows: choose(self.features[rows], ipc))] * len(seeds)
-        return drawn, drawn[0].images.numel()  # class by class as uint8, so that labels cost nothing
+        num_stored = len(self.train) if ipc is None else ipc * self.train.num_classes
+        return drawn, num_stored * self.train.images[0].numel()  # class by class as uint8, so that labels cost nothing
+
+    def photographs(
+        self,
+        num_bytes: int,
+        seeds: Sequence[int],
+        score: Callable[[LabeledImages, LabeledImages], float],
+        qualities: Sequence[int] = QUALITIES,
+    ) -> Photographs | None:
+        """Random photographs in an ordinary codec at the quality that teaches best; None where nothing fits.
+
+        Args:
+            num_bytes: that none of the seeds' files may exceed.
+            score: (training images, held-out images) -> accuracy in [0, 1]; asked for each quality, where there are
+                several, with a fifth of the training images held out.
+        """
+        choice = self._chosen.get((num_bytes, *qualities))
+        if choice is None:
+            if len(qualities) == 1 or int(self.train.counts.min()) < 2:  # nothing to choose, or by
+                choice = Choice(qualities[0], {})
+            else:
+                rest, held_out = split_off(self.train, HELD_OUT)
+                choice = choose_quality(rest, num_bytes, lambda images: score(images, held_out), qualities)
+            self._chosen[(num_bytes, *qualities)] = choice
+        if choice is None or (stored := stored_photographs(self.train, num_bytes, seeds, choice.quality)) is None:
+            return None
+        return Photographs(
+            [one.images for one in stored],
+            max(one.num_bytes for one in stored),
+            sorted({one.quality for one in stored}),
+            choice,
+        )
+
+    def _packed(self, images: LabeledImages) -> LabeledImages:
+        """Class-major images several in one, stored as bytes, and cut again as a condensed set is."""
+        parts, seen = self.factor**2, []
+        for some in images.images.split(EMBEDDED_AT_ONCE * parts):
+            stored = as_bytes(pack(to_signed(some).unflatten(0, (-1, parts)), self.factor))
+            seen.append(as_bytes(decode(to_signed(stored), self.factor)))
+        return replace(images, images=torch.cat(seen))
 
     @cached_property
     def features(self) -> Float[Tensor, "n d"]:

@@ -9,12 +9,13 @@ from gencond.eval.baselines import (
     CODEC_REAL,
     HERDING_REAL,
     K_CENTER_REAL,
+    KMEANS_PACKED,
     KMEANS_REAL,
+    RANDOM_PACKED,
     RANDOM_REAL,
     SAME_NUMBER,
     WHOLE_SET,
 )
-from gencond.eval.codec import QUALITY
 from gencond.eval.scoring import GENCOND, Row
 
 NAMES = {
@@ -23,6 +24,8 @@ NAMES = {
     KMEANS_REAL: "k-means real",
     HERDING_REAL: "herding real",
     K_CENTER_REAL: "k-center real",
+    RANDOM_PACKED: "random real, packed as ours",
+    KMEANS_PACKED: "k-means real, packed as ours",
     CODEC_REAL: "AVIF real, same bytes",
     WHOLE_SET: "whole training set",
 }
@@ -252,14 +255,22 @@ def outside_summary(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _codec_facts(rows: Sequence[Row], num_classes: int) -> list[tuple[str, str]]:
-    """How many photographs stand in the codec's rows of the first network."""
+    """How many photographs stand in the codec's rows of the first network, and how they are stored."""
     held = {
-        f"quality {QUALITY}, one mosaic: {row['num_images'] // num_classes} random real images of each class in "
-        f"{row['bytes']:,} bytes": row["ipc"]
+        f"{row['num_images'] // num_classes} random real images of each class in {row['bytes']:,} bytes, "
+        f"{about_codec(row['codec'])}": row["ipc"]
         for row in reversed(rows)
-        if row["images"] == CODEC_REAL and row["network"] == rows[0]["network"]
+        if row["images"] == CODEC_REAL and row["network"] == rows[0]["network"] and "codec" in row
     }
     return [(f"AVIF from IPC {ipc} on", text) for text, ipc in sorted(held.items(), key=lambda item: item[1])]
+
+
+def about_codec(codec: Mapping[str, Any]) -> str:
+    """The quality of a codec's row, how it was chosen, and what encoded it."""
+    qualities = " to ".join(str(codec["qualities"][at]) for at in ((0, -1) if len(codec["qualities"]) > 1 else (0,)))
+    tried = ", ".join(f"{quality}: {100 * share:.1f} %" for quality, share in codec["held_out_top1"].items())
+    how = f" ({codec['chosen']} was best on held-out training images, one seed: {tried})" if tried else ""
+    return f"quality {qualities}{how}, {codec['encoder']}"
 
 
 def _evaluation_cost(content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """What every artefact can do, whatever makes its images: sample at any IPC, datasets, streams, exports."""
 
 import functools
+import json
 import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,8 +60,12 @@ class Condensed(ModelMixin, ConfigMixin):
 
     @property
     def num_bytes(self) -> int:
-        """What must be stored to sample from it, of all weights and statistics, as they are stored."""
-        return num_stored_bytes(self.state_dict(), self.config.storage)
+        """What must be stored to sample from it: the file of weights as it is stored, and the config that reads it.
+
+        The config is counted without the account of how it was made.
+        """
+        config = {**self.config, "provenance": None}
+        return num_stored_bytes(self.state_dict(), self.config.storage) + len(json.dumps(config, indent=2).encode())
 
     @property
     def fingerprint(self) -> str:

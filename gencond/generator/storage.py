@@ -1,8 +1,9 @@
 """How the weights of an artefact lie on disk: as they were learned, or in fewer bits, which are what it then holds."""
 
+import json
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,6 +15,10 @@ from gencond.generator.entropy import decode, encode
 Storage = Literal["float32", "float16", "int8", "coded"]
 STORAGES: tuple[str, ...] = get_args(Storage)
 SCALE = ".int8_scale"  # the tensor of scales that stands beside one of int8
+DTYPES = {  # as safetensors names them, in the order in which it lays them
+    torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16",
+    torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 CODED, SHAPE = ".coded", ".shape"  # entropy-coded bytes of a tensor of int8, and its shape
 
 
@@ -75,9 +80,15 @@ def from_stored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def num_stored_bytes(state: Mapping[str, Tensor], storage: str) -> int:
-    """Of the tensors that `to_stored` makes."""
+    """Bytes of the file that holds the tensors which `to_stored` makes: safetensors, header and all."""
     stored = state if storage == "float32" else to_stored(state, storage)  # those of a GPU need not be copied to count
-    return sum(tensor.nbytes for tensor in stored.values())
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    order, end = list(DTYPES), 0
+    for name, tensor in sorted(stored.items(), key=lambda item: (order.index(item[1].dtype), item[0])):
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return 8 + -(-len(text) // 8) * 8 + end  # the header's length, the header padded to eights, the data
 
 
 def _decoded(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,9 +7,10 @@ import torch
 
 from gencond.data import LabeledImages
 from gencond.errors import InputError
-from gencond.eval.baselines import BASELINES
+from gencond.eval import codec
+from gencond.eval.baselines import usual_baselines
 from gencond.eval.classifier import fastest_way, top1_on_real, train_and_test
-from gencond.eval.codec import codec_subsets, encode_mosaic
+from gencond.eval.codec import Album, choose_quality, stored_photographs
 from gencond.eval.drawing import plot_any_number, write_pictures
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import PROTOCOLS, Protocol, get_protocol
@@ -207,7 +208,7 @@ def test_a_table_has_every_row_with_its_baselines_and_bytes(digits: tuple) -> No
     train, test = digits
     rows, notes = score(train, test)
     assert [(row["images"], row["ipc"]) for row in rows] == [
-        *((images, ipc) for ipc in (1, 3) for images in ("gencond", *BASELINES[:-1])), ("whole_set", None),
+        *((images, ipc) for ipc in (1, 3) for images in ("gencond", *usual_baselines(1)[:-1])), ("whole_set", None),
     ]  # fmt: skip
     assert not notes
     for row in rows:
@@ -236,21 +237,30 @@ def test_random_real_images_are_drawn_anew_for_each_seed_and_ours_stay(digits: t
 def test_known_rows_are_not_trained_again_unless_something_changed(digits: tuple, monkeypatch) -> None:
     few_rows = {"ipcs": [1], "baselines": ["random_real", "codec_real", "whole_set"]}
     rows, _ = score(*digits, **few_rows)
-    trained = []
-    monkeypatch.setattr("gencond.eval.scoring.train_and_test", lambda *a, **o: trained.append(1) or [0.5, 0.5])
+    trained, chosen_by = [], []
+
+    def watch(sets: list[LabeledImages], judged_on: LabeledImages, **options) -> list[float]:
+        (trained if judged_on is digits[1] else chosen_by).append(len(judged_on))
+        return [0.5, 0.5]
+
+    monkeypatch.setattr("gencond.eval.scoring.train_and_test", watch)
     again, _ = score(*digits, known=rows, **few_rows)
     assert again == rows and not trained
     score(*digits, known=rows, **few_rows, condensed_key="other")
-    assert len(trained) == 1  # our row alone
+    assert len(trained) == 1 and not chosen_by  # our row alone
     score(*digits, known=rows, **few_rows, condensed_bytes=lambda ipc: 2000)
-    assert len(trained) == 1 + 1  # the codec's, which gets as many bytes
+    assert len(trained) == 1 + 1 and chosen_by  # the codec's, which gets as many bytes
     score(*digits, known=rows, **few_rows, augmentation="none")
     assert len(trained) == 2 + 4
+    assert max(chosen_by) < 300  # some fifth of the 1198 training images, never the 599 test images
 
 
 def test_the_same_bytes_at_another_ipc_are_the_same_rival_and_not_trained_again(digits: tuple, monkeypatch) -> None:
     trained = []
-    monkeypatch.setattr("gencond.eval.scoring.train_and_test", lambda *a, **o: trained.append(1) or [0.5, 0.7])
+    monkeypatch.setattr(
+        "gencond.eval.scoring.train_and_test",
+        lambda sets, judged_on, **o: (judged_on is digits[1] and trained.append(1)) or [0.5, 0.7],
+    )
     rows, _ = score(*digits, ipcs=[1, 3], baselines=["codec_real"])
     assert len(trained) == 3 and rows[1]["top1"] == rows[3]["top1"] and rows[1]["key"] != rows[3]["key"]
     assert (rows[1]["ipc"], rows[3]["ipc"]) == (1, 3) and rows[1]["num_images"] == rows[3]["num_images"]
@@ -274,20 +284,93 @@ def test_an_unknown_baseline_is_named(few_digits: LabeledImages) -> None:
 def test_the_codec_holds_as_many_images_as_fit_and_keeps_what_they_show(digits: tuple, channels: int) -> None:
     train = digits[0]
     colour = LabeledImages(train.images.expand(-1, channels, -1, -1).contiguous(), train.labels, train.class_names)
-    small, used = codec_subsets(colour, 3000, [0, 1])
-    large, _ = codec_subsets(colour, 6000, [0, 1])
-    assert used <= 3000 < 6000 and len(small[0]) == len(small[1]) < len(large[0])
-    more = len(small[0]) // 10 * 102 // 100 + 1  # an image or two in a hundred more do not fit for both seeds
-    assert max(len(encode_mosaic(random_subset(colour, more, seed).images)) for seed in (0, 1)) > 3000
-    original = random_subset(colour, len(small[0]) // 10, seed=0)
-    assert torch.equal(small[0].labels, original.labels)
-    error = (small[0].images.float() - original.images.float()).abs().mean()
-    other = (small[0].images.float() - original.images.float().flip(0)).abs().mean()
-    assert error < 0.3 * other  # each at its own place, coarsely
-    assert not torch.equal(small[0].images, small[1].images)
-    whole, _ = codec_subsets(colour, 10**6, [0])
-    assert len(whole[0]) == 10 * int(train.counts.min())
-    assert codec_subsets(colour, 50, [0]) is None
+    small, large = (stored_photographs(colour, num_bytes, [0, 1], quality=30) for num_bytes in (3000, 6000))
+    ipc = len(small[0].images) // 10
+    assert len(small[0].images) == len(small[1].images) < len(large[0].images)
+    assert all(0.95 * 3000 < one.num_bytes <= 3000 for one in small)  # an image or two in a hundred
+    more = ipc * 102 // 100 + 1
+    assert max(Album(colour, seed).size(more, 30) for seed in (0, 1)) > 3000  # more do not fit for both seeds
+    original = random_subset(colour, ipc, seed=0)
+    order = torch.arange(ipc * 10).view(10, ipc).T.flatten()  # stored: one of each class, another of each, ...
+    assert torch.equal(small[0].images.labels, original.labels[order])
+    shown, true = small[0].images.images.float(), original.images[order].float()
+    assert (shown - true).abs().mean() < 0.3 * (shown - true.flip(0)).abs().mean()  # each at its own place, coarsely
+    assert not torch.equal(small[0].images.images, small[1].images.images)
+    assert stored_photographs(colour, 50, [0], quality=30) is None
+
+
+def test_photographs_in_bytes_that_are_left_over_are_stored_finer(digits: tuple) -> None:
+    one_each, all_there_are = (
+        stored_photographs(digits[0], 1200, [0], 10)[0],
+        stored_photographs(digits[0], 10**6, [0], 10)[0],
+    )
+    assert all_there_are.quality == 100 and len(all_there_are.images) == 10 * int(digits[0].counts.min())
+    assert one_each.num_bytes <= 1200
+    album = Album(digits[0], 0)
+    ipc = album.most_that_fit(700, 60)
+    finer = album.stored(ipc, 900, 60)
+    assert finer.quality > 60 and album.size(ipc, 60) < finer.num_bytes <= 900 < album.size(ipc, finer.quality + 1)
+
+
+def test_photographs_are_the_same_whether_they_lie_in_one_mosaic_or_many(digits: tuple, monkeypatch) -> None:
+    whole = Album(digits[0], 0).stored(20, 10**5, 100)
+    monkeypatch.setattr(codec, "MOSAIC_PIXELS", 37 * 64)  # 37 digits, so that no mosaic ends with a slot
+    album = Album(digits[0], 0)
+    many = album.stored(20, 10**5, 100)
+    assert len(album.encoded(20, 100)) == 6 and torch.equal(many.images.labels, whole.images.labels)
+    assert (many.images.images.float() - whole.images.images.float()).abs().max() < 6  # of 255: quality 100 is no copy
+    assert many.num_bytes == sum(map(len, album.encoded(20, 100)))
+
+
+def test_the_best_quality_is_chosen_by_what_held_out_images_say_and_each_set_of_files_is_asked_once(
+    digits: tuple,
+) -> None:
+    seen = []
+
+    def score(images: LabeledImages) -> float:
+        seen.append(len(images))
+        return {1: 0.3, 2: 0.9, 3: 0.5}[len(seen)]
+
+    choice = choose_quality(digits[0], 3000, score, [20, 50, 80])
+    assert choice.quality == 50 and choice.top1 == {20: 0.3, 50: 0.9, 80: 0.5}
+    assert seen == sorted(seen, reverse=True) and seen[-1] < seen[0]  # coarse ones hold more
+    seen.clear()
+    assert choose_quality(digits[0], 10**6, score, [20, 50]).top1 == {20: 0.3, 50: 0.3} and len(seen) == 1
+    assert choose_quality(digits[0], 50, score) is None
+
+
+def test_a_row_of_photographs_says_how_they_were_stored_and_chosen(digits: tuple) -> None:
+    rows, _ = score(*digits, ipcs=[1], baselines=["codec_real"])
+    of_codec = rows[1]["codec"]
+    assert of_codec["encoder"].startswith("Pillow ") and "libavif" in of_codec["encoder"]
+    assert set(of_codec["held_out_top1"]) <= {str(quality) for quality in codec.QUALITIES}
+    best = max(of_codec["held_out_top1"], key=of_codec["held_out_top1"].__getitem__)
+    assert of_codec["chosen"] == int(best) <= min(of_codec["qualities"])
+
+
+def test_packed_real_images_stand_beside_a_set_that_is_cut(digits: tuple, monkeypatch) -> None:
+    seen = {}
+
+    def watch(sets: list[LabeledImages], test: LabeledImages, **options) -> list[float]:
+        seen[len(seen)] = sets[0]
+        return [0.5, 0.5]
+
+    monkeypatch.setattr("gencond.eval.scoring.train_and_test", watch)
+    rows, notes = score(
+        *digits, ipcs=[2], factor=2, baselines=["random_real", "random_real_packed", "kmeans_real_packed"]
+    )
+    assert [row["images"] for row in rows] == ["gencond", "random_real", "random_real_packed", "kmeans_real_packed"]
+    assert not notes and [row["bytes"] for row in rows[1:]] == [20 * 64] * 3  # the same bytes hold four times as many
+    assert [row["num_images"] for row in rows] == [20, 20, 80, 80]
+    true = random_subset(digits[0], 8, seed=0)
+    assert torch.equal(seen[2].labels, true.labels)
+    halved = torch.nn.functional.avg_pool2d(true.images.float(), 2)
+    shown = torch.nn.functional.interpolate(halved.round(), size=(8, 8), mode="bilinear", align_corners=False)
+    assert (seen[2].images.float() - shown).abs().max() <= 1.01  # of 255 levels: rounded twice
+    _, notes = score(*digits, ipcs=[40], factor=2, baselines=["kmeans_real_packed"])
+    assert "no kmeans_real_packed row at IPC 40" in notes[0] and notes[0].endswith("and 160 are needed")
+    _, notes = score(*digits, ipcs=[1], baselines=["random_real_packed"])
+    assert notes == ["no random_real_packed row: the images of the condensed set are whole"]
 
 
 # --- the report
