@@ -92,6 +92,11 @@ def test_a_stored_artefact_is_judged_as_it_is_stored(run: Path, tmp_path: Path, 
     main(["evaluate", str(small), "--out", str(judged), "--ipc", "2", "--baselines", "codec_real"])
     rows = {row["images"]: row for row in json.loads((judged / "report.json").read_text())["rows"]}
     assert rows["gencond"]["bytes"] == stored.num_bytes >= rows["codec_real"]["bytes"]
+    main(["store", str(run), "--as", "float16", "--out", str(tmp_path / "half")])
+    main(["evaluate", str(tmp_path / "half"), "--out", str(judged), "--ipc", "2", "--baselines"])
+    content, half = json.loads((judged / "report.json").read_text()), gencond.load(tmp_path / "half").num_bytes
+    assert content["condensed"]["bytes"] == half != stored.num_bytes  # another storage's bytes are not kept
+    assert [row["bytes"] for row in content["rows"]] == [half]
     assert "exists and is not empty" in fails(capsys, "store", str(run), "--as", "int8", "--out", str(small))
     assert "unknown storage 'int4'" in fails(capsys, "store", str(run), "--as", "int4", "--out", str(tmp_path / "x"))
     assert not (tmp_path / "x").exists()
