@@ -39,7 +39,7 @@ from gencond.generator.pretrained import HUB_FILE, kept_file
 from gencond.generator.pretrained import IMAGENET1K as PUBLISHED
 from gencond.mapped import FACTS
 from gencond.progress import spoken_time
-from gencond.sources import ImageSource, find_images, read_image, stacked
+from gencond.sources import ImageSource, find_images, read_image, stacked, white_of
 
 logger = logging.getLogger(__name__)
 
@@ -240,9 +240,10 @@ def _fractions(recipe: Recipe, has_test: bool) -> list[float]:
 def _read_some(source: ImageSource, side: int) -> tuple[UInt8[Tensor, "n c h w"], float]:
     """(images from all over a source, seconds for each with all threads). Raises InputError for a broken one."""
     chosen = torch.linspace(0, len(source) - 1, min(len(source), SAMPLE_IMAGES)).long().unique().tolist()
+    white = white_of(source)
     started = time.perf_counter()
     with ThreadPoolExecutor() as pool:
-        read = list(pool.map(lambda row: read_image(source.open(row), side), chosen))
+        read = list(pool.map(lambda row: read_image(source.open(row), side, white), chosen))
     seconds = (time.perf_counter() - started) / len(chosen)
     broken = [(source.names[row], why) for row, why in zip(chosen, read, strict=True) if isinstance(why, str)]
     if broken:

@@ -8,15 +8,18 @@ import hashlib
 import io
 import logging
 import os
+import posixpath
+import re
 import shutil
 import tarfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,22 +27,45 @@ from jaxtyping import Int64, UInt8, UInt64
 from torch import Tensor
 
 from gencond.distributed import from_all, from_main, rank_and_world
-from gencond.errors import InputError
+from gencond.errors import InputError, first_line
 from gencond.files import cache_dir, free_space, is_locked, read_json, require_writable, take_lock, write_json
 from gencond.mapped import FACTS, MappedImages
 from gencond.progress import progress
 
 logger = logging.getLogger(__name__)
 
-TEST_FOLDERS = ("test", "val", "validation")
-HIDDEN = (".", "__")
+# Words in the names of folders and shards. No class folder may have the name of a test set: see `_find`.
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "validation"),
+}
+# What file systems, archives and servers leave in folders, in lower case; anything hidden beside.
+SYSTEM_NAMES = {
+    "__macosx", "__pycache__", "@eadir", "@recycle", "#recycle", "#snapshot", "lost+found", "$recycle.bin",
+    "system volume information", "thumbs.db", "desktop.ini",
+}  # fmt: skip
+# Each of these together tell a run folder, an artefact and an evaluation.
+OUR_FILES = (
+    ("recipe.yaml", "data.json"),
+    ("config.json", "diffusion_pytorch_model.safetensors"),
+    ("config.json", "diffusion_pytorch_model.safetensors.index.json"),
+    ("report.json", "report.md"),
+)
+OURS, LINKS_BACK = "folder(s) of gencond", "link(s) to a folder that is read already"
+PACKED = re.compile(r"\.(tgz|tar\.\w+)$", re.IGNORECASE)
 WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
 GREY_MODES = ("1", "L", "LA", *WIDE_MODES)
 # Each process, each split and each classifier in training holds a copy: a few GB where a set is as large as this.
 MAPPED_ABOVE_BYTES = 2**30
 CHUNK_BYTES = 2**25  # of pixels that a process holds while it decodes, and loses when it is killed
 SECONDS_BETWEEN_LOOKS = 10
-DECODING = "decoded-1"  # changes whenever the same file would become other pixels, or chunks would have another size
+# An image is read from a JPEG decoded to at least that many times its side: docs/data.md says how far that is off.
+DRAFT_SIDES = 4
+# What may be white in grey images of more than 8 bits: floats up to 1, or 8, 10, 12, 14 or 16 bits.
+WHITES = (1, 255, 1023, 4095, 16383, 65535)
+WHITE_BORNE = 1.05  # of floats, which interpolation lets go over white and as far below black
+DECODING = "decoded-2"  # changes whenever the same file would become other pixels, or chunks would have another size
 
 
 @dataclass(frozen=True)
@@ -68,6 +94,13 @@ class ImageSource:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def head(self, row: int) -> bytes:
+        """The first bytes of an encoded image."""
+        shard, offset, size = (None, 0, 1024) if self.places is None else self.places[row].tolist()
+        with (self.root / (self.names[row] if shard is None else self.shards[shard])).open("rb") as file:
+            file.seek(offset)
+            return file.read(min(size, 1024))
 
     def open(self, row: int) -> Path | io.BytesIO:
         """What Pillow opens to read an image."""
@@ -105,124 +138,312 @@ class ImageSource:
 # --- finding ---------------------------------------------------------------------------------------------------
 
 
+class LeftOut:
+    """What is not read of a set, by kind: how many, and the first."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._found: dict[str, tuple[int, str]] = {}
+
+    def add(self, kind: str, path: str | Path, count: int = 1) -> None:
+        number, first = self._found.get(kind, (0, os.path.relpath(path, self._root)))
+        self._found[kind] = number + count, first
+
+    def say(self) -> None:
+        """Everything in one line of the log."""
+        if self._found:
+            kinds = (f"{number} {kind} ({first} first)" for kind, (number, first) in self._found.items())
+            logger.info("data: left out of %s: %s", self._root, "; ".join(kinds))
+
+
 def find_images(root: Path) -> ImageSource:
     """The images of a folder with one folder per class, or with WebDataset shards, nothing of them decoded.
 
+    What lies there and is not taken is said in one line of the log; what could be meant in two ways is refused. The
+    rules are in docs/data.md.
+
     Args:
-        root: holds class folders, or `train/` and possibly a test folder of that kind; or it, or these two, hold
-            shards: .tar files with an image and its class index (.cls) under one name, with `classes.txt` beside them.
+        root: holds class folders, or a folder of training images and possibly one of test images (`SPLITS` has their
+            names); or it, or these two, hold shards: .tar files with an image and its class index (.cls) under one
+            key, and `classes.txt` beside them.
     Raises:
-        InputError: no classes, classes without images, images without a class, a test set of other classes.
+        InputError: no classes, classes without images, images without a class, a test set of other classes, damaged
+            shards.
     """
-    shards = {folder.name.lower(): folder for folder in visible_folders(root) if any(folder.glob("*.tar"))}
-    if any(root.glob("*.tar")) and not visible_folders(root):
-        return _find_in_shards(root, root, None)
-    if "train" in shards and not visible_folders(shards["train"]):
-        test = next((shards[name] for name in TEST_FOLDERS if name in shards), None)
-        beside = [folder for folder in visible_folders(root) if folder.name.lower() in TEST_FOLDERS]
-        if test is None and beside:
-            raise InputError(f"{beside[0]} holds no shards, and {shards['train']} does: write both in one way")
-        return _find_in_shards(root, shards["train"], test)
-    if of_test := [shards[name] for name in TEST_FOLDERS if name in shards and not visible_folders(shards[name])]:
-        raise InputError(f"{of_test[0]} holds shards, and the training images lie in folders: write both in one way")
-    return _find_in_folders(root)
+    left_out = LeftOut(root)
+    found = _find(root, left_out)
+    left_out.say()
+    return found
 
 
-def _find_in_folders(root: Path) -> ImageSource:
-    splits = {folder.name.lower(): folder for folder in visible_folders(root) if visible_folders(folder)}
-    train_root = splits.get("train", root)
-    held_out = [splits[name] for name in TEST_FOLDERS if name in splits]
-    test_root = held_out[0] if held_out else None
+def _find(root: Path, left_out: LeftOut) -> ImageSource:
+    folders, shards = _folders(root, left_out), _shards_of(root)
+    if shards and not folders:
+        return _find_in_shards(root, *_split_by_name(root, shards), left_out)
+    for shard in shards:
+        left_out.add("shard(s) beside folders", shard)
+    split_of = {
+        folder: split
+        for folder in folders
+        if (split := _split_named(folder.name)) and (_folders(folder) or _shards_of(folder))
+    }
+    train = [folder for folder, split in split_of.items() if split == "train"]
+    held_out = [folder for split in ("test", "validation") for folder in split_of if split_of[folder] == split]
+    if len(train) > 1:
+        raise InputError(f"{train[0]} and {train[1]} both look like training images: rename or move one of them")
     for folder in held_out[1:]:
-        logger.info("data: %s is left out, %s is the test set", folder, test_root)
-    candidates = visible_folders(train_root)
-    if train_root == root:
-        candidates = [folder for folder in candidates if folder not in held_out]
-        if flat := [folder for folder in candidates if folder.name.lower() in TEST_FOLDERS]:
+        logger.info("data: %s is left out, %s is the test set", folder, held_out[0])
+    train_root, test_root = (train or [root])[0], (held_out or [None])[0]
+    beside = [folder for folder in folders if folder not in split_of]
+    if train:
+        if test_root is None and (odd := next((folder for folder in beside if image_files(folder)), None)):
+            raise InputError(
+                f"{odd} holds images and lies beside {train_root}: move it into there if it is a class, or away"
+            )
+        for folder in beside:
+            left_out.add(f"folder(s) beside {train_root.name}", folder)
+        classes = _folders(train_root, left_out)
+    else:
+        if flat := [folder for folder in beside if _split_named(folder.name) in ("test", "validation")]:
             raise InputError(
                 f"{flat[0]} holds no class folders, so it is no test set: sort its images into classes or move it away"
             )
-    class_names = tuple(folder.name for folder in candidates)
+        classes = _without_copies(beside, left_out)
+    if train and not classes:
+        if test_root is not None and not _shards_of(test_root):
+            raise InputError(f"{test_root} holds no shards, and {train_root} does: write both in one way")
+        return _find_in_shards(
+            root, _shards_of(train_root), _shards_of(test_root) if test_root is not None else [], left_out
+        )
+    if test_root is not None and not (tested := _folders(test_root, left_out)):
+        raise InputError(f"{test_root} holds shards, and the training images lie in folders: write both in one way")
+    return _find_in_folders(root, train_root, classes, test_root, tested if test_root is not None else [], left_out)
+
+
+def _split_named(name: str) -> str | None:
+    """ "train", "test" or "validation" where a folder's name says so, in capitals or not, as in `Training_set`."""
+    word = re.fullmatch(r"([a-z]+?)[ _-]?(?:set|data|images|split|shards)?", name.lower())
+    return SPLITS.get(word[1]) if word else None
+
+
+def _without_copies(folders: Sequence[Path], left_out: LeftOut) -> list[Path]:
+    """The classes among folders: those that hold folders of the others' names are copies of the set or exports."""
+    names = {folder.name for folder in folders}
+    inside = {folder: {below.name for below in _folders(folder)} for folder in folders}
+    classes = []
+    for folder in folders:
+        if len(inside[folder] & (names - {folder.name})) > 1:
+            left_out.add("folder(s) that hold the classes again", folder)
+        else:
+            classes.append(folder)
+    shared = sorted(set.intersection(*(inside[folder] for folder in classes))) if len(classes) > 1 else []
+    if len(shared) > 1:
+        logger.warning(
+            "data: %s and the other classes all hold %s, %s, ...: if these are the classes, name what is above "
+            "train and test", classes[0], *shared[:2],
+        )  # fmt: skip
+    return classes
+
+
+def _find_in_folders(
+    root: Path,
+    train_root: Path,
+    classes: Sequence[Path],
+    test_root: Path | None,
+    tested: Sequence[Path],
+    left_out: LeftOut,
+) -> ImageSource:
+    class_names = tuple(folder.name for folder in classes)
     if not class_names:
-        packed = next((path for path in root.glob("*.t*gz")), None)
+        packed = next((path for path in _files_of(root) if PACKED.search(path.name)), None)
         raise InputError(
-            f"{packed} is compressed, so that its images cannot be found one by one: unpack it to .tar"
+            _packed(packed)
             if packed
             else f"{train_root} has no class folders: expected {train_root}/<class name>/<image>"
         )
     number_of = {name: number for number, name in enumerate(class_names)}
+    if strange := [folder for folder in tested if folder.name not in number_of]:
+        raise InputError(f"{test_root} has class {strange[0].name!r}, which {train_root} has not")
     names: list[str] = []
     labels: list[int] = []
-
-    def take(split_root: Path, folders: Iterable[str]) -> None:
-        for name in folders:
-            found = [str(path.relative_to(root)) for path in image_files(split_root / name)]
+    ends = []
+    for folders in (classes, tested):
+        for folder in folders:
+            found = [str(path.relative_to(root)) for path in image_files(folder, left_out)]
             if not found:
-                raise InputError(f"class {name!r} of {split_root} has no images: add some or remove the folder")
+                raise InputError(
+                    f"class {folder.name!r} of {folder.parent} has no images: add some or remove the folder"
+                )
             names.extend(found)
-            labels.extend([number_of[name]] * len(found))
-
-    take(train_root, class_names)
-    num_train = len(names)
-    if test_root is not None:
-        tested = [folder.name for folder in visible_folders(test_root)]
-        if strange := sorted(set(tested) - set(class_names)):
-            raise InputError(f"{test_root} has class {strange[0]!r}, which {train_root} has not")
-        take(test_root, tested)
-    return ImageSource(root, class_names, names, torch.tensor(labels), num_train, test_root is not None)
+            labels.extend([number_of[folder.name]] * len(found))
+        ends.append(len(names))
+    return ImageSource(root, class_names, names, torch.tensor(labels), ends[0], test_root is not None)
 
 
-def visible_folders(root: Path) -> list[Path]:
-    """Visible folders, sorted by name; none where `root` is no folder."""
-    if not root.is_dir():
-        return []
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN))
+def _listed(folder: str | Path) -> list[os.DirEntry]:
+    """What a folder holds, sorted by name. Raises InputError where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}): mend or remove it") from None
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Visible image files at any depth, links followed, sorted. Files of other kinds are counted in the log."""
+def _files_of(folder: Path) -> list[Path]:
+    """Visible files, sorted by name."""
+    return [Path(entry) for entry in _listed(folder) if entry.is_file() and not _is_system(entry.name)]
+
+
+def _is_system(name: str) -> bool:
+    """Whether a file or a folder is hidden, or lies there because of a file system, an archive or a server."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
+def _is_ours(folder: str) -> bool:
+    """Whether a folder is a run of gencond, an artefact or an evaluation, or holds nothing else."""
+    if any(all(os.path.isfile(os.path.join(folder, name)) for name in names) for names in OUR_FILES):
+        return True
+    with os.scandir(folder) as entries:
+        inside = False
+        for entry in entries:
+            if not _is_system(entry.name):
+                inside = entry.is_dir(follow_symlinks=False) and _is_ours(entry.path)
+                if not inside:
+                    return False
+    return inside
+
+
+def _folders(root: Path, left_out: LeftOut | None = None) -> list[Path]:
+    """The folders that may be classes or splits, sorted by name.
+
+    Args:
+        left_out: hears of what is no class; and then a link to nothing is refused, since it may have been one.
+    """
+    above = {os.path.realpath(path) for path in (root, *root.absolute().parents)}
+    folders: list[Path] = []
+    for entry in _listed(root):
+        if _is_system(entry.name):
+            kind = "hidden or system file(s)"
+        elif not entry.is_dir():
+            if left_out is not None and entry.is_symlink() and not os.path.exists(entry.path):
+                raise InputError(f"{entry.path} is a link to nothing: mend or remove it")
+            if Path(entry).suffix.lower() not in image_extensions():
+                continue
+            kind = "image(s) that lie in no class folder"
+        elif os.path.realpath(entry.path) in above:
+            kind = LINKS_BACK
+        elif _is_ours(entry.path):
+            kind = OURS
+        else:
+            folders.append(Path(entry))
+            continue
+        if left_out is not None:
+            left_out.add(kind, entry.path)
+    return folders
+
+
+def image_files(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
+    """Visible image files at any depth, sorted. Links are followed, and each folder is read once.
+
+    Args:
+        left_out: hears of everything else.
+    """
     extensions = image_extensions()
-    found, others = [], []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith(HIDDEN))
-        for name in sorted(files):
-            if not name.startswith(HIDDEN):
-                path = Path(parent, name)
-                (found if path.suffix.lower() in extensions else others).append(path)
-    if others:
-        logger.info("data: %d file(s) in %s are no images and left out, %s first", len(others), folder, others[0].name)
+    seen = {os.path.realpath(path) for path in (folder, *folder.absolute().parents)}
+    found: list[Path] = []
+    pending = [folder]
+    while pending:
+        for entry in _listed(pending.pop()):
+            if _is_system(entry.name):
+                kind = "hidden or system file(s)"
+            elif entry.is_dir():
+                real = os.path.realpath(entry.path)
+                kind = LINKS_BACK if real in seen else OURS if _is_ours(entry.path) else None
+                if kind is None:
+                    seen.add(real)
+                    pending.append(Path(entry))
+                    continue
+            elif Path(entry).suffix.lower() not in extensions:
+                kind = "file(s) that are no images"
+            elif entry.is_file() or not os.path.exists(entry.path):  # a link to nothing is named when it is read
+                found.append(Path(entry))
+                continue
+            else:
+                kind = "pipe(s) and devices"
+            if left_out is not None:
+                left_out.add(kind, entry.path)
     return sorted(found)
 
 
-def _find_in_shards(root: Path, train: Path, test: Path | None) -> ImageSource:
+# --- shards ------------------------------------------------------------------------------------------------------
+
+
+def _shards_of(folder: Path) -> list[Path]:
+    return [path for path in _files_of(folder) if path.suffix.lower() == ".tar"]
+
+
+def _packed(path: Path) -> str:
+    return f"{path} is compressed, so that its images cannot be found one by one: unpack it to .tar"
+
+
+def _split_by_name(root: Path, shards: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """(training, test) shards of one folder, by words such as `train` and `val` in their names.
+
+    Where no name has such a word, or all have the same, all are training shards. Raises InputError where some have one.
+    """
+    splits: dict[str | None, list[Path]] = {}
+    for shard in shards:
+        words = {SPLITS[word] for word in re.findall("[a-z]+", shard.stem.lower()) if word in SPLITS}
+        splits.setdefault(words.pop() if len(words) == 1 else None, []).append(shard)
+    if len(splits) == 1 or splits.keys() == {"train", None}:
+        return list(shards), []
+    if None in splits or "train" not in splits:
+        odd, other = (splits.get(None) or shards)[0], next(iter(splits[split] for split in splits if split))[0]
+        raise InputError(
+            f"{odd} beside {other.name}: which shards are for training and which for testing? name all of them "
+            "train-... or test-..."
+        )
+    test = splits.get("test") or splits["validation"]
+    if test is not splits.get("validation", test):
+        logger.info("data: %d shards of %s for validation are left out", len(splits["validation"]), root)
+    return splits["train"], test
+
+
+def _find_in_shards(root: Path, train: Sequence[Path], test: Sequence[Path], left_out: LeftOut) -> ImageSource:
     names: list[str] = []
     labels: list[int] = []
     places: list[tuple[int, int, int]] = []
     shards: list[str] = []
     ends: list[int] = []
-    for folder in [train] if test is None else [train, test]:
-        for shard in sorted(folder.glob("*.tar")):
-            for name, offset, size, label in _index_shard(shard):
+    folders = list(dict.fromkeys(shard.parent for shard in (*train, *test)))
+    for folder in folders:
+        if packed := next((path for path in _files_of(folder) if PACKED.search(path.name)), None):
+            raise InputError(_packed(packed))
+    for part in [train, test] if test else [train]:
+        for shard in part:
+            for name, offset, size, label in _index_shard(shard, left_out):
                 names.append(f"{shard.relative_to(root)}/{name}")
                 labels.append(label)
                 places.append((len(shards), offset, size))
             shards.append(str(shard.relative_to(root)))
+        if len(names) == (ends[-1] if ends else 0):
+            raise InputError(
+                f"the shards of {part[0].parent} hold no images with a class index (.png or .jpg, and .cls)"
+            )
         ends.append(len(names))
-        if len(names) == (ends[-2] if len(ends) > 1 else 0):
-            raise InputError(f"the shards of {folder} hold no images with a class index (.png or .jpg, and .cls)")
-    num_train = ends[0]
-    listed = next((file for file in (train / "classes.txt", root / "classes.txt") if file.is_file()), None)
-    if listed is not None:
-        try:
-            given = [line for line in listed.read_text(encoding="utf-8").splitlines() if line]
-        except UnicodeDecodeError:
-            raise InputError(f"{listed} is no UTF-8 text: write a class name on each line") from None
-    else:
-        count = max(labels[:num_train]) + 1
-        given = [f"{label:0{len(str(count - 1))}d}" for label in range(count)]
-    if not 0 <= min(labels) <= max(labels) < len(given):
+    low, high, num_train = min(labels), max(labels), ends[0]
+    given = _listed_classes(root, folders)
+    if given is None and 0 <= low and high < num_train:  # each class has an image: no more names than that are made
+        width = len(str(high))
+        given = [f"{label:0{width}d}" for label in range(high + 1)]
+    if given is None or not 0 <= low <= high < len(given):
         raise InputError(
-            f"{root}: class indices go from {min(labels)} to {max(labels)}, and {len(given)} classes exist"
+            f"{root}: class indices go from {low} to {high}, and "
+            + (
+                f"{len(given)} classes exist"
+                if given
+                else f"{num_train} training images are too few for as many classes"
+            )
         )
     order = sorted(range(len(given)), key=given.__getitem__)
     rank = torch.tensor(order).argsort()
@@ -230,36 +451,155 @@ def _find_in_shards(root: Path, train: Path, test: Path | None) -> ImageSource:
     ranked = rank[torch.tensor(labels)]
     for name, count in zip(class_names, ranked[:num_train].bincount(minlength=len(given)).tolist(), strict=True):
         if count == 0:
-            raise InputError(f"class {name!r} of {train} has no images: add some or remove the class")
+            raise InputError(f"class {name!r} of {train[0].parent} has no images: add some or remove the class")
     return ImageSource(
-        root, class_names, names, ranked, num_train, test is not None, tuple(rank.tolist()), torch.tensor(places),
+        root, class_names, names, ranked, num_train, bool(test), tuple(rank.tolist()), torch.tensor(places),
         tuple(shards),
     )  # fmt: skip
 
 
-def _index_shard(shard: Path) -> list[tuple[str, int, int, int]]:
-    """(name, first byte, bytes, class index) of each image of a .tar file, from its headers. Raises InputError."""
-    extensions = image_extensions()
-    found: dict[str, tuple[str, int, int]] = {}
+def _listed_classes(root: Path, folders: Sequence[Path]) -> list[str] | None:
+    """The names in `classes.txt` beside shards or in `root`, no two alike; None where there is no such file.
+
+    Raises:
+        InputError: no UTF-8, an empty line between names, two files that differ.
+    """
+    listed: dict[Path, list[str]] = {}
+    for file in dict.fromkeys(folder / "classes.txt" for folder in (*folders, root)):
+        if not file.is_file():
+            continue
+        try:
+            lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+        except UnicodeDecodeError:
+            raise InputError(f"{file} is no UTF-8 text: write a class name on each line") from None
+        if not all(line.strip() for line in lines):
+            raise InputError(f"{file} has an empty line where a class name is expected: a class's index is its line")
+        listed[file] = lines
+    if len({tuple(lines) for lines in listed.values()}) > 1:
+        raise InputError(f"{' and '.join(map(str, listed))} differ: keep the one whose lines the class indices count")
+    return told_apart(next(iter(listed.values()))) if listed else None
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Class names, no two alike: ImageNet's second `crane` becomes `crane (2)`, which the log says."""
+    taken, apart = set(names), []
+    for place, name in enumerate(names):
+        unlike, number = name, 1
+        while unlike in apart or (number > 1 and unlike in taken):
+            number += 1
+            unlike = f"{name} ({number})"
+        apart.append(unlike)
+        if unlike != name:
+            logger.info("data: two classes are called %r: number %d is %r here", name, place, unlike)
+    return apart
+
+
+def _index_shard(shard: Path, left_out: LeftOut) -> list[tuple[str, int, int, int]]:
+    """(name, first byte, bytes, class index) of each image of a .tar file, from its headers.
+
+    An image and its class index have one key: what comes before the first dot of their names, or where keys have dots
+    themselves, before the last. Links in a shard are followed.
+
+    Raises:
+        InputError: damaged or cut off, a key twice, an image without a class index or the reverse.
+    """
+    files, links, end = _members_of(shard, left_out)
+    _require_end(shard, end)
+    for name, target in links.items():
+        for _ in range(len(links)):  # a link to a link
+            target = links.get(target, target)
+        if target not in files:
+            raise InputError(f"{shard}: {name} is a link to {target}, which is not in there: write the shard anew")
+        files[name] = files[target]
+    images: dict[str, str] = {}
     classes: dict[str, int] = {}
+    extensions = image_extensions()
+    with shard.open("rb") as content:
+        for name, (offset, size) in files.items():
+            key, suffix = posixpath.splitext(name)
+            found = images if suffix.lower() in extensions else classes if suffix.lower() == ".cls" else None
+            if found is None:
+                left_out.add("file(s) in shards that are no images", shard / name)
+                continue
+            if key in found:
+                raise InputError(f"{shard}: {name} is there twice, or in two formats: write the shard anew")
+            content.seek(offset)
+            found[key] = name if found is images else _class_index(shard, name, content.read(min(size, 32)))
+    return [(images[key], *files[images[key]], label) for key, label in _paired(shard, images, classes, left_out)]
+
+
+def _members_of(shard: Path, left_out: LeftOut) -> tuple[dict[str, tuple[int, int]], dict[str, str], int]:
+    """The files of a .tar (name: first byte, bytes), its links (name: name of the target) and where it ends."""
+    files: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
                 tar.members = []  # tarfile would keep them all
-                folder, _, base = member.name.rpartition("/")
-                stem, _, suffix = base.partition(".")
-                key = f"{folder}/{stem}"
-                if not member.isfile() or base.startswith(HIDDEN):
+                name = posixpath.normpath(member.name)
+                if member.isdir():
                     continue
-                if f".{suffix.lower()}" in extensions:
-                    found[key] = member.name, member.offset_data, member.size
-                elif suffix == "cls":
-                    classes[key] = int(tar.extractfile(member).read())
-    except (tarfile.TarError, OSError, ValueError) as error:
-        raise InputError(f"{shard} cannot be read as a WebDataset shard ({error}): write it anew") from None
-    if lacking := sorted(found.keys() - classes.keys()):
-        raise InputError(f"{shard}: {found[lacking[0]][0]} has no class index: expected {lacking[0].strip('/')}.cls")
-    return [(*place, classes[key]) for key, place in found.items()]
+                if any(map(_is_system, name.split("/"))):
+                    left_out.add("hidden or system file(s)", shard / name)
+                elif name in files or name in links:
+                    raise InputError(f"{shard}: {name} is there twice: write the shard anew")
+                elif member.islnk():
+                    links[name] = posixpath.normpath(member.linkname)
+                elif member.issym():
+                    links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+                elif member.size < 0 or not member.isreg() or member.issparse():
+                    raise InputError(f"{shard}: {name} is no whole plain file: write the shard anew")
+                else:
+                    files[name] = member.offset_data, member.size
+            return files, links, tar.offset
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged header makes tarfile raise
+        raise InputError(f"{shard} cannot be read as a WebDataset shard ({first_line(error)}): write it anew") from None
+
+
+def _require_end(shard: Path, end: int) -> None:
+    """Raises InputError where a .tar does not end as one does, with two blocks of zeros and nothing behind them.
+
+    tarfile takes a header that is cut off or damaged for the end.
+    """
+    with shard.open("rb") as file:
+        file.seek(end)
+        marker = file.read(2 * tarfile.BLOCKSIZE)
+        if len(marker) < 2 * tarfile.BLOCKSIZE or any(marker):
+            raise InputError(f"{shard} is cut off or damaged at byte {end}: get or write it anew")
+        while behind := file.read(2**20):
+            if behind.strip(b"\0"):
+                raise InputError(f"{shard} goes on behind its end, as .tar files joined by cat do: write it anew")
+
+
+def _class_index(shard: Path, name: str, text: bytes) -> int:
+    if not re.fullmatch(rb"\s*[0-9]{1,18}\s*", text):
+        raise InputError(f"{shard}: {name} holds {text!r}, which is no class index: expected a number such as 3")
+    return int(text)
+
+
+def _paired(
+    shard: Path, images: Mapping[str, str], classes: Mapping[str, int], left_out: LeftOut
+) -> Iterator[tuple[str, int]]:
+    """(key, class index) of each image, in the order of the shard. Raises InputError as `_index_shard`."""
+    lonely = set(classes)
+    for key, name in images.items():
+        folder, base = posixpath.split(key)
+        whole = posixpath.join(folder, base.partition(".")[0])  # the key as WebDataset reads it
+        if key in classes:
+            whole = key
+        elif whole in images and whole in classes:
+            left_out.add("further image(s) of a key", shard / name)
+            continue
+        elif whole not in classes:
+            raise InputError(f"{shard}: {name} has no class index: expected {key}.cls")
+        elif whole not in lonely:
+            raise InputError(f"{shard}: {name} is not the only image of {whole}.cls: name one of them {whole} alone")
+        lonely.discard(whole)
+        yield key, classes[whole]
+    if lonely:
+        raise InputError(f"{shard}: {min(lonely)}.cls has no image: write the shard anew")
 
 
 def image_extensions() -> set[str]:
@@ -275,62 +615,136 @@ def image_extensions() -> set[str]:
 
 def short_sides(source: ImageSource, at_most: int = 1000) -> list[int]:
     """Of some images in pixels, from headers alone. Files that cannot be read are named later, when all are decoded."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     sides = []
     for row in range(0, len(source), max(1, len(source) // at_most)):
-        try:
-            with Image.open(source.open(row)) as image:
-                sides.append(min(image.size))
-        except (OSError, UnidentifiedImageError):
-            continue
+        with suppress(Exception), Image.open(source.open(row)) as image:
+            sides.append(min(image.size))
     return sides
 
 
 def any_colour(source: ImageSource) -> bool:
     """Whether any image has colour, from headers: of photographs the first says so, of a grey set all are asked."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     for row in range(len(source)):
-        try:
-            with Image.open(source.open(row)) as image:
-                if image.mode not in GREY_MODES:
-                    return True
-        except (OSError, UnidentifiedImageError):  # named when it is decoded
-            continue
+        with suppress(Exception), Image.open(source.open(row)) as image:  # named when it is decoded
+            if image.mode not in GREY_MODES:
+                return True
     return False
 
 
-def read_image(file: Path | io.BytesIO, image_size: int) -> np.ndarray | str:
-    """[h, w] for grey images, [h, w, 3] for all others, or why the file cannot be read."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def white_of(source: ImageSource) -> int | None:
+    """The grey value that is white in images of more than 8 bits, one for the whole set; None where it has none.
+
+    It is the smallest of `WHITES` that no image exceeds, which the log says. So does it of images with several frames,
+    the first of which is read. Asked are the headers of all files but JPEGs; images of more than 8 bits are decoded.
+
+    Raises:
+        InputError: values that fit none of them, whole numbers beside floats.
+    """
+    with ThreadPoolExecutor() as pool:
+        looked = [seen for seen in pool.map(lambda row: _look(source, row), range(len(source))) if seen is not None]
+    if several := [seen for seen in looked if seen.frames > 1]:
+        logger.info(
+            "data: %d image(s) have more than one frame, of which the first is read (%s first)",
+            len(several), source.names[several[0].row],
+        )  # fmt: skip
+    wide = [seen for seen in looked if seen.kind]
+    if not wide:
+        return None
+    kinds = {seen.kind for seen in wide}
+    darkest, lightest = min(wide, key=lambda seen: seen.low), max(wide, key=lambda seen: seen.high)
+    low, high = darkest.low, lightest.high
+    borne = WHITE_BORNE if kinds == {"f"} else 1
+    white = next((white for white in WHITES if high <= white * borne and (white > 1 or kinds == {"f"})), None)
+    of = f"grey values from {low:g} ({source.names[darkest.row]}) to {high:g} ({source.names[lightest.row]})"
+    if len(kinds) > 1:
+        raise InputError(f"{source.root} has {of}, floats in some images and whole numbers in others: save all alike")
+    if white is None or low < (1 - borne) * white or (kinds == {"f"} and 1 < white > 10 * high):
+        raise InputError(f"{source.root} has {of}, which fit none of 0..1, 0..255, 0..4095 and 0..65535: save 8 bits")
+    logger.info("data: %s, of more than 8 bits: %g is taken for white in all images", of, white)
+    return white
+
+
+class _Seen(NamedTuple):
+    """Of an image that is not one plain picture of 8 bits. `kind` is that of its grey values ("u", "i", "f") or ""."""
+
+    row: int
+    frames: int
+    kind: str = ""
+    low: float = 0.0
+    high: float = 0.0
+
+
+def _look(source: ImageSource, row: int) -> _Seen | None:
+    """None for a plain image, and for one that cannot be read, which is named when it is decoded."""
+    from PIL import Image
+
+    if source.names[row].lower().endswith((".jpg", ".jpeg")):
+        return None
+    with suppress(Exception):
+        head = source.head(row)
+        if head.startswith(b"\x89PNG") and head[24:26] != b"\x10\0" and b"acTL" not in head:  # 16 bits grey; frames
+            return None
+        with Image.open(source.open(row)) as image:
+            frames = getattr(image, "n_frames", 1)
+            if image.mode in WIDE_MODES:
+                values = np.asarray(image)
+                kind = "f" if values.dtype.kind == "f" else "i"
+                if np.isfinite(values).all():
+                    return _Seen(row, frames, kind, float(values.min()), float(values.max()))
+            return _Seen(row, frames) if frames > 1 else None
+    return None
+
+
+def read_image(file: Path | io.BytesIO, image_size: int, white: int | None = None) -> np.ndarray | str:
+    """[h, w] for grey images, [h, w, 3] for all others, or why the file cannot be read.
+
+    The middle square is scaled by bicubic interpolation, upright as EXIF says; what is transparent becomes white.
+
+    Args:
+        white: see `white_of`.
+    """
+    from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(file) as image:
-            image.draft("RGB", (image_size * 2, image_size * 2))  # JPEGs decode at a fraction of their size
+            # A JPEG is decoded at a fraction of its size that leaves DRAFT_SIDES pixels for each that is wanted.
+            draft = image.draft("RGB", (image_size * DRAFT_SIDES, image_size * DRAFT_SIDES))
+            image.load()  # a TIFF is turned here
+            width, height = draft[1][2:] if draft else image.size  # the last row and column may be partly outside
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
             grey = image.mode in GREY_MODES
             if image.mode in WIDE_MODES:
-                image = Image.fromarray(_wide_to_uint8(np.asarray(image)))
+                image = Image.fromarray(_wide_to_uint8(np.asarray(image), white, image.info.get("transparency")))
             if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = ImageOps.exif_transpose(image).convert("L" if grey else "RGB")
-            side = (image_size, image_size)
-            return np.asarray(ImageOps.fit(image, side, Image.Resampling.BICUBIC), dtype=np.uint8)
+            image = image.convert("L" if grey else "RGB")
+            side = min(width, height)
+            left, top = (width - side) / 2, (height - side) / 2
+            square = (left, top, left + side, top + side)
+            image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=square)
+            if orientation:
+                image.getexif()[ExifTags.Base.Orientation] = orientation
+                image = ImageOps.exif_transpose(image)
+            return np.asarray(image, dtype=np.uint8)
     except UnidentifiedImageError:
         return "no known image format"
     except Exception as error:  # whatever a decoder throws at a broken file: it is named and counted
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _wide_to_uint8(values: np.ndarray) -> np.ndarray:
-    """Grey values of 16 or 32 bits or floats to 0..255, by the smallest usual range that holds them."""
-    largest = values.max()
-    if values.min() < 0 or largest > 65535:
-        raise ValueError(f"grey values from {values.min()} to {largest}: expected 0..1, 0..255 or 0..65535")
-    if values.dtype.kind == "f" and largest <= 1:
-        return (values * 255).round().astype(np.uint8)
-    return (values if largest <= 255 and values.dtype.itemsize > 2 else values / 257).round().astype(np.uint8)
+def _wide_to_uint8(values: np.ndarray, white: int | None, transparent: int | None) -> UInt8[np.ndarray, "h w"]:
+    """Grey values of 16 or 32 bits or floats to 0..255; those of the value that means transparent become white."""
+    if white is None:
+        raise ValueError("grey of more than 8 bits in a file that is called a JPEG")
+    if not np.isfinite(values).all():
+        raise ValueError("NaN or infinite grey values")
+    grey = (values * (255 / white)).round().clip(0, 255).astype(np.uint8)
+    return grey if transparent is None else np.where(values == transparent, np.uint8(255), grey)
 
 
 def _with_channels(image: np.ndarray, channels: int) -> UInt8[np.ndarray, "c h w"]:
@@ -351,10 +765,11 @@ def _require_whole(broken: Sequence[tuple[str, str]], source: ImageSource) -> No
 
 def read_into_memory(source: ImageSource, image_size: int) -> UInt8[Tensor, "n c h w"]:
     """All images, grey if all of them are. Raises InputError as `_require_whole`."""
+    white = white_of(source)
     with ThreadPoolExecutor() as pool:
         decoded = list(
             progress(
-                pool.map(lambda row: read_image(source.open(row), image_size), range(len(source))),
+                pool.map(lambda row: read_image(source.open(row), image_size, white), range(len(source))),
                 description="reading images",
                 total=len(source),
                 unit="image",
@@ -392,8 +807,8 @@ def decode_into_cache(source: ImageSource, image_size: int) -> MappedImages:
     with _alone(folder):
         if not from_main(folder.is_dir):
             partial = folder.with_name(f".{folder.name}.partial")
-            pending = from_main(lambda: _prepare(partial, source, image_size))
-            _require_whole(from_all(_decode_share(partial, source, image_size, pending)), source)
+            pending, white = from_main(lambda: _prepare(partial, source, image_size))
+            _require_whole(from_all(_decode_share(partial, source, image_size, pending, white)), source)
             from_main(lambda: _finish(partial, folder))
     return MappedImages(folder)
 
@@ -424,11 +839,15 @@ def rows_of_chunk(shape: Sequence[int], chunk: int) -> range:
     return range(chunk * length, min((chunk + 1) * length, shape[0]))
 
 
-def _prepare(partial: Path, source: ImageSource, image_size: int) -> list[int]:
-    """Makes the files in their full size where there are none; returns the numbers of the chunks that are left."""
+def _prepare(partial: Path, source: ImageSource, image_size: int) -> tuple[list[int], int | None]:
+    """Makes the files in their full size where there are none.
+
+    Returns:
+        The numbers of the chunks that are left, and what `white_of` says.
+    """
     require_writable(partial)
     if not (partial / "about.json").is_file():
-        shape = [len(source), 3 if any_colour(source) else 1, image_size, image_size]
+        shape, white = [len(source), 3 if any_colour(source) else 1, image_size, image_size], white_of(source)
         num_chunks = -(-shape[0] // len(rows_of_chunk(shape, 0)))
         sizes = {"pixels": int(np.prod(shape)), "facts": len(source) * FACTS.itemsize, "done": num_chunks}
         if (free := free_space(partial)) < sum(sizes.values()):
@@ -440,7 +859,7 @@ def _prepare(partial: Path, source: ImageSource, image_size: int) -> list[int]:
             with (partial / name).open("wb") as file:
                 file.truncate(size)
         (partial / "identities").write_bytes(source.identities.tobytes())
-        write_json(partial / "about.json", {"shape": shape, "decoding": DECODING})
+        write_json(partial / "about.json", {"shape": shape, "decoding": DECODING, "white": white})
         logger.info(
             "data: %d images are decoded once, into %.1f GB of %s", shape[0], sizes["pixels"] / 1e9, partial.parent
         )
@@ -450,14 +869,15 @@ def _prepare(partial: Path, source: ImageSource, image_size: int) -> list[int]:
     done = (partial / "done").read_bytes()
     if any(done):
         logger.info("data: decoding goes on, %d of %d parts are done", sum(done), len(done))
-    return [chunk for chunk, is_done in enumerate(done) if not is_done]
+    left = [chunk for chunk, is_done in enumerate(done) if not is_done]
+    return left, read_json(partial / "about.json")["white"]
 
 
 def _adopt(partial: Path, other: Path) -> None:
     """Copies what was decoded of the same files, before some were mended, added or removed."""
     about, others = read_json(partial / "about.json"), read_json(other / "about.json")
     shape, old_shape = about["shape"], others["shape"]
-    if shape[1:] != old_shape[1:] or about["decoding"] != others["decoding"]:
+    if shape[1:] != old_shape[1:] or any(about[fact] != others.get(fact) for fact in ("decoding", "white")):
         return
     wanted, there = (np.fromfile(folder / "identities", np.uint64) for folder in (partial, other))
     order = there.argsort()
@@ -484,7 +904,9 @@ def _adopt(partial: Path, other: Path) -> None:
         shutil.rmtree(other)
 
 
-def _decode_share(partial: Path, source: ImageSource, image_size: int, pending: Sequence[int]) -> list[tuple[str, str]]:
+def _decode_share(
+    partial: Path, source: ImageSource, image_size: int, pending: Sequence[int], white: int | None
+) -> list[tuple[str, str]]:
     """Decodes this process's part of the chunks that are left; returns the images (name, why) that cannot be read.
 
     A chunk with such an image stays undone.
@@ -512,7 +934,7 @@ def _decode_share(partial: Path, source: ImageSource, image_size: int, pending: 
 
             def read(place: int, rows: range = rows, images: np.ndarray = images, known: np.ndarray = known) -> str:
                 """Reads one image into its place; returns why it cannot be read, or nothing."""
-                image = read_image(source.open(rows[place]), image_size)
+                image = read_image(source.open(rows[place]), image_size, white)
                 if isinstance(image, str):
                     return image
                 images[place] = _with_channels(image, shape[1])

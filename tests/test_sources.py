@@ -51,9 +51,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     read = gencond.sources.read_image
 
-    def counted(file: Path, image_size: int) -> np.ndarray | str:
+    def counted(file: Path, image_size: int, white: int | None) -> np.ndarray | str:
         seen.append(str(file))
-        return read(file, image_size)
+        return read(file, image_size, white)
 
     monkeypatch.setattr(gencond.sources, "read_image", counted)
     return seen
