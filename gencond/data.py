@@ -5,12 +5,14 @@ their names. Those of a set that does not fit in memory stay in a file until the
 """
 
 import hashlib
+import logging
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +26,9 @@ from gencond.errors import InputError, first_line
 from gencond.files import cache_dir
 from gencond.mapped import MappedImages
 from gencond.ranges import as_bytes
-from gencond.sources import ImageSource, decode_into_cache, find_images, read_into_memory, short_sides
+from gencond.sources import ImageSource, decode_into_cache, find_images, read_into_memory, short_sides, told_apart
+
+logger = logging.getLogger(__name__)
 
 GENERATOR_SIZES = tuple(sorted(bottom * 2**k for bottom in (4, 5, 6, 7) for k in range(1, 5) if bottom * 2**k <= 64))
 LARGEST_AUTOMATIC_SIZE = 32
@@ -158,7 +162,7 @@ def load_real(
         image_size: side in pixels to scale and center-crop to. None keeps sets of square images as they are, and
             takes for a folder the largest size a generator can have that is not over the images' median shorter
             side, 8 to 32.
-        test_fraction: share of each class held out as test set where the source has none.
+        test_fraction: share of each class held out as test set where the source has none, see `split_off`.
     Raises:
         InputError: nothing there, classes without images, unreadable images, sets that do not fit each other.
     """
@@ -167,7 +171,7 @@ def load_real(
             train, test = NAMED_SETS[source]()
     elif not Path(source).exists():
         raise InputError(f"no such data: {source!r} is neither a path nor one of {', '.join(NAMED_SETS)}")
-    elif source.endswith(".npz"):
+    elif source.endswith(".npz") and Path(source).is_file():
         train, test = _load_npz(Path(source))
     elif Path(source).is_dir():
         found = find_images(Path(source))
@@ -183,25 +187,43 @@ def load_real(
     if image_size is None and (height != width or height not in GENERATOR_SIZES):
         image_size = automatic_image_size([min(height, width)])
     if test is None:
-        train, test = split_off(train, test_fraction)
+        train, test = split_off(train, test_fraction, closed=source in NAMED_SETS)
     return _resized(train, image_size), _resized(test, image_size)
 
 
-def split_off(data: LabeledImages, fraction: float) -> tuple[LabeledImages, LabeledImages]:
-    """(rest, held out): the same share of every class, at least one image on either side.
+def split_off(
+    data: LabeledImages, fraction: float, part: Literal["test", "validation"] = "test", closed: bool = False
+) -> tuple[LabeledImages, LabeledImages]:
+    """(rest, held out): about the same share of every class, at least one image on either side.
 
-    An image's own pixels decide where it goes, so that the split stays as it is when others are added or reordered.
+    An image is held out where its digest, as a number in [0, 1), is below `fraction`: its own pixels decide, so that it
+    stays where it is when others are added, removed or reordered. Of a class so small that none or all of its images
+    would be held out, the image nearest to that is; the log says so.
 
+    Args:
+        part: a validation set is chosen by other digits of the digest than a test set, since it is taken from what that
+            left over.
+        closed: nothing is ever added to this set, so exactly the share is taken: the images of lowest digest.
     Raises:
         InputError: a class with fewer than two images.
     """
     require_two_of_each(data.counts, data.class_names)
-    held = []
-    digests = list(data.digests())
+    digits = slice(8, 16) if part == "validation" and not closed else slice(8)
+    numbers = torch.tensor([int.from_bytes(digest[digits]) >> 1 for digest in data.digests()])  # of 63 bits
+    held, small = [], []
     for label in range(data.num_classes):
         rows = data.rows_of(label)
-        count = min(max(round(len(rows) * fraction), 1), len(rows) - 1)
-        held.append(torch.tensor(sorted(rows.tolist(), key=digests.__getitem__)[:count]))
+        wanted = round(len(rows) * fraction) if closed else int((numbers[rows] < int(fraction * 2**63)).sum())
+        count = min(max(wanted, 1), len(rows) - 1)
+        if count != wanted and not closed:
+            small.append(data.class_names[label])
+        held.append(rows[numbers[rows].argsort(stable=True)[:count]])
+    if small:
+        logger.info(
+            "data: of %d class(es), %r first, all or none of the images would be held out, so few there are: one is "
+            "moved, and another may be when images are added",
+            len(small), small[0],
+        )  # fmt: skip
     is_held = torch.zeros(len(data), dtype=torch.bool)
     is_held[torch.cat(held)] = True
     return data.subset((~is_held).nonzero()[:, 0]), data.subset(is_held.nonzero()[:, 0])
@@ -286,12 +308,19 @@ def _load_npz(path: Path) -> tuple[LabeledImages, LabeledImages | None]:
             if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one array without a name")
             arrays = {key: loaded[key] for key in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} cannot be read as .npz ({error})") from None
+    # RuntimeError: with a password, or packed in an unknown way; MemoryError: a damaged shape
+    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} cannot be read as .npz ({first_line(error)})") from None
     if missing := {"x_train", "y_train"} - arrays.keys():
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}; it holds {', '.join(arrays) or 'nothing'}")
+    if len(of_test := {"x_test", "y_test"} & arrays.keys()) == 1:
+        raise InputError(
+            f"{path} has {of_test.pop()} alone: a test set is x_test and y_test, add one or remove the other"
+        )
+    if others := arrays.keys() - {"x_train", "y_train", "x_test", "y_test", "names"}:
+        logger.info("data: left out of %s: %s", path, ", ".join(sorted(others)))
 
-    def part(split: str, num_classes: int | None) -> tuple[Tensor, np.ndarray]:
+    def part(split: str) -> tuple[Tensor, np.ndarray]:
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"].reshape(-1)
         shaped = x.ndim == 3 or (x.ndim == 4 and x.shape[-1] in (1, 3))
         if x.dtype != np.uint8 or not shaped or 0 in x.shape[1:3]:
@@ -300,30 +329,40 @@ def _load_npz(path: Path) -> tuple[LabeledImages, LabeledImages | None]:
             )
         if len(x) != len(y) or len(y) == 0:
             raise InputError(f"{path}: {len(x)} images but {len(y)} labels in {split}; expected as many, and some")
-        if y.dtype.kind not in "iu" or y.min() < 0 or (num_classes is not None and y.max() >= num_classes):
-            raise InputError(f"{path}: y_{split} holds something else than class indices from 0")
+        most = len(names) if names else arrays["y_train"].size  # each class has an image
+        if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= most:
+            held = f"from {y.min()} to {y.max()}" if y.dtype.kind in "iu" else f"as {y.dtype}"
+            raise InputError(
+                f"{path}: y_{split} holds labels {held}; expected class indices from 0 to {most - 1} at most"
+            )
         return _channels_first(x), y.astype(np.int64)
 
-    names = [str(name) for name in np.atleast_1d(arrays["names"])] if "names" in arrays else None
-    if names is not None and len(set(names)) < len(names):
-        raise InputError(f"{path}: names holds a class twice")
-    x, y = part("train", len(names) if names else None)
-    names = names or [str(label) for label in range(int(y.max()) + 1)]
-    width = len(str(len(names) - 1))
-    if "names" not in arrays:
-        names = [f"{label:0{width}d}" for label in range(len(names))]
+    names = told_apart(_names_in(arrays["names"], path)) if "names" in arrays else []
+    x, y = part("train")
+    if not names:
+        count = int(y.max()) + 1
+        names = [f"{label:0{len(str(count - 1))}d}" for label in range(count)]
     order = sorted(range(len(names)), key=names.__getitem__)
     rank = torch.tensor(order).argsort()
-    names = tuple(names[label] for label in order)
-    class_of = tuple(rank.tolist())
-    train = LabeledImages(x, rank[torch.from_numpy(y)], names, class_of)
+    class_names, class_of = tuple(names[label] for label in order), tuple(rank.tolist())
+    train = LabeledImages(x, rank[torch.from_numpy(y)], class_names, class_of)
     _require_every_class(train, str(path))
-    if "x_test" not in arrays or "y_test" not in arrays:
+    if "x_test" not in arrays:
         return train, None
-    x, y = part("test", len(names))
+    x, y = part("test")
     if x.shape[1:] != train.images.shape[1:]:
         raise InputError(f"{path}: training images are {list(train.images.shape[1:])}, test images {list(x.shape[1:])}")
-    return train, LabeledImages(x, rank[torch.from_numpy(y)], names, class_of)
+    return train, LabeledImages(x, rank[torch.from_numpy(y)], class_names, class_of)
+
+
+def _names_in(array: np.ndarray, path: Path) -> list[str]:
+    """Class names of an array of text, UTF-8 bytes or whole numbers."""
+    try:
+        if array.ndim == 1 and len(array) and array.dtype.kind in "USiu":
+            return [name.decode() if isinstance(name, bytes) else str(name) for name in array.tolist()]
+    except UnicodeDecodeError:
+        pass
+    raise InputError(f"{path}: names is {array.dtype} {list(array.shape)}; expected a text for each class")
 
 
 def _require_every_class(data: LabeledImages, where: str) -> None:

@@ -203,7 +203,7 @@ def _examine(recipe: Recipe) -> Patient:
         train, test = load_real(part.source, part.image_size, part.test_fraction)
         seconds = time.perf_counter() - started
         if part.judge_on == "validation":
-            train, test = split_off(train, part.validation_fraction)
+            train, test = split_off(train, part.validation_fraction, "validation", part.source in NAMED_SETS)
         counts, num_test = train.counts, len(test)
         images, names, num_bytes = train.images[:SAMPLE_IMAGES], train.class_names, train.images.nbytes
         to_write, mapped, held_from, num_images = 0, False, [], len(train) + num_test

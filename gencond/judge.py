@@ -54,7 +54,7 @@ def load_data(recipe: Recipe) -> tuple[LabeledImages, LabeledImages]:
     accelerator = new_accelerator()  # first: processes share the decoding of a large set
     train, test = load_real(recipe.data.source, recipe.data.image_size, recipe.data.test_fraction)
     if recipe.data.judge_on == "validation":
-        train, test = split_off(train, recipe.data.validation_fraction)
+        train, test = split_off(train, recipe.data.validation_fraction, "validation", recipe.data.source in NAMED_SETS)
     if accelerator.is_main_process:
         logger.info(
             "data: %s, %d classes, %d training and %d %s images of %dx%dx%d",

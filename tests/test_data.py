@@ -215,11 +215,17 @@ def test_npz_with_names_is_renumbered_in_the_order_of_the_names(tmp_path: Path) 
         ({"x_train": np.zeros((2, 8, 8), np.float32), "y_train": np.array([0, 1])}, "float32"),
         ({"x_train": np.zeros((2, 8, 8), np.uint8), "y_train": np.array([0, -1])}, "class indices"),
         ({"x_train": np.zeros((2, 8, 8), np.uint8), "y_train": np.array([0, 1, 1])}, "2 images but 3 labels"),
-        ({"x_train": np.zeros((2, 8, 8), np.uint8), "y_train": np.array([0, 2])}, "class '1' .* has no images"),
+        ({"x_train": np.zeros((3, 8, 8), np.uint8), "y_train": np.array([0, 2, 2])}, "class '1' .* has no images"),
+        ({"x_train": np.zeros((2, 8, 8), np.uint8), "y_train": np.array([0, 10**9])}, "labels from 0 to 1000000000"),
+        ({"x_train": np.zeros((2, 8, 8), np.uint8), "y_train": np.array(["a", "b"])}, "labels as <U1"),
+        (
+            {"x_train": np.zeros((2, 8, 8), np.uint8), "y_train": np.array([0, 1]), "x_test": np.zeros((2, 8, 8))},
+            "has x_test alone",
+        ),
         ({"x_train": np.zeros((2, 0, 8), np.uint8), "y_train": np.array([0, 1])}, "expected uint8"),
         (
-            {"x_train": np.zeros((2, 8, 8), np.uint8), "y_train": np.array([0, 1]), "names": np.array(["a", "a"])},
-            "names holds a class twice",
+            {"x_train": np.zeros((2, 8, 8), np.uint8), "y_train": np.array([0, 1]), "names": np.zeros((2, 2))},
+            "names is float64",
         ),
     ],
 )
