@@ -303,13 +303,13 @@ def _is_ours(folder: str) -> bool:
     """Whether a folder is a run of gencond, an artefact or an evaluation, or holds nothing else."""
     if any(all(os.path.isfile(os.path.join(folder, name)) for name in names) for names in OUR_FILES):
         return True
-    with os.scandir(folder) as entries:
-        inside = False
+    inside = False
+    with suppress(OSError), os.scandir(folder) as entries:  # what cannot be read is named when it is listed
         for entry in entries:
             if not _is_system(entry.name):
                 inside = entry.is_dir(follow_symlinks=False) and _is_ours(entry.path)
                 if not inside:
-                    return False
+                    break
     return inside
 
 
@@ -644,8 +644,12 @@ def white_of(source: ImageSource) -> int | None:
     Raises:
         InputError: values that fit none of them, whole numbers beside floats.
     """
+    rows = [row for row, name in enumerate(source.names) if not name.lower().endswith((".jpg", ".jpeg"))]
+    looked: list[_Seen] = []
     with ThreadPoolExecutor() as pool:
-        looked = [seen for seen in pool.map(lambda row: _look(source, row), range(len(source))) if seen is not None]
+        for start in range(0, len(rows), 10_000):  # the pool lists what it is given
+            seen = pool.map(lambda row: _look(source, row), rows[start : start + 10_000])
+            looked += filter(None, seen)
     if several := [seen for seen in looked if seen.frames > 1]:
         logger.info(
             "data: %d image(s) have more than one frame, of which the first is read (%s first)",
@@ -682,8 +686,6 @@ def _look(source: ImageSource, row: int) -> _Seen | None:
     """None for a plain image, and for one that cannot be read, which is named when it is decoded."""
     from PIL import Image
 
-    if source.names[row].lower().endswith((".jpg", ".jpeg")):
-        return None
     with suppress(Exception):
         head = source.head(row)
         if head.startswith(b"\x89PNG") and head[24:26] != b"\x10\0" and b"acTL" not in head:  # 16 bits grey; frames
