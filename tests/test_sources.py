@@ -1,9 +1,11 @@
 """Sets that do not fit in memory: decoded once into a file, from folders and from shards."""
 
+import io
 import json
 import os
 import shutil
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from gencond.eval.baselines import CODEC_REAL, usual_baselines
 from gencond.generator.exporting import PART_WRITERS, EncodedImage, Layout, lay_out
 from gencond.mapped import MappedImages
 from gencond.pictures import png_bytes
+from gencond.sources import find_images, read_into_memory, told_apart
 from gencond.training import Shuffled
 
 SIZE = 16
@@ -341,3 +344,195 @@ def test_shards_beside_folders_and_shards_without_images_are_refused(exported: P
     shutil.rmtree(exported / "mixed" / "test")
     with pytest.raises(InputError, match="classes.txt is no UTF-8 text"):
         load_real(str(exported / "mixed"))
+
+
+# --- what a shard may hold ---------------------------------------------------------------------------------------
+
+
+def png_of(colour: int) -> bytes:
+    return png_bytes(np.full((8, 8, 3), colour, np.uint8))
+
+
+def write_shard(path: Path, members: Sequence[tuple[str, bytes | str]]) -> Path:
+    """A .tar of (name, content): bytes of a file; "-> name" a symbolic link, "=> name" a hard link."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as shard:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                member.type = tarfile.SYMTYPE if content.startswith("->") else tarfile.LNKTYPE
+                member.linkname, content = content[3:], b""
+            member.size = len(content)
+            shard.addfile(member, io.BytesIO(content))
+    return path
+
+
+def samples(*keys: str) -> list[tuple[str, bytes | str]]:
+    """An image of each key, of class 0, 1, 0, 1, ... and of a colour that is ten times its number."""
+    pairs = [((f"{key}.png", png_of(10 * n)), (f"{key}.cls", str(n % 2).encode())) for n, key in enumerate(keys)]
+    return [member for pair in pairs for member in pair]
+
+
+def colours(root: Path) -> list[tuple[int, int]]:
+    """(colour, label) of each image."""
+    source = find_images(root)
+    return list(zip(read_into_memory(source, 8)[:, 0, 0, 0].tolist(), source.labels.tolist(), strict=True))
+
+
+def test_a_shard_that_is_cut_off_anywhere_is_named_or_whole(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "0.tar", samples("a", "b", "c"))
+    whole = shard.read_bytes()
+    last_byte = len(whole.rstrip(b"\0"))
+    end = -(-last_byte // 512) * 512 + 1024  # two blocks of zeros behind the last member
+    places = {*range(0, len(whole), 64), *range(end - 3, end + 3), *range(0, len(whole), 512)}
+    for place in places:
+        shard.write_bytes(whole[:place])
+        if place < end:
+            with pytest.raises(InputError, match=r"0\.tar"):
+                find_images(tmp_path)
+        else:  # what is lost are zeros that fill the last record
+            assert len(find_images(tmp_path)) == 3
+
+
+def test_a_damaged_header_and_joined_shards_are_named(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "0.tar", samples("a", "b", "c"))
+    whole = shard.read_bytes()
+    for start in range(0, len(whole.rstrip(b"\0")), 512):
+        if whole[start + 257 : start + 262] == b"ustar":
+            shard.write_bytes(whole[: start + 150] + b"?" + whole[start + 151 :])  # in its checksum
+            with pytest.raises(InputError, match=r"0\.tar"):
+                find_images(tmp_path)
+    shard.write_bytes(whole + whole)
+    with pytest.raises(InputError, match="goes on behind its end"):
+        find_images(tmp_path)
+
+
+def test_keys_with_dots_are_read(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", samples("n01.v2.0", "n01.v2.1", "dir.x/plain"))
+    assert colours(tmp_path) == [(0, 0), (10, 1), (20, 0)]
+
+
+def test_of_a_key_with_several_images_the_plain_one_is_read_and_the_others_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="gencond")
+    extra = [
+        ("a.mask.png", png_of(99)),
+        ("a.json", b"{}"),
+        ("._a.png", b""),
+        ("c.rgb.png", png_of(7)),
+        ("c.cls", b" 1\n"),
+    ]
+    write_shard(tmp_path / "0.tar", [*samples("a", "b"), *extra])
+    assert colours(tmp_path) == [(0, 0), (10, 1), (7, 1)]
+    for said in ("1 further image(s) of a key (0.tar/a.mask.png", "1 hidden or system", "shards that are no images"):
+        assert said in caplog.text
+
+
+def test_links_in_shards_are_followed(tmp_path: Path) -> None:
+    links = [("d/e.png", "-> ../b.png"), ("d/e.cls", "=> a.cls"), ("f.PNG", "=> d/e.png"), ("f.cls", "-> b.cls")]
+    write_shard(tmp_path / "0.tar", [*links, *samples("a", "b")])
+    assert colours(tmp_path) == [(0, 0), (10, 1), (10, 0), (10, 1)]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([*samples("a", "b"), *samples("a")], "a.png is there twice"),
+        ([*samples("a", "b"), ("./a.png", b"")], "a.png is there twice"),
+        ([*samples("a", "b"), ("a.jpg", b"")], "a.jpg is there twice, or in two formats"),
+        ([*samples("a", "b"), ("c.cls", b"0")], "c.cls has no image"),
+        ([*samples("a", "b"), ("c.png", b"")], "c.png has no class index: expected c.cls"),
+        ([*samples("a", "b"), ("c.l.png", b""), ("c.r.png", b""), ("c.cls", b"0")], "not the only image of c.cls"),
+        ([*samples("a", "b"), ("c.png", "-> gone.png"), ("c.cls", b"0")], "c.png is a link to gone.png"),
+        ([*samples("a", "b"), ("c.png", "-> c.png"), ("c.cls", b"0")], "c.png is a link to c.png"),
+        ([*samples("a", "b"), ("c.png", b""), ("c.cls", b"1_0")], "c.cls holds b'1_0', which is no class index"),
+        ([*samples("a", "b"), ("c.png", b""), ("c.cls", b"cat")], "no class index"),
+        ([*samples("a", "b"), ("c.png", b""), ("c.cls", b"1000000000")], "from 0 to 1000000000, and 3 training images"),
+        ([*samples("a", "b"), ("c.png", b""), ("c.cls", b"9" * 30)], "no class index"),
+    ],
+)  # fmt: skip
+def test_a_shard_with_something_lacking_or_twice_is_refused(tmp_path: Path, members: list, message: str) -> None:
+    write_shard(tmp_path / "0.tar", members)
+    with pytest.raises(InputError, match=message):
+        find_images(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("imagenet1k-train-0", "imagenet1k-validation-0"), ("train_0", "val_0"), ("Train", "test")]
+)
+def test_shards_of_one_folder_are_split_by_their_names(tmp_path: Path, train: str, test: str) -> None:
+    write_shard(tmp_path / f"{train}.tar", samples("a", "b"))
+    write_shard(tmp_path / f"{test}.tar", samples("a", "b", "c"))
+    found = find_images(tmp_path)
+    assert found.has_test and found.num_train == 2 and len(found) == 5 and found.names[0] == f"{train}.tar/a.png"
+
+
+def test_shards_that_may_belong_to_either_split_are_refused(tmp_path: Path) -> None:
+    for name in ("train-0", "val-0", "more-0"):
+        write_shard(tmp_path / f"{name}.tar", samples("a", "b"))
+    with pytest.raises(InputError, match="more-0.tar beside train-0.tar: which shards are for training"):
+        find_images(tmp_path)
+    (tmp_path / "val-0.tar").unlink()
+    assert len(find_images(tmp_path)) == 4 and not find_images(tmp_path).has_test
+
+
+def test_shards_for_testing_and_validation_are_not_mixed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="gencond")
+    for name in ("train-0", "val-0", "test-0"):
+        write_shard(tmp_path / f"{name}.tar", samples("a", "b"))
+    assert find_images(tmp_path).names[2:] == ["test-0.tar/a.png", "test-0.tar/b.png"]
+    assert "1 shards of" in caplog.text and "for validation are left out" in caplog.text
+
+
+def test_packed_shards_beside_others_are_to_be_unpacked(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", samples("a", "b"))
+    (tmp_path / "1.tar.zst").touch()
+    with pytest.raises(InputError, match=r"1\.tar\.zst is compressed"):
+        find_images(tmp_path)
+
+
+def test_shards_beside_class_folders_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="gencond")
+    write_shard(tmp_path / "download.tar", samples("a", "b"))
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(png_of(0))
+    assert find_images(tmp_path).class_names == ("cat", "dog")
+    assert "1 shard(s) beside folders (download.tar first)" in caplog.text
+
+
+def test_the_lines_of_classes_txt_are_names_whatever_ends_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="gencond")
+    write_shard(tmp_path / "0.tar", [*samples("a", "b"), ("c.png", png_of(1)), ("c.cls", b"2")])
+    (tmp_path / "classes.txt").write_bytes("\ufeffcrane\r\nélan \x85x\r\ncrane\r\n\r\n".encode())
+    found = find_images(tmp_path)
+    assert found.class_names == ("crane", "crane (2)", "élan \x85x") and found.class_of == (0, 2, 1)
+    assert "two classes are called 'crane': number 2 is 'crane (2)' here" in caplog.text
+    (tmp_path / "classes.txt").write_text("crane\n\nelk\n")
+    with pytest.raises(InputError, match="classes.txt has an empty line where a class name is expected"):
+        find_images(tmp_path)
+
+
+def test_two_lists_of_classes_that_differ_are_refused(exported: Path) -> None:
+    (exported / "shards" / "test" / "classes.txt").write_text("ant\nbee\ncow\n")
+    with pytest.raises(InputError, match="train/classes.txt and .*test/classes.txt differ"):
+        find_images(exported / "shards")
+
+
+def test_names_told_apart_never_meet_another_name() -> None:
+    assert told_apart(["a", "a", "a (2)", "a", "b"]) == ["a", "a (3)", "a (2)", "a (4)", "b"]
+
+
+def test_decoded_images_of_another_white_are_not_taken_over(tmp_path: Path, large: None) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.fromarray(np.full((16, 16), 1000 + number, np.uint16)).save(tmp_path / name / f"{number}.png")
+    before, _ = load_real(str(tmp_path), SIZE)
+    assert before.images[torch.arange(2)].min() > 240  # of 1023
+    Image.fromarray(np.full((16, 16), 65000, np.uint16)).save(tmp_path / "b" / "3.png")
+    train, test = load_real(str(tmp_path), SIZE)
+    assert sorted({*all_of(train.images).flatten().tolist(), *all_of(test.images).flatten().tolist()}) == [4, 253]
