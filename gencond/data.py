@@ -167,6 +167,8 @@ def load_real(
         InputError: nothing there, classes without images, unreadable images, sets that do not fit each other.
     """
     if source in NAMED_SETS:
+        if Path(source).exists():
+            logger.info("data: %s is the named set; the folder or file of that name is ./%s", source, source)
         with new_accelerator().main_process_first():  # one process downloads a set, the others find it
             train, test = NAMED_SETS[source]()
     elif not Path(source).exists():

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -325,7 +325,9 @@ def _folders(root: Path, left_out: LeftOut | None = None) -> list[Path]:
         if _is_system(entry.name):
             kind = "hidden or system file(s)"
         elif not entry.is_dir():
-            if left_out is not None and entry.is_symlink() and not os.path.exists(entry.path):
+            if left_out is None:
+                continue
+            if entry.is_symlink() and not os.path.exists(entry.path):
                 raise InputError(f"{entry.path} is a link to nothing: mend or remove it")
             if Path(entry).suffix.lower() not in image_extensions():
                 continue
@@ -602,6 +604,7 @@ def _paired(
         raise InputError(f"{shard}: {min(lonely)}.cls has no image: write the shard anew")
 
 
+@cache
 def image_extensions() -> set[str]:
     """Of what Pillow can open, as in ".png"."""
     from PIL import Image

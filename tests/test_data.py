@@ -376,6 +376,15 @@ def test_a_folder_that_holds_the_classes_again_is_no_class(tmp_path: Path, caplo
     assert found.class_names == ("cat", "dog") and "1 folder(s) that hold the classes again (exported" in caplog.text
 
 
+def test_a_folder_called_as_a_named_set_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="gencond")
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, "digits/a/0.png")
+    assert load_real("digits")[0].num_classes == 10 and "of that name is ./digits" in caplog.text
+
+
 # --- splits --------------------------------------------------------------------------------------------------------
 
 

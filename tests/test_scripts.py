@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, tiny_recipe
+from PIL import Image
 
 import gencond
 from gencond.condense import condense
@@ -104,6 +106,20 @@ def test_the_bench_of_the_pass_shows_that_memory_stays_flat_in_a_file() -> None:
     assert [row[:2] for row in rows] == [["3000", "file"], ["3000", "memory"], ["12000", "file"], ["12000", "memory"]]
     peaks = {(int(row[0]), row[1]): int(row[-1]) for row in rows}
     assert peaks[12000, "file"] - peaks[3000, "file"] < 50  # MB, of a process of 400; there are 110 MB more of pixels
+
+
+@pytest.mark.slow
+def test_the_bench_of_decoding_prints_how_far_fractions_are_off(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        pixels = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((64, 64))
+        pixels.save(tmp_path / f"{number}.jpg")
+    for arguments, count in (([], 12), (["--height", "120"], 2)):  # of 120 x 160 px, six photographs each
+        lines = run("bench_decoding", str(tmp_path), *arguments).splitlines()
+        rows = [line.strip("| ").split(" | ") for line in lines[4:]]
+        assert lines[0] == f"{count} JPEGs" and [row[0] for row in rows] == ["8", "16", "32", "64", "128"]
+        assert all(float(row[1]) < 2 for row in rows)  # levels: noise is sharper than photographs
+        assert rows[-1][1:3] == ["0.00", "0"]
 
 
 @pytest.fixture(scope="module")
