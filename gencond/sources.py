@@ -95,12 +95,18 @@ class ImageSource:
     def __len__(self) -> int:
         return len(self.names)
 
-    def head(self, row: int) -> bytes:
-        """The first bytes of an encoded image."""
-        shard, offset, size = (None, 0, 1024) if self.places is None else self.places[row].tolist()
-        with (self.root / (self.names[row] if shard is None else self.shards[shard])).open("rb") as file:
-            file.seek(offset)
-            return file.read(min(size, 1024))
+    def head(self, row: int, num_bytes: int = -1) -> bytes:
+        """The first bytes of an encoded image, or all; none of a dangling link."""
+        if self.places is None:
+            file, offset, size = self.root / self.names[row], 0, num_bytes
+        else:
+            shard, offset, size = self.places[row].tolist()
+            file, size = self.root / self.shards[shard], min(size, num_bytes) if num_bytes >= 0 else size
+        if not file.is_file():
+            return b""
+        with file.open("rb") as opened:
+            opened.seek(offset)
+            return opened.read(size)
 
     def open(self, row: int) -> Path | io.BytesIO:
         """What Pillow opens to read an image."""
@@ -194,6 +200,8 @@ def _find(root: Path, left_out: LeftOut) -> ImageSource:
     for folder in held_out[1:]:
         logger.info("data: %s is left out, %s is the test set", folder, held_out[0])
     train_root, test_root = (train or [root])[0], (held_out or [None])[0]
+    folders_of_test = [] if test_root is None else _folders(test_root, left_out)
+    shards_of_test = [] if test_root is None else _shards_of(test_root)
     beside = [folder for folder in folders if folder not in split_of]
     if train:
         if test_root is None and (odd := next((folder for folder in beside if image_files(folder)), None)):
@@ -206,22 +214,25 @@ def _find(root: Path, left_out: LeftOut) -> ImageSource:
     else:
         if flat := [folder for folder in beside if _split_named(folder.name) in ("test", "validation")]:
             raise InputError(
-                f"{flat[0]} holds no class folders, so it is no test set: sort its images into classes or move it away"
+                f"{flat[0]} holds no class folders, so it is no test set: sort its images into classes, move it away, "
+                "or rename it if it is a class"
             )
         classes = _without_copies(beside, left_out)
     if train and not classes:
-        if test_root is not None and not _shards_of(test_root):
+        if test_root is not None and not shards_of_test:
             raise InputError(f"{test_root} holds no shards, and {train_root} does: write both in one way")
-        return _find_in_shards(
-            root, _shards_of(train_root), _shards_of(test_root) if test_root is not None else [], left_out
-        )
-    if test_root is not None and not (tested := _folders(test_root, left_out)):
+        for folder in folders_of_test:
+            left_out.add("folder(s) beside shards", folder)
+        return _find_in_shards(root, _shards_of(train_root), shards_of_test, left_out)
+    if test_root is not None and not folders_of_test:
         raise InputError(f"{test_root} holds shards, and the training images lie in folders: write both in one way")
-    return _find_in_folders(root, train_root, classes, test_root, tested if test_root is not None else [], left_out)
+    for shard in [*(_shards_of(train_root) if train else ()), *shards_of_test]:
+        left_out.add("shard(s) beside folders", shard)
+    return _find_in_folders(root, train_root, classes, test_root, folders_of_test, left_out)
 
 
 def _split_named(name: str) -> str | None:
-    """ "train", "test" or "validation" where a folder's name says so, in capitals or not, as in `Training_set`."""
+    """Which of the values of `SPLITS` a folder's name means, in capitals or not, as in `Training_set`; or None."""
     word = re.fullmatch(r"([a-z]+?)[ _-]?(?:set|data|images|split|shards)?", name.lower())
     return SPLITS.get(word[1]) if word else None
 
@@ -317,10 +328,11 @@ def _folders(root: Path, left_out: LeftOut | None = None) -> list[Path]:
     """The folders that may be classes or splits, sorted by name.
 
     Args:
-        left_out: hears of what is no class; and then a link to nothing is refused, since it may have been one.
+        left_out: hears of what is no class. With it, a link to nothing, which may have been a class, and two names of
+            one folder are refused.
     """
     above = {os.path.realpath(path) for path in (root, *root.absolute().parents)}
-    folders: list[Path] = []
+    folders: dict[str, Path] = {}
     for entry in _listed(root):
         if _is_system(entry.name):
             kind = "hidden or system file(s)"
@@ -332,16 +344,18 @@ def _folders(root: Path, left_out: LeftOut | None = None) -> list[Path]:
             if Path(entry).suffix.lower() not in image_extensions():
                 continue
             kind = "image(s) that lie in no class folder"
-        elif os.path.realpath(entry.path) in above:
+        elif (real := os.path.realpath(entry.path)) in above:
             kind = LINKS_BACK
         elif _is_ours(entry.path):
             kind = OURS
+        elif left_out is not None and real in folders:
+            raise InputError(f"{entry.path} and {folders[real]} are one folder: remove the link")
         else:
-            folders.append(Path(entry))
+            folders[real] = Path(entry)
             continue
         if left_out is not None:
             left_out.add(kind, entry.path)
-    return folders
+    return list(folders.values())
 
 
 def image_files(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
@@ -690,7 +704,7 @@ def _look(source: ImageSource, row: int) -> _Seen | None:
     from PIL import Image
 
     with suppress(Exception):
-        head = source.head(row)
+        head = source.head(row, 1024)
         if head.startswith(b"\x89PNG") and head[24:26] != b"\x10\0" and b"acTL" not in head:  # 16 bits grey; frames
             return None
         with Image.open(source.open(row)) as image:

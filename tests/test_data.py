@@ -330,12 +330,16 @@ def test_what_file_systems_and_archives_leave_is_no_image_and_counted_in_one_lin
     assert "1 pipe(s) and devices (dog/1.png first)" in line
 
 
-def test_a_class_that_is_a_link_to_nothing_or_cannot_be_listed_is_refused(
+def test_a_class_that_is_a_link_to_nothing_or_to_another_or_cannot_be_listed_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = touch(tmp_path / "set", "cat/0.png", "dog/0.png")
     (root / "elk").symlink_to(tmp_path / "gone")
     with pytest.raises(InputError, match="elk is a link to nothing"):
+        find_images(root)
+    (root / "elk").unlink()
+    (root / "elk").symlink_to(root / "cat")
+    with pytest.raises(InputError, match="elk and .*cat are one folder"):
         find_images(root)
     (root / "elk").unlink()
     listed = os.scandir
@@ -421,9 +425,9 @@ def test_a_test_folder_without_classes_beside_a_training_folder_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="gencond")
-    root = touch(tmp_path, "train/cat/0.png", "train/dog/0.png", "val/cat/0.png", "test/0.png", "a.tar")
+    root = touch(tmp_path, "train/cat/0.png", "train/dog/0.png", "val/cat/0.png", "test/0.png", "a.tar", "train/b.tar")
     assert find_images(root).names == ["train/cat/0.png", "train/dog/0.png", "val/cat/0.png"]
-    assert "1 folder(s) beside train (test first)" in caplog.text and "1 shard(s) beside folders (a.tar" in caplog.text
+    assert "1 folder(s) beside train (test first)" in caplog.text and "2 shard(s) beside folders (a.tar" in caplog.text
 
 
 def test_two_training_folders_are_refused(tmp_path: Path) -> None:
