@@ -201,6 +201,9 @@ def test_missing_empty_and_strange_sources_are_said(tmp_path: Path, make_folder:
     (tmp_path / "file.txt").touch()
     with pytest.raises(InputError, match="file.txt is no data"):
         load_real(str(tmp_path / "file.txt"))
+    os.mkfifo(tmp_path / "pipe.npz")  # nobody writes into it: opened, it would wait for ever
+    with pytest.raises(InputError, match="pipe.npz is no data"):
+        load_real(str(tmp_path / "pipe.npz"))
     make_folder(root="set/train")
     root = make_folder(root="set/test", classes=("cat", "horse")).parent
     with pytest.raises(InputError, match="has class 'horse'"):
