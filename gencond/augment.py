@@ -29,7 +29,7 @@ ROTATE_DEGREES = 15.0
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
 
 
-Mode = Literal["one", "idc", "all"]
+Mode = Literal["one", "one_a_batch", "idc", "idc_a_batch", "all"]
 
 
 class AugmentParams(NamedTuple):
@@ -64,7 +64,8 @@ class Augmentation:
         mean, std: of the data, per channel, in the range of the images. The operations work on normalised images,
             where what moves in from outside (crop, scale, rotate) or is cut out is 0: the data's mean colour.
         mode: `one` draws one operation an image (DSA); `idc` flips, colours and cuts out always, with one of crop,
-            scale and rotate; `all` applies the whole strategy (DiffAugment).
+            scale and rotate; `all` applies the whole strategy (DiffAugment). With `_a_batch`, all images of a draw go
+            through the same drawn operation, each by an amount of its own, as the released code trains classifiers.
     Raises:
         InputError: an unknown operation.
     """
@@ -93,8 +94,9 @@ class Augmentation:
         def uniform() -> Tensor:
             return torch.rand(n, generator=rng)
 
-        exclusive = {"one": names, "idc": [name for name in names if name in RESAMPLING], "all": []}[self.mode]
-        choice = torch.randint(max(1, len(exclusive)), (n,), generator=rng)
+        base = self.mode.removesuffix("_a_batch")
+        exclusive = {"one": names, "idc": [name for name in names if name in RESAMPLING], "all": []}[base]
+        choice = torch.randint(max(1, len(exclusive)), (n if base == self.mode else 1,), generator=rng).expand(n)
 
         def active(name: str) -> Tensor:
             return choice == exclusive.index(name) if name in exclusive else torch.full((n,), name in names)

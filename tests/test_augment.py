@@ -1,5 +1,7 @@
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,11 @@ from gencond.augment import Augmentation, AugmentParams
 from gencond.errors import InputError
 
 ALL = "color_crop_cutout_flip_scale_rotate"
+# What the code that DSA and DM (VICO-UoE/DatasetCondensation at 53f63a6) and IDC (snu-mllab/
+# Efficient-Dataset-Condensation at ceac95a) released gives for these images, with the uniform numbers in [0, 1], shifts
+# and offsets in pixels that it drew; run with torch 2.14, whose linear maps about the center are those of its own 1.2.
+RELEASED = np.load(Path(__file__).parent / "golden" / "released_code.npz")
+TO_RESAMPLING = {"atol": 2e-5, "rtol": 0}  # positions of a pixel in float32, 1e-6 of the side, times differences of 4
 
 
 def neutral(n: int) -> AugmentParams:
@@ -153,3 +160,116 @@ def test_no_strategy_returns_the_images() -> None:
 def test_an_unknown_operation_is_named() -> None:
     with pytest.raises(InputError, match="'blur'"):
         Augmentation("crop_blur", 16)
+
+
+# --- held against the released code --------------------------------------------------------------------------------
+
+
+def released(name: str) -> torch.Tensor:
+    return torch.from_numpy(RELEASED[name])
+
+
+def moved(operation: str, amounts: torch.Tensor) -> torch.Tensor:
+    """What the released code does to the coordinates of 12 px images, from what it drew."""
+    theta = torch.eye(2, 3).repeat(4, 1, 1)
+    if operation == "scale":
+        theta[:, 0, 0], theta[:, 1, 1] = amounts * (1.2 - 1 / 1.2) + 1 / 1.2
+    elif operation == "rotate":
+        angle = (amounts[0] - 0.5) * 2 * math.radians(15)
+        theta[:, :, :2] = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
+    else:
+        theta[:, :, 2] = amounts.flip(0).T * (2 / 12)  # rows come first there, columns here
+    return theta
+
+
+def coloured(params: AugmentParams, uniform: torch.Tensor) -> AugmentParams:
+    return params._replace(brightness=uniform[0] - 0.5, saturation=uniform[1] * 2, contrast=uniform[2] + 0.5)
+
+
+def cut_out(offset: torch.Tensor, size: int) -> torch.Tensor:
+    """Boxes of half the side around drawn centers."""
+    side = int(size * 0.5 + 0.5)
+    return torch.cat([(offset.T - side // 2).clamp(0), (offset.T - side // 2 + side).clamp(max=size)], 1).float()
+
+
+@pytest.mark.parametrize("operation", ["scale", "rotate", "crop"])
+def test_moves_are_those_of_the_released_code(operation: str) -> None:
+    drawn = released(f"dsa_{operation}_shift" if operation == "crop" else f"dsa_{operation}_uniform")
+    given = neutral(4)._replace(theta=moved(operation, drawn))
+    found = Augmentation(operation, 12)(released("images"), given)
+    torch.testing.assert_close(found, released(f"dsa_{operation}"), **TO_RESAMPLING)
+
+
+def test_colours_and_flips_are_those_of_the_released_code() -> None:
+    x = released("images")
+    found = Augmentation("color", 12)(x, coloured(neutral(4), released("dsa_color_uniform")))
+    torch.testing.assert_close(found, released("dsa_color"))
+    flipped = neutral(4)
+    flipped.theta[released("dsa_flip_uniform")[0] < 0.5, :, 0] *= -1
+    torch.testing.assert_close(Augmentation("flip", 12)(x, flipped), released("dsa_flip"), **TO_RESAMPLING)
+
+
+@pytest.mark.parametrize("size", [12, 10])  # boxes of an even and of an odd side
+def test_boxes_that_are_cut_out_are_those_of_the_released_code(size: int) -> None:
+    gone, offset = released(f"dsa_cutout_{size}"), released(f"dsa_cutout_{size}_offset")
+    given = neutral(len(gone))._replace(cutout=cut_out(offset, size))
+    assert torch.equal(Augmentation("cutout", size)(torch.ones(len(gone), 1, size, size), given)[:, 0] == 0, gone)
+
+
+@pytest.mark.parametrize("operation", ["scale", "rotate", "crop"])
+def test_operations_of_idc_come_in_the_order_of_the_released_code(operation: str) -> None:
+    """There an image is flipped, coloured, moved and cut out."""
+    uniform, theta = released(f"idc_{operation}_uniform"), moved(operation, released(f"idc_{operation}_amount"))
+    theta[uniform[0] < 0.5, 0] *= -1  # the flip comes first: it is the last that a coordinate goes through
+    given = coloured(neutral(4), uniform[1:])._replace(
+        theta=theta, cutout=cut_out(released(f"idc_{operation}_cutout_offset"), 12)
+    )
+    found = Augmentation(ALL, 12, mode="idc")(released("images"), given)
+    torch.testing.assert_close(found, released(f"idc_{operation}"), **TO_RESAMPLING)
+
+
+@pytest.mark.parametrize("mode", ["idc", "all"])
+def test_a_flip_after_a_move_is_one_before_the_opposite_move(mode: str) -> None:
+    """So images are flipped last here and first in the released code, and what may be drawn is the same."""
+    drawn = Augmentation("flip_rotate", 16, mode=mode).draw(200, torch.Generator().manual_seed(0)).theta
+    angle = torch.atan2(drawn[:, 1, 0], drawn[:, 0, 0])
+    first = drawn[angle.abs() > math.pi / 2].clone()
+    assert 60 < len(first) < 140  # half of 200, 5 sigma
+    first[:, 0] *= -1  # undo a flip that came first
+    turned = first[:, :, :2]
+    torch.testing.assert_close(turned @ turned.transpose(1, 2), torch.eye(2).expand_as(turned))
+    assert torch.linalg.det(turned).min() > 0 and turned[:, 0, 0].min() >= math.cos(math.radians(15)) - 1e-6
+    assert turned[:, 1, 0].min() < 0 < turned[:, 1, 0].max()
+
+
+def test_operations_are_as_frequent_as_in_the_released_code() -> None:
+    """Its counts of 6000 batches; each is binomial, so two of them differ by 5 sqrt(2 n p (1 - p)) at most."""
+    rng = torch.Generator().manual_seed(0)
+
+    def counts(mode: str) -> list[int]:
+        params = Augmentation(ALL, 32, mode=mode).draw(6000, rng)
+        shifted = (params.theta[:, :, 2] != 0).any(1)
+        rotated = params.theta[:, 0, 1] != 0
+        scaled = ~rotated & ((params.theta[:, 0, 0] * params.theta[:, 1, 1]).abs() != 1)
+        return [int(one.sum()) for one in (params.saturation != 1, shifted, params.cutout[:, 2] > 0, scaled, rotated)]
+
+    crop_moves = 1 - 1 / 9**2  # a shift of up to 4 pixels each way may be none
+    color, crop, cutout, _, scale, rotate = RELEASED["dsa_choices_of_6000_batches"].tolist()
+    assert np.abs(np.subtract(counts("one"), [color, crop * crop_moves, cutout, scale, rotate])).max() < 5 * 41
+    _, always, crop, scale, rotate = RELEASED["idc_choices_of_6000_batches"].tolist()
+    found = counts("idc")
+    assert found[0] == found[2] == always  # coloured and cut out
+    assert np.abs(np.subtract([found[1], *found[3:]], [crop * crop_moves, scale, rotate])).max() < 5 * 52
+
+
+@pytest.mark.parametrize("mode", ["one_a_batch", "idc_a_batch"])
+def test_a_batch_may_share_the_operation_and_not_its_amounts(mode: str) -> None:
+    rng = torch.Generator().manual_seed(0)
+    seen = set()
+    for _ in range(15):
+        theta = Augmentation("rotate_scale", 16, mode=mode).draw(8, rng).theta
+        rotated = theta[:, 0, 1] != 0
+        assert rotated.all() or not rotated.any()
+        assert len(theta[:, 0, 0].unique()) == 8
+        seen.add(bool(rotated[0]))
+    assert seen == {True, False}

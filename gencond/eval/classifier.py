@@ -147,7 +147,7 @@ def train_and_test(
         "teacher": None if protocol.temperature is None else Teacher(teacher, protocol.temperature),
         "augmentation": Augmentation(
             protocol.strategy(augmentation), test.image_size, mean, std,
-            "idc" if protocol.augmentation == "idc" else "one",
+            "one" if protocol.augmentation == "none" else protocol.augmentation,
         ),
     }  # fmt: skip
     way = fastest_way(device, batch_size * test.image_size**2, num_steps, len(seeds))

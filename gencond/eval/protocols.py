@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from gencond.augment import Mode
 from gencond.errors import InputError
 
 
@@ -20,7 +21,8 @@ class Protocol:
         optimizer, learning_rate, momentum, weight_decay: AdamW has no momentum.
         schedule: `cosine` to zero; `half_cosine`, its first half; `half`, a tenth after half of the steps, where the
             momentum starts anew; `thirds`, a fifth after two thirds and again after five sixths.
-        augmentation: `one` operation an image of those that the data set allows (DSA), the stronger `idc`, or `none`.
+        augmentation: `one` operation an image of those that the data set allows (DSA), the stronger `idc`, either with
+            one choice for all images of a batch (`_a_batch`), or `none`.
         left_out: operations that it does without.
         cutmix: probability that a batch is mixed.
         temperature: of the softened answers of a teacher, which are what a network learns; None learns the labels.
@@ -35,7 +37,7 @@ class Protocol:
     momentum: float | None = 0.9
     weight_decay: float = 5e-4
     schedule: Literal["cosine", "half_cosine", "half", "thirds"] = "cosine"
-    augmentation: Literal["one", "idc", "none"] = "one"
+    augmentation: Mode | Literal["none"] = "one"
     left_out: tuple[str, ...] = ()
     cutmix: float = 0.0
     min_steps: int = 1
@@ -88,18 +90,22 @@ class Protocol:
         return asdict(self)
 
 
+DM = Protocol(
+    "dm", 1000, 256, 0.01, schedule="half",
+    source="Dataset Condensation with Distribution Matching (2110.04181), released code",
+)  # fmt: skip
+IDC = Protocol(
+    "idc", 1000, 64, 0.01, schedule="thirds", augmentation="idc", left_out=("cutout",), cutmix=0.5,
+    source="Efficient Dataset Condensation (2205.14959), released code",
+)  # fmt: skip
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         Protocol("quick", 300, 128, 0.05, min_steps=300, max_steps=500, source="gencond"),
-        Protocol(
-            "dm", 1000, 256, 0.01, schedule="half",
-            source="Dataset Condensation with Distribution Matching (2110.04181), released code",
-        ),
-        Protocol(
-            "idc", 1000, 64, 0.01, schedule="thirds", augmentation="idc", left_out=("cutout",), cutmix=0.5,
-            source="Efficient Dataset Condensation (2205.14959), released code",
-        ),
+        DM,
+        replace(DM, name="dm_batch", augmentation="one_a_batch"),
+        IDC,
+        replace(IDC, name="idc_batch", augmentation="idc_a_batch"),
         Protocol(
             "soft", 300, 100, 1e-3, optimizer="adamw", momentum=None, weight_decay=0.01, schedule="half_cosine",
             cutmix=1.0, smallest_batch=10, temperature=20.0,
@@ -126,7 +132,7 @@ def get_protocol(name: str, num_classes: int = 10, image_size: int = 32) -> Prot
     if base not in PROTOCOLS:
         raise InputError(f"unknown protocol {base!r}; known: {', '.join(PROTOCOLS)}")
     protocol = PROTOCOLS[base]
-    if base == "idc" and image_size > IDC_SMALL_SIDE:
+    if base in ("idc", "idc_batch") and image_size > IDC_SMALL_SIDE:
         protocol = _idc_of_large_images(protocol, num_classes)
     if not colon:
         return protocol
