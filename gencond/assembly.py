@@ -5,20 +5,20 @@ The only place where a recipe's words become objects, so that everything below t
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from gencond.augment import Augmentation
 from gencond.backbones import IMAGENET1K, new_generator
 from gencond.config import Recipe
 from gencond.data import LabeledImages
-from gencond.distributed import new_accelerator
+from gencond.distributed import from_all, new_accelerator, own_share, rank_and_world
 from gencond.errors import InputError
 from gencond.extractors import (
     SETTLING_IMAGES,
@@ -32,6 +32,7 @@ from gencond.features import Embedding
 from gencond.files import cache_dir, file_hash, short_hash
 from gencond.generator.packing import pack
 from gencond.generator.pixels import CondensedPixels
+from gencond.mapped import CPU, MappedImages
 from gencond.networks.convnet import ConvNet, automatic_depth
 from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import ResNetAP10
@@ -49,14 +50,38 @@ Extractors = PoolExtractors | FreshExtractors | OnlineExtractors
 
 @dataclass(frozen=True)
 class Representatives:
-    """The image that a learned slot starts from: real ones, `factor` squared of them packed into each."""
+    """What a learned slot starts from: real images, `factor` squared of them packed into each.
+
+    They stay where the real images are, and are read as they are asked for.
+
+    Args:
+        labels, slots: which slots; on `device`.
+        rows: of `real`, in reading order.
+        real: all real images.
+        device: where images go that are read.
+    """
 
     labels: Int64[Tensor, " n"]
     slots: Int64[Tensor, " n"]
-    images: Float[Tensor, "n c h w"]  # [-1, 1]
+    rows: Int64[Tensor, "n k"]
+    real: UInt8[Tensor, "m c h w"] | MappedImages
+    factor: int = 1
+    device: torch.device = CPU
 
     def to(self, device: torch.device) -> "Representatives":
-        return Representatives(self.labels.to(device), self.slots.to(device), self.images.to(device))
+        return replace(self, labels=self.labels.to(device), slots=self.slots.to(device), device=device)
+
+    def read(self, which: Int64[Tensor, " k"] | slice) -> Float[Tensor, "k c h w"]:
+        """Some of the images, in [-1, 1]."""
+        rows = self.rows[which.cpu() if isinstance(which, Tensor) else which]
+        images = to_signed(self.real[rows.flatten()])
+        packed = pack(images.unflatten(0, rows.shape), self.factor) if len(rows) else images
+        return packed.to(self.device)
+
+    @property
+    def images(self) -> Float[Tensor, "n c h w"]:
+        """All of them, in [-1, 1]."""
+        return self.read(slice(None))
 
 
 # --- whether parts fit ---------------------------------------------------------------------------------------------
@@ -329,17 +354,19 @@ def choose_representatives(recipe: Recipe, data: LabeledImages, extractors: Extr
 
     Of codes, k-means representatives in nested order, in pixel space, and past `codes.representative_sizes` random
     images; of pixels, what `pixels.init` says, with the features of the first step's extractor for k-means (DREAM,
-    section 3.3). None where nothing uses them: k-means in large classes takes minutes.
+    section 3.3). None where nothing uses them: k-means in large classes takes minutes, so each process does its share
+    of the classes, and all processes have to call this.
     """
-    per_slot = recipe.synthesizer.factor**2
-    choose = _chooser(recipe, data, extractors)
-    rows = [choose(of_class) for of_class in _candidates(recipe, data, extractors)]
-    rows = [of_class[: len(of_class) // per_slot * per_slot] for of_class in rows]
-    slots = [torch.arange(len(of_class) // per_slot) for of_class in rows]
-    labels = [torch.full_like(of_class, label) for label, of_class in enumerate(slots)]
-    images = to_signed(data.images[torch.cat(rows)])
-    packed = pack(images.unflatten(0, (-1, per_slot)), recipe.synthesizer.factor) if len(images) else images
-    return Representatives(torch.cat(labels), torch.cat(slots), packed)
+    per_slot, rng = recipe.synthesizer.factor**2, _rng(recipe.seed)
+    choose = _chooser(recipe, data, extractors, rng)
+    drawn = [  # on every process for every class, so that their generators stay alike
+        (rows, torch.randperm(len(rows), generator=rng)) for rows in _candidates(recipe, data, extractors)
+    ]
+    chosen = from_all([choose(*one) for one in drawn[own_share(len(drawn), *rank_and_world())]])
+    rows = [of_class[: len(of_class) // per_slot * per_slot].view(-1, per_slot) for of_class in chosen]
+    labels = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(of_class) for of_class in rows]))
+    slots = torch.cat([torch.arange(len(of_class)) for of_class in rows])
+    return Representatives(labels, slots, torch.cat(rows), data.images, recipe.synthesizer.factor)
 
 
 def ranks_images(recipe: Recipe) -> bool:
@@ -387,28 +414,29 @@ def representative_sizes(recipe: Recipe) -> list[int]:
     return sorted({min(size, recipe.codes.num_slots) * per_slot for size in recipe.codes.representative_sizes})
 
 
-def _chooser(recipe: Recipe, data: LabeledImages, extractors: Extractors) -> Callable[[Tensor], Tensor]:
-    """(rows of a class) -> those that its slots start from."""
-    per_slot, rng = recipe.synthesizer.factor**2, _rng(recipe.seed)
+def _chooser(
+    recipe: Recipe, data: LabeledImages, extractors: Extractors, rng: torch.Generator
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """(rows of a class, a random order of them) -> those that its slots start from; `rng` draws the extractor."""
+    per_slot = recipe.synthesizer.factor**2
     if recipe.synthesizer.kind == "generator":
         sizes = representative_sizes(recipe)
         if not _codes_start_from_images(recipe):
-            return lambda rows: rows[:0]
+            return lambda rows, order: rows[:0]
 
-        def nested_then_random(rows: Tensor) -> Tensor:
+        def nested_then_random(rows: Tensor, order: Tensor) -> Tensor:
             chosen = nested_representatives(pixel_features(data.images[rows]), sizes, recipe.seed)
-            order = torch.randperm(len(rows), generator=rng)
             others = order[~torch.isin(order, chosen)]
             return rows[torch.cat([chosen, others[: recipe.codes.num_slots * per_slot - len(chosen)]])]
 
         return nested_then_random
     needed = recipe.pixels.ipc * per_slot
     if recipe.pixels.init != "kmeans":
-        return lambda rows: rows[torch.randperm(len(rows), generator=rng)[:needed]]
+        return lambda rows, order: rows[order[:needed]]
     extractor = extractors.at(0, rng)
 
-    def nearest_to_centers(rows: Tensor) -> Tensor:
-        features = embed_all(extractor, to_signed(data.images[rows]).to(extractor.mean.device))
+    def nearest_to_centers(rows: Tensor, order: Tensor) -> Tensor:
+        features = embed_all(extractor, data.images[rows])
         return rows[nested_representatives(features.cpu().numpy(), [needed], recipe.seed)]
 
     return nearest_to_centers
@@ -429,5 +457,5 @@ def new_pixels(
             draw = partial(torch.rand if part.space == "unit" else torch.randn, generator=_rng(recipe.seed))
             pixels.pixels.copy_(draw(pixels.pixels.shape))
     else:
-        pixels.fill_(representatives.images.cpu())
+        pixels.fill_(representatives.images)
     return pixels

@@ -172,7 +172,7 @@ def encode(recipe: Recipe, condensed: CondensedDataset, representatives: Represe
         rows = torch.randint(len(representatives.labels), (part.encode_batch_size,), generator=rng)[share]
         rows = rows.to(accelerator.device)
         images = synthesize(representatives.labels[rows], representatives.slots[rows])
-        loss = representative_loss(representatives.images[rows], images, part.encode_batch_size)
+        loss = representative_loss(representatives.read(rows), images, part.encode_batch_size)
         loss = loss * accelerator.num_processes  # a sum over processes, and gradients are averaged over them
         optimizer.zero_grad()
         accelerator.backward(loss)

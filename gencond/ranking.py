@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from gencond.data import LabeledImages
 from gencond.extractors import ExtractorMaker
 from gencond.files import read_cache, short_hash, written_whole
-from gencond.ranges import to_signed
 from gencond.targets import embed_all
 
 logger = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ def difficulties(
     losses = torch.empty(len(data))
     for label in range(data.num_classes):
         rows = data.rows_of(label)
-        logits = judge.logits(embed_all(judge, to_signed(data.images[rows]).to(maker.device)))
+        logits = judge.logits(embed_all(judge, data.images[rows]))
         losses[rows] = F.cross_entropy(logits, data.labels[rows].to(maker.device), reduction="none").cpu()
     with written_whole(file) as temporary:
         save_file({"losses": losses}, temporary)

@@ -140,7 +140,7 @@ class CondenseStep:
             parts["pixel"] = pixel_anchor_loss(targets.pooled, targets.contrast, images)
         parts = {name: part * share_of_mean for name, part in parts.items()}
         if "representative" in on and len(self.draw.anchors):
-            anchored = self.representatives.images[anchors]
+            anchored = self.representatives.read(anchors)
             loss = representative_loss(anchored, images_anchored, len(self.draw.anchors))
             parts["representative"] = loss * self.num_processes
         if "center" in on:

@@ -139,16 +139,20 @@ Targets = CachedTargets | BatchTargets
 
 
 @torch.no_grad()
-def embed_all(extractor: Extractor, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+def embed_all(
+    extractor: Extractor, images: Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"]
+) -> Float[Tensor, "n d"]:
     """Features without gradient, some hundred images at a time: memory follows the features, not the activations.
 
     Of more images than that, the last few are filled up to as many, so that compiled code meets one size.
+
+    Args:
+        images: in [-1, 1] or uint8, on any device: some hundred of them are floats where the extractor is.
     """
-    if len(images) <= EMBEDDED_AT_ONCE:
-        return extractor(images)
-    missing = -len(images) % EMBEDDED_AT_ONCE
-    filled = torch.cat([images, images[:missing]]) if missing else images
-    return torch.cat([extractor(some) for some in filled.split(EMBEDDED_AT_ONCE)])[: len(images)]
+    parts = list(images.split(EMBEDDED_AT_ONCE))
+    if len(parts) > 1:
+        parts[-1] = torch.cat([parts[-1], images[: EMBEDDED_AT_ONCE - len(parts[-1])]])
+    return torch.cat([extractor(to_signed(some).to(extractor.mean.device)) for some in parts])[: len(images)]
 
 
 # --- where they come from ------------------------------------------------------------------------------------------
@@ -252,7 +256,7 @@ class RepresentativeSide(BatchSide):
         rank, world = rank_and_world()
         chosen = []
         for rows in drawn[own_share(len(drawn), rank, world)]:
-            features = embed_all(extractor, to_signed(self.data.images[rows]).to(self.device))
+            features = embed_all(extractor, self.data.images[rows])
             num_clusters = min(self.batch_size, len(rows))
             nearest = kmeans_representatives(features.cpu().numpy(), num_clusters, self.seed, distinct=False)
             chosen.append(rows[nearest[torch.arange(self.batch_size) % num_clusters]])

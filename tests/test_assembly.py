@@ -40,7 +40,7 @@ from gencond.generator.packing import decode
 from gencond.generator.pixels import CondensedPixels
 from gencond.networks.convnet import ConvNet
 from gencond.ranges import to_signed
-from gencond.selection import class_batches
+from gencond.selection import class_batches, nested_representatives
 from gencond.step import CondenseStep
 from gencond.targets import BatchSide, Draw, RepresentativeSide
 
@@ -345,7 +345,7 @@ def paper_step(data: LabeledImages, weights: dict[str, float], factor: int) -> t
 
 def choose_nothing() -> object:
     empty = torch.empty(0, dtype=torch.int64)
-    return Representatives(empty, empty, torch.empty(0, 1, 8, 8))
+    return Representatives(empty, empty, empty.view(0, 1), torch.empty(0, 1, 8, 8, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("factor", [1, 2])
@@ -505,6 +505,29 @@ def test_slots_past_the_representatives_start_from_other_random_images_of_their_
         assert len(images.flatten(1).unique(dim=0)) == 5  # none twice
         own = to_signed(few_digits.images[few_digits.rows_of(label)])
         assert all((own == image).flatten(1).all(1).any() for image in images)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["objective.representative_weight=1"], ["synthesizer.kind=pixels", "pixels.init=kmeans", "pixels.ipc=3", *NONE]],
+)
+def test_each_process_chooses_for_its_own_classes_what_one_chooses_for_all(
+    few_digits: LabeledImages, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe("codes.num_slots=5", *overrides)
+    extractors, _ = new_extractors(recipe, few_digits, torch.device("cpu"))
+    one = choose_representatives(recipe, few_digits, extractors)
+    calls: list[int] = []
+    nested = nested_representatives
+    monkeypatch.setattr("gencond.assembly.nested_representatives", lambda *a: calls.append(1) or nested(*a))
+    shares: list[Tensor] = []
+    monkeypatch.setattr("gencond.assembly.from_all", lambda own: shares.extend(own) or shares)
+    for rank in range(3):
+        monkeypatch.setattr("gencond.assembly.rank_and_world", lambda rank=rank: (rank, 3))
+        several = choose_representatives(recipe, few_digits, extractors)
+    assert len(calls) == 10  # k-means of each class once
+    assert torch.equal(several.rows, one.rows) and torch.equal(several.labels, one.labels)
+    assert several.real is few_digits.images  # which are held once
 
 
 def test_a_class_smaller_than_the_batch_gives_its_images_more_than_once(few_digits: LabeledImages) -> None:

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from gencond.losses.kernels import squared_distance
+
 
 def diversity_loss(features: Float[Tensor, "classes m d"], spread: Float[Tensor, " classes"]) -> Float[Tensor, ""]:
     """Pushes each sample away from the others of its class, up to the distance real images have.
@@ -23,5 +25,8 @@ def diversity_loss(features: Float[Tensor, "classes m d"], spread: Float[Tensor,
     if num_samples < 2:
         return features.new_zeros(())
     row, column = torch.triu_indices(num_samples, num_samples, offset=1, device=features.device)
-    distance = (features[:, row] - features[:, column]).square().sum(-1)  # [classes, pairs]
+    # From inner products, since the differences of all pairs take num_samples / 2 times the memory of the features;
+    # around the class's center, so that rounding is relative to the distances and not to where the class lies.
+    centered = features - features.detach().mean(1, keepdim=True)
+    distance = squared_distance(centered, centered)[:, row, column]  # [classes, pairs]
     return F.relu(1 - distance / (2 * spread[:, None])).square().mean()

@@ -1,11 +1,15 @@
 """Every loss against a slow and obvious double loop, and its closed forms."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from gencond.losses.adversarial import discriminator_hinge_loss, generator_hinge_loss
 from gencond.losses.anchor import contrast, pixel_anchor_loss, pooled_pixels, representative_loss
@@ -14,7 +18,7 @@ from gencond.losses.classification import classification_loss
 from gencond.losses.diversity import diversity_loss
 from gencond.losses.kernels import fourier_embedding, fourier_frequencies, median_bandwidth
 from gencond.losses.mean import mean_matching_loss
-from gencond.losses.mmd import fourier_mmd_loss
+from gencond.losses.mmd import fourier_mmd_loss, mmd_loss
 from gencond.losses.total import total_loss
 
 
@@ -123,6 +127,45 @@ def test_diversity_matches_a_double_loop() -> None:
                     ratio = float((features[c, i] - features[c, j]).square().sum()) / (2 * float(spread[c]))
                     terms.append(max(0.0, 1 - ratio) ** 2)
     assert diversity_loss(features, spread).item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+
+
+def test_diversity_of_a_class_far_from_the_origin_is_that_of_its_differences() -> None:
+    """Values and gradients, in float32: inner products around the origin would lose them."""
+    features, spread = (normal(2, 6, 40) + 300).requires_grad_(), torch.tensor([30.0, 60.0])
+    exact = features.detach().double().requires_grad_()
+    pairs = torch.triu_indices(6, 6, offset=1)
+    distance = (exact[:, pairs[0]] - exact[:, pairs[1]]).square().sum(-1)
+    expected = (1 - distance / (2 * spread[:, None])).clamp_min(0).square().mean()
+    loss = diversity_loss(features, spread)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(loss, expected.float(), rtol=1e-4, atol=0)  # sums of 40 squares, in float32
+    torch.testing.assert_close(features.grad, exact.grad.float(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda syn: diversity_loss(syn, torch.full((len(syn),), 100.0)),
+        lambda syn: mmd_loss(syn.detach() + 1, syn),
+        lambda syn: center_loss(syn.detach().flatten(0, 1) + 1, syn.flatten(0, 1)),
+    ],
+    ids=["diversity", "mmd", "center"],
+)
+def test_pairs_take_no_more_memory_than_features(loss: Callable[[Tensor], Tensor]) -> None:
+    """The largest tensor on either way; the differences of all pairs of 32 would be 16 times the features."""
+    sizes: list[int] = []
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            sizes.extend(one.numel() for one in tree_leaves(result) if isinstance(one, Tensor))
+            return result
+
+    features = normal(2, 32, 256).requires_grad_()
+    with Watched():
+        loss(features).backward()
+    assert max(sizes) == features.numel()
 
 
 def test_diversity_prefers_spread_classes_and_is_content_at_the_real_spread() -> None:
