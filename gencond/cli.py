@@ -357,13 +357,13 @@ def _is_main_process() -> bool:
 def _condensed_run(recipe: Recipe, out: Path, pretrained: Path | None = None) -> Path:
     from gencond.condense import condense
     from gencond.eval.networks import build_network
-    from gencond.eval.protocols import get_protocol
+    from gencond.eval.protocols import check_protocol
     from gencond.judge import load_data
 
     train, _ = load_data(recipe)
     if recipe.synthesizer.kind == "pixels" and max(recipe.evaluate.ipc or (1,)) > recipe.pixels.ipc:
         raise InputError(f"evaluate.ipc={list(recipe.evaluate.ipc)} is more than pixels.ipc={recipe.pixels.ipc} holds")
-    get_protocol(recipe.evaluate.protocol)  # what the run will be judged by has to fit before it starts
+    check_protocol(recipe.evaluate.protocol)  # what the run will be judged by has to fit before it starts
     for network in recipe.evaluate.networks:
         build_network(network, train.channels, train.num_classes, train.image_size, seed=0)
     condense(recipe, train, out, pretrained)

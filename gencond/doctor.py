@@ -31,7 +31,7 @@ from gencond.data import (
 from gencond.distributed import new_accelerator
 from gencond.errors import InputError
 from gencond.eval.networks import build_network
-from gencond.eval.protocols import get_protocol
+from gencond.eval.protocols import check_protocol
 from gencond.features import advice_on_bfloat16, can_compile
 from gencond.files import cache_dir, free_space, require_writable
 from gencond.forecast import Amount, Forecast, forecast
@@ -312,7 +312,7 @@ def _absent_from_hub_cache(network: str) -> str | None:
 
 def _check_judge(recipe: Recipe, sample: LabeledImages) -> None:
     """Raises InputError where the result could not be judged as the recipe says."""
-    get_protocol(recipe.evaluate.protocol)
+    check_protocol(recipe.evaluate.protocol)
     for network in recipe.evaluate.networks:
         build_network(network, sample.channels, sample.num_classes, sample.image_size, seed=0)
 

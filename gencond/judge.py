@@ -24,7 +24,7 @@ from gencond.eval.drawing import write_nearest, write_pictures
 from gencond.eval.given import get_teacher, quality_network
 from gencond.eval.memorization import memorisation
 from gencond.eval.metrics import compare_sets
-from gencond.eval.protocols import Protocol, get_protocol
+from gencond.eval.protocols import Protocol, check_protocol, get_protocol
 from gencond.eval.report import write_reports
 from gencond.eval.scoring import GENCOND, Row, score_tables
 from gencond.eval.wording import markdown_results, outside_summary, summary_table
@@ -33,7 +33,7 @@ from gencond.foreign import ForeignSet, is_foreign, read_foreign, side_of
 from gencond.generator.card import model_card
 from gencond.generator.face import Condensed
 from gencond.outside.lrs import VERSION, Settings, ddranking_python, require_known, score_by_ddranking
-from gencond.ranges import from_unit, to_uint8
+from gencond.ranges import to_uint8
 from gencond.selection import some_of_each_class
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,8 @@ def fresh_images(condensed: Condensed, batch_size: int, num_steps: int) -> Fresh
 
     def batch(seed: int, number: int) -> tuple[Tensor, Tensor]:
         images, labels = stream.batch(seed * 2**24 + number)
-        return from_unit(images[:batch_size]), labels[:batch_size].to(images.device)  # a slot's last images may be left
+        # In 8 bits, as an exported image is. A slot's last images may be left.
+        return to_uint8(images[:batch_size]), labels[:batch_size].to(images.device)
 
     return FreshImages(batch, batch_size, num_steps)
 
@@ -250,7 +251,7 @@ def judge(
         InputError: no artefact, real images of other classes or another size, an unknown protocol or network.
     """
     if protocol is not None:
-        get_protocol(protocol)  # a wrong name is said before the data is read
+        check_protocol(protocol)  # a wrong name is said before the data is read
     case = open_case(path, out, data, normalised_by, factor)
     recipe, condensed, train, test, subject = case.recipe, case.condensed, case.train, case.test, case.subject
     judged = recipe.evaluate

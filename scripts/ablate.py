@@ -19,8 +19,8 @@ from gencond.condense import condense
 from gencond.config import load_recipe, to_dict
 from gencond.distributed import new_accelerator
 from gencond.eval.classifier import train_and_test
-from gencond.eval.protocols import get_protocol
-from gencond.files import short_hash
+from gencond.eval.protocols import check_protocol, get_protocol
+from gencond.files import short_hash, written_whole
 from gencond.judge import load_data, sampled_images
 
 
@@ -40,16 +40,17 @@ def main() -> None:
         for seed in range(args.seeds):
             base = ["data.judge_on=validation", f"seed={seed}"]
             recipe = load_recipe(args.recipe, [*base, *args.set, *overrides.split()], args.data)
+            check_protocol(recipe.evaluate.protocol, from_labels=True)
             train, held_out = load_data(recipe)
             out = args.out / f"{name}-{seed}"
-            shared = to_dict(recipe)
-            pretrained = (
-                args.out / f"pretrained-{short_hash(shared['pretrain'], shared['generator'], seed, train.fingerprint)}"
-            )
+            values = to_dict(recipe)
+            shared = [values[part] for part in ("pretrain", "generator", "synthesizer")]
+            pretrained = args.out / f"pretrained-{short_hash(*shared, seed, train.fingerprint)}"
             given = args.pretrained or (pretrained if pretrained.is_dir() else None)
             condensed = condense(recipe, train, out, pretrained=given)
             if (out / "pretrained").is_dir() and not pretrained.is_dir():
-                shutil.copytree(out / "pretrained", pretrained)
+                with written_whole(pretrained) as temporary:
+                    shutil.copytree(out / "pretrained", temporary)
             slots, most = condensed.num_slots, condensed.largest_ipc
             ranges = [(str(ipc), 0, ipc) for ipc in recipe.evaluate.ipc or ((most,) if most else (1, 10, 50))]
             ranges += [] if most else [("fresh", slots, slots + ranges[-1][2])]
@@ -60,7 +61,7 @@ def main() -> None:
                     [sampled.subset((slot >= first).nonzero()[:, 0])],
                     held_out,
                     network=recipe.evaluate.networks[0],
-                    protocol=get_protocol(recipe.evaluate.protocol),
+                    protocol=get_protocol(recipe.evaluate.protocol, train.num_classes, train.image_size),
                     augmentation=recipe.data.augmentation,
                     normalisation=train.mean_std,
                     seeds=[seed],

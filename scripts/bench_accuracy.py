@@ -26,10 +26,12 @@ from gencond.checkpoint import library_versions, prepare_run
 from gencond.cli import run_cleanly
 from gencond.condense import start
 from gencond.config import Recipe, load_recipe, to_dict
+from gencond.data import LabeledImages
 from gencond.distributed import new_accelerator
 from gencond.eval.classifier import train_and_test
-from gencond.eval.protocols import get_protocol
-from gencond.files import read_json, short_hash, write_json
+from gencond.eval.protocols import check_protocol, get_protocol
+from gencond.eval.scoring import EVALUATOR
+from gencond.files import file_hash, read_json, short_hash, write_json
 from gencond.judge import data_source, load_data, sampled_images
 from gencond.pictures import new_figure, write_figure
 
@@ -44,11 +46,17 @@ def parse_line(line: str, args: argparse.Namespace) -> tuple[str, Recipe]:
     return name or line, load_recipe(recipe_name, own, data_source(args.data))
 
 
-def measure(name: str, recipe: Recipe, args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+def measure(
+    name: str,
+    recipe: Recipe,
+    train: LabeledImages,
+    held_out: LabeledImages,
+    args: argparse.Namespace,
+    device: torch.device,
+) -> list[dict[str, Any]]:
     """Points of one line: steps, seconds, accuracies."""
-    train, held_out = load_data(recipe)
-    check_fit(recipe, train)
-    points = []
+    points, protocol = [], get_protocol(args.protocol, train.num_classes, train.image_size)
+    key = depends_on(recipe, train, held_out, args)
     with tempfile.TemporaryDirectory() as folder, prepare_run(Path(folder) / "run", recipe, train, True) as run:
         os.environ |= {"GENCOND_CACHE": folder, "TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled"}
         begun = time.perf_counter()
@@ -66,23 +74,29 @@ def measure(name: str, recipe: Recipe, args: argparse.Namespace, device: torch.d
                 [images] * args.seeds,
                 held_out,
                 network=args.network,
-                protocol=get_protocol(args.protocol),
+                protocol=protocol,
                 augmentation=recipe.data.augmentation,
                 normalisation=train.mean_std,
                 seeds=range(args.seeds),
                 device=device,
             )
-            points.append(
-                {"line": name, "recipe": _key(recipe), "steps": steps, "seconds": round(seconds, 2), "top1": scores}
-            )
+            points.append({"line": name, "key": key, "steps": steps, "seconds": round(seconds, 2), "top1": scores})
             mean = 100 * statistics.mean(scores)
             print(f"{name:<32}{steps:>8} steps{seconds:>10.1f} s{mean:>8.1f} %", flush=True)
         matching.accelerator.free_memory()
     return points
 
 
-def _key(recipe: Recipe) -> str:
-    return short_hash(to_dict(recipe))
+def depends_on(recipe: Recipe, train: LabeledImages, held_out: LabeledImages, args: argparse.Namespace) -> str:
+    """A key of all that a line's points depend on, but for the machine."""
+    weights = (
+        None if args.pretrained is None else [file_hash(one) for one in sorted(args.pretrained.glob("*.safetensors"))]
+    )
+    protocol = get_protocol(args.protocol, train.num_classes, train.image_size)
+    return short_hash(
+        EVALUATOR, to_dict(recipe), weights, protocol.describe(), args.network, args.seeds, args.ipc,
+        sorted(set(args.at)), train.fingerprint, held_out.fingerprint,
+    )  # fmt: skip
 
 
 def time_to(points: list[dict[str, Any]], top1: float) -> float | None:
@@ -137,14 +151,19 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / STATE
     lines = [parse_line(line, args) for line in args.lines]
-    get_protocol(args.protocol)
-    asked = {name: str(value) for name, value in vars(args).items() if name not in ("lines", "out")}
-    old = read_json(file) if file.is_file() else {}
-    points = old["points"] if old.get("asked") == asked else []  # what was measured before is kept
-    for name, recipe in lines:
-        if not any((point["line"], point["recipe"]) == (name, _key(recipe)) for point in points):
-            points = [point for point in points if point["line"] != name] + measure(name, recipe, args, device)
-            content = {"asked": asked, "threads": torch.get_num_threads(), "versions": library_versions()}
+    check_protocol(args.protocol, from_labels=True)
+    cases = [(name, recipe, *load_data(recipe)) for name, recipe in lines]
+    for _, recipe, train, _ in cases:
+        check_fit(recipe, train)
+    points = read_json(file)["points"] if file.is_file() else []  # what was measured before is kept
+    for name, *case in cases:
+        key = depends_on(*case, args)
+        kept = [point for point in points if point["line"] == name]
+        if not kept or any(point.get("key") != key for point in kept):
+            if kept:
+                print(f"{name}: measured again, what was kept is of other settings or another evaluator", flush=True)
+            points = [point for point in points if point["line"] != name] + measure(name, *case, args, device)
+            content = {"threads": torch.get_num_threads(), "versions": library_versions()}
             write_json(file, content | {"points": points})
     title = f"{Path(args.data).stem}, IPC {args.ipc}, {args.network}, {args.protocol}"
     plot([point for point in points if point["line"] in dict(lines)], title, args.out / "bench_accuracy.png")

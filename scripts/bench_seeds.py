@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--protocol", default="dm")
     parser.add_argument("--steps", type=int, default=10, help=f"timed, in each of {REPETITIONS} repetitions")
     args = parser.parse_args()
-    device, protocol = new_accelerator().device, get_protocol(args.protocol)
+    device, protocol = new_accelerator().device, get_protocol(args.protocol, 10, args.side)
     mean, std = (0.0,) * args.channels, (1.0,) * args.channels
     options = {
         "learning_rate": protocol.learning_rate, "augmentation": Augmentation(STRATEGY, args.side, mean, std),

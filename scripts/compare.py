@@ -8,8 +8,8 @@ k-means centers. Pixels are condensed for each IPC, a generator once for all. Ev
 on the test set (`--set data.judge_on=validation` takes a slice of the training set instead). All rows have the same
 split and augmentation.
 
-Whatever is measured is kept in OUT/scores and not measured again; several of these can share an OUT. At the end
-OUT/first_images.png shows one image of each class and recipe.
+Whatever is measured is kept in OUT/scores, with all that it depends on, and not measured again; several of these can
+share an OUT. At the end OUT/first_images.png shows one image of each class and recipe.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from gencond.eval.baselines import KMEANS_REAL, RANDOM_REAL, RealImages
 from gencond.eval.classifier import train_and_test
 from gencond.eval.drawing import write_first_images
 from gencond.eval.networks import build_network
-from gencond.eval.protocols import get_protocol
-from gencond.eval.scoring import over_seeds
+from gencond.eval.protocols import Protocol, check_protocol, get_protocol
+from gencond.eval.scoring import EVALUATOR, over_seeds
 from gencond.eval.wording import markdown_table, percent, spoken_seeds
 from gencond.files import file_hash, read_json, short_hash, write_json
 from gencond.judge import data_source, load_data, sampled_images
@@ -62,11 +62,19 @@ def drawn_images(real: RealImages, row: str, ipc: int, seed: int) -> LabeledImag
     return images
 
 
-def condensed_images(
-    recipe: Recipe, train: LabeledImages, folder: Path, pretrained: Path | None, ipc: int
-) -> LabeledImages:
-    """A recipe's training set, condensed first where it is not there yet."""
-    return sampled_images(condense(recipe, train, folder, pretrained), ipc)
+def depends_on(
+    images: str, ipc: int, seed: int, protocol: Protocol, network: str, real: RealImages, test: LabeledImages
+) -> dict:
+    """All that a score depends on, as it is kept beside the score.
+
+    Args:
+        images: what is trained on: a baseline's name, or the fingerprint of what was condensed.
+    """
+    return {
+        "evaluator": EVALUATOR, "images": images, "ipc": ipc, "seed": seed, "protocol": protocol.describe(),
+        "network": network, "augmentation": real.augmentation, "train": real.train.fingerprint,
+        "test": test.fingerprint,
+    }  # fmt: skip
 
 
 def common_data(args: argparse.Namespace) -> Recipe:
@@ -87,7 +95,7 @@ def checked_data(args: argparse.Namespace) -> tuple[Recipe, LabeledImages, Label
             the images at one of the IPC, an unknown protocol or network.
     """
     for name in args.protocols:
-        get_protocol(name)
+        check_protocol(name, from_labels=True)
     shared = common_data(args)
     train, test = load_data(shared)
     build_network(args.network, train.channels, train.num_classes, train.image_size, seed=0)
@@ -126,23 +134,29 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_args()
     shared, train, test = checked_data(args)
-    protocols = [get_protocol(name) for name in args.protocols]
+    protocols = [get_protocol(name, train.num_classes, train.image_size) for name in args.protocols]
     device = new_accelerator().device
     real = RealImages(train, args.network, shared.data.augmentation, device)
 
     cells: dict[tuple[str, int, str], list[float]] = {}
     for seed, row, ipc in itertools.product(range(args.seeds), args.rows, args.ipc):
-        images: LabeledImages | None = None  # made only where a score is missing
         if row in BASELINES:
-            made, make = row, partial(drawn_images, real, row, ipc, seed)
+            made = identity = row
+            make = partial(drawn_images, real, row, ipc, seed)
         else:
             recipe = recipe_of(row, ipc, seed, args)
             folder, pretrained = run_of(row, recipe, args)
-            made, make = folder.name, partial(condensed_images, recipe, train, folder, pretrained, ipc)
+            condensed = condense(recipe, train, folder, pretrained)
+            made, identity, make = folder.name, condensed.fingerprint, partial(sampled_images, condensed, ipc)
+        images: LabeledImages | None = None  # made only where a score is missing
         for protocol in protocols:
-            measured = (made, ipc, seed, protocol.name, args.network, train.fingerprint, test.fingerprint)
-            file = args.out / "scores" / f"{short_hash(*measured, shared.data.augmentation)}.json"
-            if not file.is_file():
+            question = (made, ipc, seed, protocol.name, args.network, train.fingerprint, test.fingerprint)
+            file = args.out / "scores" / f"{short_hash(*question, shared.data.augmentation)}.json"
+            depends = depends_on(identity, ipc, seed, protocol, args.network, real, test)
+            key, again = short_hash(depends), ""
+            if file.is_file() and read_json(file).get("key") != key:
+                again = ", measured again: what was kept is another evaluator's, or of what was condensed before"
+            if again or not file.is_file():
                 images = images or make()
                 (top1,) = train_and_test(
                     [images],
@@ -154,10 +168,10 @@ def main() -> None:
                     seeds=[seed],
                     device=device,
                 )
-                write_json(file, {"row": row, "ipc": ipc, "seed": seed, "protocol": protocol.name, "top1": top1})
+                write_json(file, {"row": row, "key": key, "depends_on": depends, "top1": top1})
             top1 = read_json(file)["top1"]
             cells.setdefault((row, ipc, protocol.name), []).append(top1)
-            print(f"seed {seed}  {row}  IPC {ipc}  {protocol.name}: {100 * top1:.2f}", flush=True)
+            print(f"seed {seed}  {row}  IPC {ipc}  {protocol.name}: {100 * top1:.2f}{again}", flush=True)
     print(f"\n{args.network}, top-1 %, {spoken_seeds(args.seeds)}\n")
     columns = [(protocol, ipc) for protocol in args.protocols for ipc in args.ipc]
     header = ["trained on", *(f"{protocol}, IPC {ipc}" for protocol, ipc in columns)]

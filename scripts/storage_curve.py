@@ -34,7 +34,7 @@ from gencond.eval.classifier import FreshImages, RepeatedImages, train_and_test
 from gencond.eval.codec import QUALITIES, decode_mosaic, encode_mosaic, encoder_version
 from gencond.eval.drawing import plot_any_number, write_first_images
 from gencond.eval.networks import build_network
-from gencond.eval.protocols import Protocol, get_protocol
+from gencond.eval.protocols import Protocol, check_protocol, get_protocol
 from gencond.eval.published import curves_of
 from gencond.eval.scoring import EVALUATOR, Row, measured
 from gencond.eval.wording import about_codec, kinds, markdown_table, percent, spoken_seeds
@@ -120,11 +120,9 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise InputError(f"--codec-bits are megabits a class, above 0, not {wrong[0]}")
     if wrong := [quality for quality in args.codec_quality if not 0 <= quality <= 100]:
         raise InputError(f"--codec-quality is 0 to 100, not {wrong[0]}")
-    protocol = get_protocol(args.protocol)
+    check_protocol(args.protocol, from_labels=True)
     if ":" in args.protocol:
         raise InputError(f"protocol {args.protocol}: --images-seen says how long is trained, leave the epochs out")
-    if protocol.temperature is not None:
-        raise InputError(f"protocol {args.protocol} learns a teacher's answers: choose one that learns from labels")
 
 
 def questions_of(

@@ -1,9 +1,11 @@
 """The scripts run from the command line, at a size of seconds."""
 
+import importlib
 import json
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 import gencond
 from gencond.condense import condense
 from gencond.data import LabeledImages
+from gencond.eval.protocols import PROTOCOLS, Protocol
 from gencond.generator.pixels import CondensedPixels
 from gencond.ranges import to_signed
 
@@ -41,6 +44,40 @@ def test_comparing_recipes_keeps_what_was_measured(tmp_path: Path) -> None:
     assert len(kept) == 16 and run("compare", *arguments).splitlines()[-6:] == table.splitlines()[-6:]
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "scores").iterdir()} == kept
     assert (tmp_path / "first_images.png").is_file()
+
+
+def test_scores_of_another_evaluator_or_of_other_images_are_measured_again(
+    artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    compare = importlib.import_module("compare")
+    asked: list[Protocol] = []
+    condensed = [gencond.load(artefact)]
+    monkeypatch.setattr(compare, "train_and_test", lambda *sets, protocol, **_: asked.append(protocol) or (0.5,))
+    monkeypatch.setattr(compare, "condense", lambda *_: condensed[0])
+    monkeypatch.setattr(compare, "draw_first_images", lambda *_: None)
+    command = ["compare.py", "demo", "random_real", "--data", "digits", "--out", str(tmp_path), "--ipc", "1"]
+    monkeypatch.setattr(sys, "argv", [*command, "--seeds", "1", "--protocols", "dm:3", "--network", "convnet2w8"])
+
+    def measured() -> tuple[int, int]:
+        """(trainings, lines that say why)."""
+        asked.clear()
+        compare.main()
+        return len(asked), capsys.readouterr().out.count("measured again")
+
+    assert measured() == (2, 0) and measured() == (0, 0)
+    for file in (tmp_path / "scores").iterdir():  # as they were kept before a score said what it depends on
+        content = json.loads(file.read_text())
+        assert content["depends_on"]["protocol"]["epochs"] == 3
+        file.write_text(json.dumps({"row": content["row"], "top1": 0.9}))
+    assert measured() == (2, 2)
+    monkeypatch.setattr(compare, "EVALUATOR", -1)
+    assert measured() == (2, 2) and measured() == (0, 0)
+    with torch.no_grad():
+        condensed[0].codes.learned += 1
+    assert measured() == (1, 1)
+    monkeypatch.setitem(PROTOCOLS, "dm", replace(PROTOCOLS["dm"], weight_decay=0.0))
+    assert measured() == (2, 2)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from torch import Tensor
 from gencond.data import LabeledImages, split_off
 from gencond.eval.classifier import trained_on_all
 from gencond.eval.codec import QUALITIES, Choice, choose_quality, encoder_version, stored_photographs
-from gencond.eval.protocols import get_protocol
+from gencond.eval.protocols import PROTOCOLS
 from gencond.features import Extractor
 from gencond.generator.packing import decode, pack
 from gencond.ranges import as_bytes, to_signed
@@ -27,7 +27,7 @@ SAME_NUMBER = (RANDOM_REAL, KMEANS_REAL, HERDING_REAL, K_CENTER_REAL, *PACKED)
 BASELINES = (*SAME_NUMBER, CODEC_REAL, WHOLE_SET)
 EMBEDDED_AT_ONCE = 500
 # Of the network that herding and k-center choose with.
-CHOOSING = replace(get_protocol("quick"), name="choosing", min_steps=200, max_steps=200)
+CHOOSING = replace(PROTOCOLS["quick"], name="choosing", min_steps=200, max_steps=200)
 
 
 SUBSETS = {

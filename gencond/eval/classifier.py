@@ -57,7 +57,7 @@ class FreshImages:
     """Images that nobody sees twice, drawn while a classifier trains.
 
     Args:
-        batch: (seed, number) -> images in [-1, 1] and labels, `batch_size` of them.
+        batch: (seed, number) -> images (uint8, or floats in [-1, 1]) and labels, `batch_size` of them.
         batch_size, num_steps: of a training.
     """
 

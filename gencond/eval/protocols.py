@@ -120,24 +120,38 @@ IDC_SMALL_SIDE = 64
 IDC_MANY_CLASSES = 100
 
 
-def get_protocol(name: str, num_classes: int = 10, image_size: int = 32) -> Protocol:
+def check_protocol(name: str, from_labels: bool = False) -> None:
+    """Whether `get_protocol` will know a name, before the data is read.
+
+    Args:
+        from_labels: whether there is no teacher.
+    Raises:
+        InputError: an unknown name, epochs that are no whole number of at least 1, or a teacher that is not there.
+    """
+    base, colon, epochs = name.partition(":")
+    if base not in PROTOCOLS:
+        raise InputError(f"unknown protocol {base!r}; known: {', '.join(PROTOCOLS)}")
+    if colon and (not epochs.isdecimal() or int(epochs) < 1):
+        raise InputError(f"protocol {name!r}: after the colon stands the number of epochs, at least 1")
+    if from_labels and PROTOCOLS[base].temperature is not None:
+        raise InputError(f"protocol {name} learns a teacher's answers: choose one that learns from labels")
+
+
+def get_protocol(name: str, num_classes: int, image_size: int) -> Protocol:
     """A protocol by name; `dm:200` is dm with 200 epochs, and says so wherever its name stands.
 
     Args:
         num_classes, image_size: of the data; `idc` trains otherwise on images above 64 px, and again on 100 classes.
     Raises:
-        InputError: an unknown name, or epochs that are no whole number of at least 1.
+        InputError: as of `check_protocol`.
     """
+    check_protocol(name)
     base, colon, epochs = name.partition(":")
-    if base not in PROTOCOLS:
-        raise InputError(f"unknown protocol {base!r}; known: {', '.join(PROTOCOLS)}")
     protocol = PROTOCOLS[base]
     if base in ("idc", "idc_batch") and image_size > IDC_SMALL_SIDE:
         protocol = _idc_of_large_images(protocol, num_classes)
     if not colon:
         return protocol
-    if not epochs.isdecimal() or int(epochs) < 1:
-        raise InputError(f"protocol {name!r}: after the colon stands the number of epochs, at least 1")
     return replace(protocol, name=name, epochs=int(epochs), epochs_by_ipc=(), num_classes=None)
 
 

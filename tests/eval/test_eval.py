@@ -13,7 +13,7 @@ from gencond.eval.classifier import fastest_way, top1_on_real, train_and_test
 from gencond.eval.codec import Album, choose_quality, stored_photographs
 from gencond.eval.drawing import plot_any_number, write_pictures
 from gencond.eval.networks import build_network
-from gencond.eval.protocols import PROTOCOLS, Protocol, get_protocol
+from gencond.eval.protocols import PROTOCOLS, Protocol, check_protocol, get_protocol
 from gencond.eval.published import CIFAR10_CLASSES, curves_of
 from gencond.eval.report import write_reports
 from gencond.eval.scoring import score_tables
@@ -91,7 +91,7 @@ def test_compiled_classifiers_judge_as_eager_ones_do() -> None:
 import sys, torch
 from gencond.data import load_real
 from gencond.eval import classifier
-from gencond.eval.protocols import get_protocol
+from gencond.eval.protocols import PROTOCOLS
 from gencond.selection import random_subset
 train, test = load_real("digits", test_fraction=0.3333)
 classifier.PIXELS_SIDE_BY_SIDE = 0
@@ -100,7 +100,7 @@ for pixels, way in ((0, "compiled"), (10**12, "plain")):
     classifier.PIXELS_WORTH_COMPILING = pixels
     assert classifier.fastest_way(torch.device("cpu"), 1, 1, 2) == way
     found.append(classifier.train_and_test(
-        [random_subset(train, 10, seed) for seed in (0, 1)], test, network=sys.argv[1], protocol=get_protocol("quick"),
+        [random_subset(train, 10, seed) for seed in (0, 1)], test, network=sys.argv[1], protocol=PROTOCOLS["quick"],
         augmentation="crop_scale_rotate", normalisation=train.mean_std, seeds=(0, 1), device=torch.device("cpu"),
     ))
 print(max(abs(a - b) for a, b in zip(*found)), min(found[0]))
@@ -123,7 +123,7 @@ def test_batches_of_test_images_are_filled_up_without_being_counted(digits: tupl
 
 @pytest.mark.parametrize(("images", "steps"), [(10, 300), (500, 500), (100_000, 500)])
 def test_quick_bounds_its_steps(images: int, steps: int) -> None:
-    assert get_protocol("quick").num_steps(images) == steps
+    assert PROTOCOLS["quick"].num_steps(images) == steps
 
 
 def test_schedules_fall_as_stated() -> None:
@@ -133,16 +133,16 @@ def test_schedules_fall_as_stated() -> None:
     assert [half.rate_at(done) for done in (0.0, 0.5, 0.51)] == [1, 1, 0.1] and half.restart_at == 0.5
     assert [thirds.rate_at(done) for done in (0.0, 0.66, 0.67, 0.84)] == [1, 1, 0.2, 0.04] and thirds.restart_at is None
     with pytest.raises(InputError, match="unknown protocol 'slow'; known: .*quick"):
-        get_protocol("slow")
+        check_protocol("slow")
 
 
 def test_a_protocol_with_other_epochs_carries_them_in_its_name() -> None:
-    short, whole = get_protocol("dm:20"), get_protocol("dm")
+    short, whole = get_protocol("dm:20", 10, 32), get_protocol("dm", 10, 32)
     assert (short.name, short.epochs, whole.epochs) == ("dm:20", 20, 1000)
     assert short.num_steps(512) == 40 and short.schedule == whole.schedule
     for wrong in ("dm:", "dm:0", "dm:many", "dm:-3"):
         with pytest.raises(InputError, match="number of epochs, at least 1"):
-            get_protocol(wrong)
+            get_protocol(wrong, 10, 32)
 
 
 def test_a_paper_has_rows_of_its_own_name_that_come_first(digits: tuple) -> None:
@@ -172,7 +172,7 @@ def test_idc_trains_longer_on_few_large_images_and_otherwise_on_many_classes() -
 
 
 def test_soft_takes_small_batches_of_small_sets_and_half_a_cosine() -> None:
-    soft = get_protocol("soft")
+    soft = PROTOCOLS["soft"]
     assert [soft.batch_of(images) for images in (10, 100, 500, 5)] == [10, 50, 100, 5]
     assert [soft.num_steps(images) for images in (10, 100, 500)] == [300, 600, 1500]
     assert soft.rate_at(0.0) == 1 and soft.rate_at(1.0) == pytest.approx(0.5)
