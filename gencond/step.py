@@ -40,10 +40,10 @@ class CondenseStep:
         synthesize: (labels, slots) -> images in [-1, 1]: a `Condensed`, possibly wrapped for data parallelism.
         factor: every image is cut into factor x factor before it is looked at.
         images_per_step: at most, of a class; more are drawn from at random.
-        images_at_once: bounds memory: a chunk holds as many classes as have this many images together. Where one class
-            has more, its images are made again, so many at a time, when the gradient of its images is known
-            (`torch.utils.checkpoint`); the extractor sees a class's images at once all the same. None takes all
-            classes at once.
+        images_at_once: bounds memory: a chunk holds as many classes as have this many images together, synthetic ones
+            or real ones of a batch. Where one class has more synthetic ones, they are made again, so many at a time,
+            when the gradient of its images is known (`torch.utils.checkpoint`); the extractor sees a class's images at
+            once all the same. None takes all classes at once.
         scale: of the matching terms: `relative` is a mean over classes, in gaps between real classes; `sum` adds up.
     """
 
@@ -96,7 +96,7 @@ class CondenseStep:
         share = own_share(self.num_classes, rank, num_processes)
         largest_share = classes_at_once = -(-self.num_classes // num_processes)
         if images_at_once is not None:
-            classes_at_once = max(1, images_at_once // self.most_of_class)
+            classes_at_once = max(1, images_at_once // max(self.most_of_class, real.images_of_class))
         self.in_chunks = classes_at_once < largest_share  # on some process: they all gather alike
         self.chunks: list[slice] = [
             slice(first, min(first + classes_at_once, share.stop))

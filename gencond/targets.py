@@ -162,6 +162,7 @@ class StatisticsSide:
     """Cached statistics: each synthetic image is augmented by a draw of its own."""
 
     siamese = False
+    images_of_class = 0  # that a step looks at
 
     def __init__(self, statistics: RealStatistics, pool: Sequence[Extractor]) -> None:
         self.statistics, self.pool = statistics, list(pool)
@@ -194,6 +195,11 @@ class BatchSide:
 
     def __init__(self, data: LabeledImages, batch_size: int, device: torch.device, kernel: Kernel = "gaussian") -> None:
         self.data, self.batch_size, self.device, self.kernel = data, batch_size, device, kernel
+
+    @property
+    def images_of_class(self) -> int:
+        """That a step looks at."""
+        return self.batch_size
 
     def rows(self, draw: Draw) -> Int64[Tensor, "classes n"]:
         """Which real images stand for each class of a step."""

@@ -26,7 +26,7 @@ from gencond.losses.center import center_loss
 from gencond.losses.diversity import diversity_loss
 from gencond.losses.kernels import fourier_embedding
 from gencond.step import CondenseStep
-from gencond.targets import Draw
+from gencond.targets import BatchSide, Draw
 
 WEIGHTS = {
     "mean": 1.0, "mmd": 0.7, "diversity": 0.3, "center": 0.2, "classification": 0.5, "pixel": 0.4,
@@ -122,6 +122,16 @@ def test_a_chunk_is_synthesized_with_its_own_classes_only(few_digits: LabeledIma
     made.clear()
     a_step(few_digits, condensed, weights, images_at_once=2)[0].backward()
     assert max(made) == 2 and sum(made) == 2 * (12 + 3)
+
+
+def test_real_images_of_a_batch_count_where_memory_is_bounded(few_digits: LabeledImages) -> None:
+    extractors, _ = a_real_side(tiny_recipe(), few_digits)
+    draw = Draw(0, torch.tensor([1, 4, 5, 8]), 0, 1, extractors.pool[1], torch.Generator(), torch.empty(0).long())
+    real, none = BatchSide(few_digits, 6, torch.device("cpu")), Augmentation("none", 8)
+    step = CondenseStep(
+        untrained(few_digits), draw, real, none, tied_images(few_digits), {"mmd": 1.0}, images_at_once=12
+    )
+    assert [(one.start, one.stop) for one in step.chunks] == [(0, 2), (2, 4)]  # of one synthetic image a class
 
 
 def test_terms_of_weight_zero_are_not_computed(few_digits: LabeledImages) -> None:

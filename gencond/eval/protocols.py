@@ -1,4 +1,7 @@
-"""How a classifier is trained before it is judged. A protocol is data; the report prints it."""
+"""How a classifier is trained before it is judged. A protocol is data; the report prints it.
+
+What is like the released code, and what is not: docs/protocols.md.
+"""
 
 import math
 from dataclasses import asdict, dataclass, replace
