@@ -80,6 +80,39 @@ def test_scores_of_another_evaluator_or_of_other_images_are_measured_again(
     assert measured() == (2, 2)
 
 
+def test_points_of_another_evaluator_or_protocol_are_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    race = importlib.import_module("bench_accuracy")
+    raced: list[str] = []
+
+    def measure(name: str, *case: object) -> list[dict]:
+        raced.append(name)
+        return [{"line": name, "key": race.depends_on(*case[:-1]), "steps": 0, "seconds": 1.0, "top1": [0.5]}]
+
+    monkeypatch.setattr(race, "measure", measure)
+    monkeypatch.setattr(race, "plot", lambda *_: None)
+    command = ["bench_accuracy.py", "dm:digits", "few=dm:digits condense.num_steps=3", "--data", "digits"]
+
+    def measured(*others: str) -> tuple[list[str], int]:
+        """(lines that were raced, lines that say why again)."""
+        raced.clear()
+        monkeypatch.setattr(
+            sys, "argv", [*command, "--out", str(tmp_path), "--ipc", "1", "--protocol", "dm:3", *others]
+        )
+        race.main()
+        return raced.copy(), capsys.readouterr().out.count("measured again")
+
+    both = ["dm:digits", "few"]
+    assert measured() == (both, 0) and measured() == ([], 0)
+    assert measured("--network", "convnet2w8") == (both, 2)
+    monkeypatch.setattr(race, "EVALUATOR", -1)
+    assert measured("--network", "convnet2w8") == (both, 2)
+    monkeypatch.setitem(PROTOCOLS, "dm", replace(PROTOCOLS["dm"], weight_decay=0.0))
+    assert measured("--network", "convnet2w8") == (both, 2)
+
+
 @pytest.mark.slow
 def test_a_recipe_that_does_not_fit_ends_a_comparison_before_anything_is_measured(tmp_path: Path) -> None:
     arguments = ("random_real", "dm:digits", "--data", "digits", "--out", str(tmp_path), "--ipc", "1", "500")
