@@ -6,7 +6,7 @@
 A seed is a whole run: condensing and the classifier both start from it; random real images are drawn anew, and so are
 k-means centers. Pixels are condensed for each IPC, a generator once for all. Every accuracy is that of the last iterate
 on the test set (`--set data.judge_on=validation` takes a slice of the training set instead). All rows have the same
-split and augmentation.
+split and augmentation. Packed real images are several in one as the recipes beside them cut theirs, four where none is.
 
 Whatever is measured is kept in OUT/scores, with all that it depends on, and not measured again; several of these can
 share an OUT. At the end OUT/first_images.png shows one image of each class and recipe.
@@ -25,7 +25,7 @@ from gencond.config import Recipe, first_difference, load_recipe, to_dict
 from gencond.data import LabeledImages
 from gencond.distributed import new_accelerator
 from gencond.errors import InputError
-from gencond.eval.baselines import KMEANS_REAL, RANDOM_REAL, RealImages
+from gencond.eval.baselines import KMEANS_REAL, PACKED, RANDOM_REAL, RealImages
 from gencond.eval.classifier import train_and_test
 from gencond.eval.drawing import write_first_images
 from gencond.eval.networks import build_network
@@ -36,7 +36,8 @@ from gencond.files import file_hash, read_json, short_hash, write_json
 from gencond.judge import data_source, load_data, sampled_images
 from gencond.selection import random_subset
 
-BASELINES = (RANDOM_REAL, KMEANS_REAL)
+BASELINES = (RANDOM_REAL, KMEANS_REAL, *PACKED)
+USUAL_FACTOR = 2  # of packed images beside no recipe that cuts its own
 
 
 def recipe_of(row: str, ipc: int, seed: int, args: argparse.Namespace) -> Recipe:
@@ -77,6 +78,17 @@ def depends_on(
     }  # fmt: skip
 
 
+def factor_of(args: argparse.Namespace) -> int:
+    """By which packed real images are cut: as the recipes beside them. Raises InputError where these differ."""
+    recipes = [recipe_of(row, max(args.ipc), 0, args) for row in args.rows if row not in BASELINES]
+    factors = sorted({recipe.synthesizer.factor for recipe in recipes} - {1})
+    if len(factors) > 1 and set(PACKED) & set(args.rows):
+        raise InputError(
+            f"recipes cut by factors {factors[0]} and {factors[1]}: packed real images go with one of them"
+        )
+    return factors[0] if factors else USUAL_FACTOR
+
+
 def common_data(args: argparse.Namespace) -> Recipe:
     """A recipe whose data part is that of every row. Raises InputError where rows differ."""
     recipes = [recipe_of(row, max(args.ipc), 0, args) for row in args.rows if row not in BASELINES]
@@ -97,6 +109,7 @@ def checked_data(args: argparse.Namespace) -> tuple[Recipe, LabeledImages, Label
     for name in args.protocols:
         check_protocol(name, from_labels=True)
     shared = common_data(args)
+    factor_of(args)
     train, test = load_data(shared)
     build_network(args.network, train.channels, train.num_classes, train.image_size, seed=0)
     for row, ipc in itertools.product(args.rows, args.ipc):
@@ -136,12 +149,12 @@ def main() -> None:
     shared, train, test = checked_data(args)
     protocols = [get_protocol(name, train.num_classes, train.image_size) for name in args.protocols]
     device = new_accelerator().device
-    real = RealImages(train, args.network, shared.data.augmentation, device)
+    real = RealImages(train, args.network, shared.data.augmentation, device, factor_of(args))
 
     cells: dict[tuple[str, int, str], list[float]] = {}
     for seed, row, ipc in itertools.product(range(args.seeds), args.rows, args.ipc):
         if row in BASELINES:
-            made = identity = row
+            made = identity = f"{row}, factor {real.factor}" if row in PACKED else row
             make = partial(drawn_images, real, row, ipc, seed)
         else:
             recipe = recipe_of(row, ipc, seed, args)
