@@ -8,6 +8,7 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,38 +20,80 @@ from torch import Tensor
 from gencond.errors import InputError
 from gencond.files import require_new, written_whole
 
-RESERVED_FOLDERS = ("train", "test", "val", "validation")
+SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation")
+# `datasets` of Hugging Face takes a folder for a split that has one of these between any of "-._ 0-9".
+SPLIT_WORD = re.compile(rf"(?<![^-._ 0-9])({'|'.join(SPLITS)})(?![^-._ 0-9])", re.IGNORECASE)
+NAMES_FILE = "classes.txt"  # of shards: the name of each class on a line, in the order of their numbers
 SUFFIXES = {"npz": ".npz", "ddranking": ".pt"}  # of the formats that are one file
 DDRANKING_SETS = {(10, 3, 32): "CIFAR10", (100, 3, 32): "CIFAR100"}  # (classes, channels, side in pixels) of each
 DDRANKING_MEAN, DDRANKING_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # what it normalises both by
 
 
+def by_numbers(names: Sequence[str]) -> list[str]:
+    """Sorted as people would: "2" before "10"."""
+    return sorted(names, key=_parts)
+
+
+def _parts(name: str) -> list[str | int]:
+    """Text and numbers in turn."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
 def class_folders(class_names: Sequence[str]) -> list[str]:
-    """A folder name per class whose sorted order is the order of the classes, as `data.py` reads them."""
-    names = [re.sub(r"[^\w.+-]", "_", name) for name in class_names]
-    misread = any(name == "" or name.startswith((".", "__")) or name.lower() in RESERVED_FOLDERS for name in names)
-    if misread or names != sorted(names) or len({name.lower() for name in names}) < len(names):
+    """A folder name per class, whose order is the order of the classes, whoever reads them.
+
+    `data.py` and torchvision sort as text, timm by numbers and without regard to case: names that these would put in
+    another order are numbered. Words that name splits are set in plus signs. Beside the folders lies nothing, since
+    Rethinking-DC takes whatever is listed first for a class.
+    """
+    names = [SPLIT_WORD.sub(r"+\1+", re.sub(r"[^\w.+-]", "_", name)) for name in class_names]
+    misread = any(name == "" or name.startswith((".", "__")) or name.lower() == "lost+found" for name in names)
+    natural = [_parts(name.lower()) for name in names]
+    if misread or names != sorted(names) or any(one >= other for one, other in pairwise(natural)):
         width = len(str(len(names) - 1))
         names = [f"{label:0{width}d}_{name}" for label, name in enumerate(names)]
     return names
 
 
-def check_export(out: Path, format: str, num_classes: int, channels: int, image_size: int) -> Path:
+def check_export(out: Path, format: str, class_names: Sequence[str], channels: int, image_size: int) -> Path:
     """Where exactly an export goes: what is one file gets its suffix where that is missing.
 
     Raises:
-        InputError: an unknown format, images that it does not take, or `out` exists and is not empty.
+        InputError: an unknown format, images or class names that it does not take, or `out` exists and is not empty.
     """
     if format not in FORMATS:
         raise InputError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
     if format == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise InputError("format parquet needs pyarrow: pip install 'gencond[parquet]'")
     if format == "ddranking":
-        ddranking_set(num_classes, channels, image_size)
+        ddranking_set(len(class_names), channels, image_size)
+    if format == "webdataset" and (odd := [name for name in class_names if not _is_a_line(name)]):
+        raise InputError(
+            f"class {odd[0]!r} is no line of text, and {NAMES_FILE} of format webdataset holds one for each class: "
+            "choose another format or rename the class"
+        )
     suffix = SUFFIXES.get(format, "")
     out = out if out.suffix == suffix else Path(f"{out}{suffix}")
     require_new(out)
     return out
+
+
+def _is_a_line(name: str) -> bool:
+    """Whether a line holds a name, so that it comes back."""
+    return name.splitlines() == [name] and name.encode(errors="ignore").decode() == name
+
+
+# Front matter for `datasets` of Hugging Face, which would otherwise take a text file beside one shard for the data.
+SHARDS_README = f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: "*.tar"
+---
+
+Samples of a condensed data set, by gencond. `.cls` is the class of a `.png`: the line of `{NAMES_FILE}`, from 0.
+"""
 
 
 # --- files of a part ---------------------------------------------------------------------------------------------
@@ -84,7 +127,8 @@ def lay_out(format: str, folder: Path, layout: Layout) -> None:
         for name in layout.folders:
             (folder / name).mkdir(exist_ok=True)
     if format == "webdataset":
-        (folder / "classes.txt").write_text("\n".join(layout.class_names) + "\n", encoding="utf-8")
+        (folder / NAMES_FILE).write_text("\n".join(layout.class_names) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(SHARDS_README, encoding="utf-8")
 
 
 @contextmanager
@@ -143,7 +187,7 @@ def export_images(
     Raises:
         InputError: as `check_export`.
     """
-    out = check_export(out, format, len(class_names), images.shape[1], images.shape[-1])
+    out = check_export(out, format, class_names, images.shape[1], images.shape[-1])
     arrays = images.permute(0, 2, 3, 1).cpu().numpy()
     with written_whole(out) as temporary:
         FILE_WRITERS[format](arrays, labels.tolist(), class_names, temporary)

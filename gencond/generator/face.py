@@ -216,7 +216,7 @@ class Condensed(ModelMixin, ConfigMixin):
         """
         ipc, seed = self._checked_ipc(ipc), self._checked_seed(seed)
         synthesize = self._synthesizer(seed)
-        out = check_export(Path(out), format, self.num_classes, self.channels, self.image_size)
+        out = check_export(Path(out), format, self.class_names, self.channels, self.image_size)
         if format in PART_WRITERS:
             origin = {
                 "artefact": self.fingerprint, "seed": seed, "device": self.device.type, "torch": torch.__version__,

@@ -11,6 +11,7 @@ Memory holds a few blocks of images, one for each thread and one more; with parq
 """
 
 import itertools
+import logging
 import os
 import shutil
 import time
@@ -30,6 +31,9 @@ from gencond.pictures import png_bytes
 from gencond.progress import progress
 from gencond.ranges import as_bytes
 
+logger = logging.getLogger(__name__)
+
+LAYOUT = 2  # changes whenever the same images would lie in other files
 # A killed process does its part again. 10,000 images of 64 px are shards of about 100 MB.
 IMAGES_PER_PART = {"imagefolder": 128, "webdataset": 10_000, "parquet": 10_000}
 POLL_SECONDS = 0.2
@@ -86,7 +90,15 @@ def export_in_parts(
     blocks = blocks_of(range(len(class_names)), ipc, len(class_names), image_size)
     parts = parts_of(blocks, ipc, images_per_slot, IMAGES_PER_PART[format])
     layout = Layout(class_names, class_folders(class_names), ipc * images_per_slot, len(parts))
-    plan = {"format": format, "ipc": ipc, "num_parts": len(parts), **origin}
+    plan = {"format": format, "ipc": ipc, "num_parts": len(parts), "layout": LAYOUT, **origin}
+    renamed = [pair for pair in zip(class_names, layout.folders, strict=True) if pair[0] != pair[1]]
+    if rank == 0 and format == "imagefolder" and renamed:
+        logger.info(
+            "export: %d of %d folders are renamed so that all readers agree on them, %r to %r",
+            len(renamed),
+            len(class_names),
+            *renamed[0],
+        )
 
     with _share(work, out, plan, rank, num_processes):
         folder = work / "images"

@@ -5,8 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from timm.data import create_dataset
+from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import normalize, to_tensor
 
 import gencond
@@ -326,9 +329,65 @@ def test_export_refuses_to_overwrite_and_unknown_formats(condensed: CondensedDat
 
 def test_class_folders_sort_like_the_classes() -> None:
     assert class_folders(["a b", "c"]) == ["a_b", "c"]
-    assert class_folders([".a", "b"]) == ["0_.a", "1_b"] and class_folders(["a", "test"]) == ["0_a", "1_test"]
+    assert class_folders([".a", "b"]) == ["0_.a", "1_b"] and class_folders(["a", "test"]) == ["0_a", "1_+test+"]
     assert class_folders(["A", "a"]) == ["0_A", "1_a"]  # one folder on many disks
     assert class_folders(["T-shirt/top", "T-shirt_top"]) == ["0_T-shirt_top", "1_T-shirt_top"]
+
+
+# Names that readers put in different orders, take for splits or leave out, and none of all that.
+TRYING_NAMES = [
+    ["1", "10", "2"],
+    ["class1", "class10", "class9"],
+    ["Zebra", "ant", "bee"],
+    ["1", "01", "001"],
+    ["bullet_train", "eval", "test_tube", "train", "vase"],
+    ["9test", "Train", "contest", "dev-2", "lost+found", "train2", "valid", "__init__"],
+    ["ant", "bee", "cat"],
+]
+
+
+@pytest.mark.parametrize("names", TRYING_NAMES, ids=lambda names: names[0])
+def test_torchvision_and_timm_find_all_classes_of_a_folder_in_order(names: list[str], tmp_path: Path) -> None:
+    make(names).export(tmp_path / "set", ipc=2)
+    found = ImageFolder(str(tmp_path / "set"))
+    assert found.targets == [label for label in range(len(names)) for _ in range(2)]
+    for split in ("train", "validation"):  # where it would look for a folder of that name
+        reader = create_dataset("", str(tmp_path / "set"), split=split).reader
+        assert [label for _, label in reader.samples] == found.targets
+        assert [Path(path).parent.name for path, _ in reader.samples[::2]] == found.classes
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == found.classes  # and nothing else lies there
+
+
+@pytest.mark.parametrize("names", TRYING_NAMES, ids=lambda names: names[0])
+@pytest.mark.parametrize("format", ["imagefolder", "webdataset", "parquet"])
+def test_hugging_face_finds_all_images_and_labels(names: list[str], format: str, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    condensed = make(names)
+    condensed.export(tmp_path / "set", ipc=2, format=format)
+    found = datasets.load_dataset(str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
+    assert list(found) == ["train"]
+    rows = [(row.get("label", row.get("cls")), row.get("image", row.get("png"))) for row in found["train"]]
+    rows.sort(key=lambda row: row[0])
+    assert [label for label, _ in rows] == [label for label in range(len(names)) for _ in range(2)]
+    images = (condensed.sample(2)[0] * 255).round().to(torch.uint8)[:, 0].numpy()
+    assert np.array_equal(np.stack([np.asarray(image) for _, image in rows]), images)
+
+
+def test_shards_say_to_hugging_face_what_the_data_is_and_to_others_what_classes_are(
+    condensed: CondensedDataset, tmp_path: Path
+) -> None:
+    condensed.export(tmp_path / "set", ipc=1, format="webdataset")
+    _, settings, _ = (tmp_path / "set" / "README.md").read_text().split("---\n")
+    files = [{"split": "train", "path": "*.tar"}]
+    assert yaml.safe_load(settings) == {"configs": [{"config_name": "default", "data_files": files}]}
+    assert (tmp_path / "set" / "classes.txt").read_text().splitlines() == NAMES
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x85b", "", "a\udcffb"])
+def test_a_class_name_that_no_line_of_text_can_hold_is_refused_before_sampling(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no line of text, .* choose another format or rename the class"):
+        make([name, "b"]).export(tmp_path / "set", ipc=10**9, format="webdataset")
+    assert not any(tmp_path.iterdir())
 
 
 # --- loading

@@ -1,5 +1,6 @@
 """Exports of any size: the same bytes on any number of processes and however often they were killed."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -106,16 +107,18 @@ def test_a_run_on_one_process_goes_on_with_two(condensed: CondensedDataset, tmp_
         ({"ipc": 31}, r"another ipc \(30, now 31\)"),
         ({"seed": 4}, r"another seed \(None, now 4\)"),
         ({"format": "webdataset"}, "another format"),
+        ({"layout": 1}, r"another layout \(2, now 1\)"),
         ({"condensed": make(CLASSES, width=16)}, "another artefact"),
     ],
 )
 def test_an_unfinished_export_of_something_else_is_not_gone_on_with(
-    condensed: CondensedDataset, tmp_path: Path, change: dict[str, Any], message: str
+    condensed: CondensedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         counted(make(CLASSES), [], fail_at=3).export(tmp_path / "out", 30)
     before = files(tmp_path)
     asked = {"condensed": condensed, "ipc": 30, "format": "imagefolder", "seed": None} | change
+    monkeypatch.setattr(streaming, "LAYOUT", asked.pop("layout", streaming.LAYOUT))
     with pytest.raises(InputError, match=message) as error:
         asked.pop("condensed").export(tmp_path / "out", **asked)
     assert "\n" not in str(error.value) and files(tmp_path) == before
@@ -201,6 +204,16 @@ def test_what_is_written_is_read_back_by_others(condensed: CondensedDataset, tmp
     names = sorted(path.name for path in (tmp_path / "parquet").iterdir())
     assert names == [f"train-{part:05d}-of-{len(names):05d}.parquet" for part in range(len(names))]
     assert pyarrow.parquet.read_table(tmp_path / "parquet").num_rows == 84
+
+
+def test_renamed_folders_are_said_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="gencond"):
+        make(["ant", "bee"]).export(tmp_path / "same", 1)
+        assert not caplog.messages
+        make(["test_tube", "vase"]).export(tmp_path / "other", 1)
+    assert caplog.messages == [
+        "export: 1 of 2 folders are renamed so that all readers agree on them, 'test_tube' to '+test+_tube'"
+    ]
 
 
 def test_one_file_is_refused_to_several_processes(condensed: CondensedDataset, tmp_path: Path) -> None:
