@@ -1,5 +1,6 @@
-"""Anybody's condensed set: a folder of images, an .npz or a file of tensors -> images to train a classifier on."""
+"""Anybody's condensed set: a folder of images, shards, an .npz or files of tensors -> images to train on."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,17 +12,20 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from gencond.data import LabeledImages, load_folder
+from gencond.data import LabeledImages
 from gencond.errors import InputError, first_line
 from gencond.files import numpy_scalars
-from gencond.generator.exporting import class_folders
+from gencond.generator.exporting import NAMES_FILE, by_numbers, class_folders
 from gencond.generator.packing import decode
 from gencond.ranges import from_unit, to_signed
-from gencond.sources import image_files
+from gencond.sources import ImageSource, find_images, read_into_memory, short_sides
+
+logger = logging.getLogger(__name__)
 
 TENSOR_FILES = (".pt", ".pth", ".safetensors", ".npz")
 IMAGE_NAMES = ("images", "image", "x_train", "x", "data", "imgs")
 LABEL_NAMES = ("labels", "label", "y_train", "y", "targets", "target")
+CLASS_NAMES = ("names", "class_names")
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,12 @@ def read_foreign(
     """A condensed set of the classes of `real`.
 
     Args:
-        path: a folder with one folder of images per class, or a file of tensors: .npz, .safetensors, .pt with
-            (images, labels), a mapping with such names, or {"data": [[images, labels], ...]} as the code of DC and DM
-            writes it (the first of them is taken). Images are bytes, or floats in [0, 1] or normalised.
+        path: a folder with one folder of images per class, or of WebDataset shards; or a file of tensors: .npz,
+            .safetensors, .pt with (images, labels), a mapping with such names, or {"data": [[images, labels], ...]} as
+            the code of DC and DM writes it (the first of them is taken); or images alone, images_best.pt, with
+            labels_best.pt beside it, as the code of MTT and what came from it writes them, and a folder that has these
+            two. Images are bytes, or floats in [0, 1] or normalised. Labels are numbers of the classes as the file
+            names them (`names`), as a list beside it does (classes.txt, one a line), or as the real set's source does.
         real: the training set that it stands for.
         normalised_by: mean and standard deviation per channel, of images in [0, 1], that floats were normalised with.
         factor: the set cuts each image into factor x factor (IDC's multi-formation).
@@ -85,6 +92,7 @@ def read_foreign(
     """
     if not 1 <= factor <= real.image_size // 2:
         raise InputError(f"--factor {factor} does not cut {real.image_size} px images: it has to be at least 1")
+    path = _images_file(path)
     if path.is_dir():
         images, labels, image_bytes, stored = _read_folder(path, real)
     elif path.suffix in TENSOR_FILES and path.is_file():
@@ -111,84 +119,160 @@ def read_foreign(
 
 def side_of(path: Path) -> int | None:
     """The side of a foreign set's images in pixels, so that real ones are brought to it; None where it has none."""
+    path = _images_file(path)
     if path.is_dir():
-        from PIL import Image
-
-        first = next(iter(image_files(path)), None)
-        if first is None:
-            return None
-        with Image.open(first) as image:
-            return min(image.size)
+        return next(iter(short_sides(find_images(path), at_most=1)), None)
     images = _read_tensors(path)[0]
     return images.shape[-1] if images.ndim == 4 else None
 
 
-def _read_folder(root: Path, real: LabeledImages) -> tuple[Tensor, Tensor, float, str]:
-    found, _ = load_folder(root, real.image_size)
-    if found.class_names not in (real.class_names, tuple(class_folders(real.class_names))):
-        odd = min(set(real.class_names) ^ set(found.class_names))
+def _images_file(path: Path) -> Path:
+    """The file of images in a folder that has one with its labels beside it; any other path as it is."""
+    if not path.is_dir():
+        return path
+    found = [file for file in sorted(path.glob("*image*")) if file.suffix in TENSOR_FILES and _labels_file(file)]
+    chosen = next((file for file in found if file.stem == "images_best"), found[0] if found else path)
+    if len(found) > 1 and chosen.stem != "images_best":
         raise InputError(
-            f"{root} has {found.num_classes} class folders, the real images {real.num_classes} classes; {odd!r} is in "
-            "one of them only: name the folders as the real classes are named"
+            f"{path} holds {found[0].name}, {found[1].name} and labels of each: name the file that is meant"
         )
-    if found.channels != real.channels:
-        raise InputError(f"{root} holds images of {found.channels} channels, the real ones have {real.channels}")
-    files = image_files(root)
-    sizes = [path.stat().st_size for path in files]
-    return found.images, found.labels, sum(sizes) / len(sizes), "image files"
+    if found:
+        logger.info("data: the set is %s with %s", chosen, _labels_file(chosen).name)
+    return chosen
+
+
+def _labels_file(images: Path) -> Path | None:
+    """labels_best.pt beside images_best.pt; None where there is none."""
+    file = images.with_name(images.name.replace("image", "label"))
+    return file if file != images and images.is_file() and file.is_file() else None
+
+
+def _read_folder(root: Path, real: LabeledImages) -> tuple[Tensor, Tensor, float, str]:
+    """(images, labels, bytes of one, what is stored) of class folders or shards, matched by the names of classes."""
+    if any(root.glob("*.parquet")):
+        raise InputError(f"{root} holds parquet files, which are not read: sample --format imagefolder or webdataset")
+    found = find_images(root)
+    if found.class_names not in (real.class_names, tuple(class_folders(real.class_names))):
+        odd = min(set(real.class_names) ^ set(found.class_names), default="a class twice")
+        how, mend = "class folders", "name the folders as the real classes are named"
+        if found.shards:
+            how, mend = "classes", f"list these in the order of the class indices, one a line, in {root / NAMES_FILE}"
+        raise InputError(
+            f"{root} has {len(found.class_names)} {how}, the real images {real.num_classes} classes; {odd!r} is in one "
+            f"of them only: {mend}"
+        )
+    images = read_into_memory(found, real.image_size)
+    if images.shape[1] != real.channels:
+        raise InputError(f"{root} holds images of {images.shape[1]} channels, the real ones have {real.channels}")
+    sizes = _file_sizes(found)
+    return images[: found.num_train], found.labels[: found.num_train], sum(sizes) / len(sizes), "image files"
+
+
+def _file_sizes(source: ImageSource) -> list[int]:
+    """Of each training image's file in bytes; in shards, of what is in there under its name."""
+    if source.places is not None:
+        return source.places[: source.num_train, 2].tolist()
+    return [(source.root / name).stat().st_size for name in source.names[: source.num_train]]
 
 
 def _read_tensors(path: Path) -> tuple[Tensor, Tensor, list[str] | None]:
-    """(images, labels, class names where it has them) of a file, as they are stored, channels first."""
-    names = None
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                content: Any = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "names"}
-                names = [str(name) for name in arrays["names"]] if "names" in arrays.files else None
-        elif path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(path)
-        else:
-            with torch.serialization.safe_globals(numpy_scalars()):  # the accuracies in the files of DC and DM
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file, or one with other objects, makes torch and numpy raise
-        raise InputError(
-            f"{path} cannot be read as tensors ({first_line(error)[:120]}): save images and labels alone, as with "
-            "torch.save((images, labels), path)"
-        ) from None
+    """(images, labels, class names where they are listed) of a file, as they are stored, channels first."""
+    content, names = _load(path), None
+    if torch.is_tensor(content) and (beside := _labels_file(path)):
+        content = content, _load(beside)
+    if isinstance(content, Mapping):
+        names = next((content[name] for name in CLASS_NAMES if content.get(name) is not None), None)
     if isinstance(content, Mapping) and isinstance(content.get("data"), list | tuple) and content["data"]:
         content = content["data"][0]  # DC, DSA and DM: one pair for each experiment
     if isinstance(content, Mapping):
         found = [
-            next((content[name] for name in names if name in content), None) for names in (IMAGE_NAMES, LABEL_NAMES)
+            next((content[name] for name in known if name in content), None) for known in (IMAGE_NAMES, LABEL_NAMES)
         ]
         if any(one is None for one in found):
             raise InputError(f"{path} holds {', '.join(map(str, content)) or 'nothing'}; expected images and labels")
         content = found
     pair = isinstance(content, list | tuple) and len(content) >= 2 and all(torch.is_tensor(t) for t in content[:2])
     if not pair:
-        raise InputError(f"{path} does not hold a pair of tensors, images and labels")
+        raise InputError(
+            f"{path} does not hold a pair of tensors, images and labels"
+            + (f", and no {path.name.replace('image', 'label')} is beside it" if "image" in path.name else "")
+        )
     images, labels = content[0].detach(), content[1]
     if images.ndim == 3:
         images = images[:, None]
     if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[-1] in (1, 3):
         images = images.permute(0, 3, 1, 2)
-    return images, labels, names
+    return images, labels, _class_names(path, names)
+
+
+def _load(path: Path) -> Any:
+    """What a file holds. Nothing that could run code is unpickled: whatever is no number, text or tensor is refused."""
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                known = {
+                    name: arrays[name] if name in (*IMAGE_NAMES, *LABEL_NAMES, *CLASS_NAMES) else None
+                    for name in arrays.files
+                }
+            return {
+                name: torch.from_numpy(array) if array is not None and array.dtype.kind in "biuf" else array
+                for name, array in known.items()
+            }
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with torch.serialization.safe_globals(numpy_scalars()):  # the accuracies in the files of DC and DM
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged file, or one with other objects, makes torch and numpy raise
+        raise InputError(
+            f"{path} cannot be read as tensors ({first_line(error)[:120]}): save images and labels alone, as with "
+            "torch.save((images, labels), path)"
+        ) from None
+
+
+def _class_names(path: Path, names: Any) -> list[str] | None:
+    """The classes in the order of the labels: those of the file (text, bytes or numbers), else of a list beside it."""
+    try:
+        if names is not None:
+            names = names.tolist() if isinstance(names, np.ndarray | Tensor) else names
+            return [name.decode() if isinstance(name, bytes) else str(name) for name in np.atleast_1d(names).tolist()]
+        if not (listed := path.with_name(NAMES_FILE)).is_file():
+            return None
+        return [line for line in listed.read_text(encoding="utf-8-sig").splitlines() if line]
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: the names of the classes are no UTF-8 text: write them anew") from None
 
 
 def _as_classes(
     path: Path, labels: Int64[Tensor, " n"], names: list[str] | None, real: LabeledImages
 ) -> Int64[Tensor, " n"]:
-    """A file's labels as positions in `real.class_names`: by its names, else in the order of the real set's source."""
+    """A file's labels as positions in `real.class_names`: by its names, else in the order of the real set's source.
+
+    Classes of one name are told apart by their order.
+
+    Raises:
+        InputError: other classes; no order, where that of names as text and that of the numbers in them differ.
+    """
     _check_labels(path, labels, real)
+    if names is None and real.class_of is None:
+        for label, (name, other) in enumerate(zip(real.class_names, by_numbers(real.class_names), strict=True)):
+            if name != other:
+                raise InputError(
+                    f"{path}: is label {label} class {name!r} (names sorted as text) or {other!r} (as numbers)? List "
+                    f"the classes in the order of the labels, one a line, in {path.with_name(NAMES_FILE)}"
+                )
+        return labels
     if names is None:
-        return labels if real.class_of is None else torch.tensor(real.class_of)[labels]
-    if sorted(names) != list(real.class_names):
+        return torch.tensor(real.class_of)[labels]
+    if sorted(names) != sorted(real.class_names):
         odd = min(set(names) ^ set(real.class_names), default="a class twice")
         raise InputError(f"{path} names other classes than the real images have: {odd!r}")
-    return torch.tensor([real.class_names.index(name) for name in names])[labels]
+    rank = sorted(range(len(names)), key=names.__getitem__)  # stable: the first of a name stays the first
+    of_real = sorted(range(len(names)), key=real.class_names.__getitem__)
+    class_of = torch.empty(len(names), dtype=torch.int64)
+    class_of[rank] = torch.tensor(of_real)
+    return class_of[labels]
 
 
 def _check_shape(path: Path, images: Tensor, labels: Tensor, real: LabeledImages) -> None:
@@ -209,6 +293,7 @@ def _check_labels(path: Path, labels: Tensor, real: LabeledImages) -> None:
     if low < 0 or high >= real.num_classes:
         raise InputError(
             f"{path} has label {low if low < 0 else high}; the real classes are 0 .. {real.num_classes - 1}"
+            + (": subtract 1 where labels start at 1" if low == 1 else "")
         )
     counts = torch.bincount(labels, minlength=real.num_classes)
     if empty := (counts == 0).nonzero()[:, 0].tolist():

@@ -130,7 +130,9 @@ def _nan(images: Tensor) -> Tensor:
         (_images(lambda x: x[..., :7]), r"images of shape \[20, 1, 8, 7\]"),
         (_images(lambda x: x.long()), "images of type torch.int64: expected bytes"),
         (_images(lambda x: x[:19]), r"19 images and labels of shape \[20\]"),
-        (_labels(lambda y: y + 1), r"has label 10; the real classes are 0 \.\. 9"),
+        (_labels(lambda y: y + 1), r"has label 10; the real classes are 0 \.\. 9: subtract 1 where labels start at 1"),
+        (_images(lambda x: x / 0.0), "20 images hold NaN or infinity"),
+        (_images(lambda x: x.half() * 1e6), "images hold NaN or infinity"),
         (_labels(lambda y: y - 1), "has label -1"),
         (_labels(lambda y: y.clamp_max(8)), r"has no image of class '9' \(1 classes lack any\)"),
         (lambda x, y: (x[:0], y[:0]), r"images of shape \[0, 1, 8, 8\]"),
@@ -197,14 +199,138 @@ def test_labels_follow_the_order_of_the_real_sets_source_or_the_names_of_the_fil
         read_foreign(tmp_path / "other.npz", few_digits)
 
 
-def test_our_own_folders_are_read_back_whatever_the_classes_are_called(
-    tmp_path: Path, few_digits: LabeledImages
+@pytest.mark.parametrize(
+    ("class_names", "message"),
+    [
+        (sorted(map(str, range(1, 11))), "is label 1 class '10' .names sorted as text. or '2' .as numbers."),
+        ([f"c{name}" for name in sorted(map(str, range(5, 15)))], "is label 0 class 'c10' .* or 'c5'"),
+    ],
+)
+def test_labels_are_not_guessed_where_text_and_numbers_have_another_order(
+    few_digits: LabeledImages, condensed: LabeledImages, tmp_path: Path, class_names: list[str], message: str
 ) -> None:
-    names = ("T-shirt/top", "Trouser", *(f"c{number}" for number in range(8)))
+    real = replace(few_digits, class_names=tuple(class_names))
+    torch.save((condensed.images, condensed.labels), tmp_path / "set.pt")
+    with pytest.raises(InputError, match=f"{message}.* List the classes .* one a line, in .*classes.txt") as caught:
+        read_foreign(tmp_path / "set.pt", real)
+    assert "\n" not in str(caught.value)
+    order = condensed.labels.argsort(stable=True)
+    (tmp_path / "classes.txt").write_text("\ufeff" + "\r\n".join(class_names) + "\r\n\r\n")  # an editor of Windows
+    assert torch.equal(read_foreign(tmp_path / "set.pt", real).sample(2).images, condensed.images[order])
+    (tmp_path / "classes.txt").write_text("\n".join(class_names[::-1]))
+    backwards = (9 - condensed.labels).argsort(stable=True)
+    assert torch.equal(read_foreign(tmp_path / "set.pt", real).sample(2).images, condensed.images[backwards])
+    numbered = replace(real, class_of=tuple(range(10)))  # a source that numbers its classes leaves nothing to ask
+    (tmp_path / "classes.txt").unlink()
+    assert torch.equal(read_foreign(tmp_path / "set.pt", numbered).sample(2).images, condensed.images[order])
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path, content: torch.save(content | {"names": [str(name) for name in content["names"]]}, path / "s.pt"),
+        lambda path, content: torch.save(content | {"names": torch.tensor(content["names"])}, path / "s.pt"),
+        lambda path, content: torch.save(
+            content | {"names": [b"%d" % name for name in content["names"]]}, path / "s.pt"
+        ),
+        lambda path, content: save_file(content | {"names": torch.tensor(content["names"])}, path / "s.safetensors"),
+        lambda path, content: np.savez(path / "s.npz", **content | {"names": np.array(content["names"])}),
+        lambda path, content: np.savez(path / "s.npz", **content | {"names": np.array(content["names"]).astype("S")}),
+        lambda path, content: np.savez(path / "s.npz", **content | {"names": np.array(content["names"]).astype("U")}),
+    ],
+)
+def test_names_in_a_file_are_text_bytes_or_numbers(
+    few_digits: LabeledImages, condensed: LabeledImages, tmp_path: Path, write: Callable
+) -> None:
+    real = replace(few_digits, class_names=tuple(sorted(map(str, range(1, 11)))))
+    write(tmp_path, {"images": condensed.images, "labels": condensed.labels, "names": list(range(1, 11))})
+    # label 9 is class "10", the second one
+    place = torch.tensor([0, 2, 3, 4, 5, 6, 7, 8, 9, 1])[condensed.labels]
+    found = read_foreign(next(tmp_path.iterdir()), real)
+    assert torch.equal(found.sample(2).images, condensed.images[place.argsort(stable=True)])
+
+
+def test_classes_of_one_name_stay_apart(few_digits: LabeledImages, condensed: LabeledImages, tmp_path: Path) -> None:
+    """ImageNet has two cranes: a bird and a machine."""
+    names = ("ant", "crane", "crane", *(f"d{number}" for number in range(7)))
+    real, order = replace(few_digits, class_names=names), condensed.labels.argsort(stable=True)
+    np.savez(tmp_path / "set.npz", images=condensed.images, labels=condensed.labels, names=list(names))
+    found = read_foreign(tmp_path / "set.npz", real)
+    assert found.ipc == 2 and torch.equal(found.sample(2).images, condensed.images[order])
+    bank = CondensedPixels(names, num_slots=2, image_size=8, channels=1)
+    bank.fill_(to_signed(condensed.images[order]))
+    for format in ("npz", "imagefolder"):
+        found = read_foreign(bank.export(tmp_path / format, ipc=2, format=format), real)
+        assert found.ipc == 2 and torch.equal(found.sample(2).images, condensed.images[order])
+
+
+@pytest.mark.parametrize("stem", ["images_best", "images_5000"])
+def test_images_with_labels_in_a_file_beside_are_one_set(
+    few_digits: LabeledImages, condensed: LabeledImages, tmp_path: Path, stem: str
+) -> None:
+    """As the code of MTT writes them, and what came from it: TESLA, FTD, DATM."""
+    torch.save(floats(condensed), tmp_path / f"{stem}.pt")
+    with pytest.raises(
+        InputError, match=f"not hold a pair of tensors.* no {stem.replace('image', 'label')}.pt is beside it"
+    ):
+        read_foreign(tmp_path / f"{stem}.pt", few_digits)
+    torch.save(condensed.labels, tmp_path / f"{stem.replace('image', 'label')}.pt")
+    torch.save(0.02, tmp_path / "lr_best.pt")
+    for path in (tmp_path, tmp_path / f"{stem}.pt"):
+        found = read_foreign(path, few_digits)
+        assert is_foreign(path) and side_of(path) == 8 and found.num_bytes(1) == 10 * 64 * 4
+        torch.testing.assert_close(
+            found.sample(2).images, to_signed(condensed.images[condensed.labels.argsort(stable=True)])
+        )
+
+
+def test_of_several_pairs_the_best_is_taken_or_one_has_to_be_named(
+    few_digits: LabeledImages, condensed: LabeledImages, tmp_path: Path
+) -> None:
+    for number in (0, 1000):
+        torch.save(condensed.images + number // 1000, tmp_path / f"images_{number}.pt")
+        torch.save(condensed.labels, tmp_path / f"labels_{number}.pt")
+    with pytest.raises(InputError, match="holds images_0.pt, images_1000.pt and labels of each: name the file"):
+        read_foreign(tmp_path, few_digits)
+    assert read_foreign(tmp_path / "images_0.pt", few_digits).ipc == 2
+    torch.save(condensed.images[:10] * 0, tmp_path / "images_best.pt")
+    torch.save(torch.arange(10), tmp_path / "labels_best.pt")
+    assert read_foreign(tmp_path, few_digits).ipc == 1
+
+
+def test_soft_labels_of_a_pair_are_refused(few_digits: LabeledImages, condensed: LabeledImages, tmp_path: Path) -> None:
+    torch.save(floats(condensed), tmp_path / "images_best.pt")
+    torch.save(torch.rand(20, 10), tmp_path / "labels_best.pt")
+    with pytest.raises(InputError, match="soft labels are not read"):
+        read_foreign(tmp_path, few_digits)
+
+
+@pytest.mark.parametrize("format", ["imagefolder", "webdataset", "npz"])
+def test_our_own_exports_are_read_back_whatever_the_classes_are_called(
+    tmp_path: Path, few_digits: LabeledImages, format: str
+) -> None:
+    names = ("T-shirt/top", "train", *(f"z{number}" for number in range(8)))
     real = replace(few_digits, class_names=names)
-    one = random_subset(real, 1, seed=0)
-    bank = CondensedPixels(names, num_slots=1, image_size=8, channels=1)
-    bank.fill_(to_signed(one.images))
-    bank.export(tmp_path / "set", ipc=1)
-    assert side_of(tmp_path / "set") == 8
-    assert torch.equal(read_foreign(tmp_path / "set", real).sample(1).images, one.images)
+    two = random_subset(real, 2, seed=0)
+    bank = CondensedPixels(names, num_slots=2, image_size=8, channels=1)
+    bank.fill_(to_signed(two.images))
+    out = bank.export(tmp_path / "set", ipc=2, format=format)
+    found = read_foreign(out, real)
+    assert is_foreign(out) and side_of(out) == 8 and found.ipc == 2
+    assert torch.equal(found.sample(2).images, two.images)
+    if format == "imagefolder":
+        assert found.num_bytes(2) == sum(path.stat().st_size for path in out.rglob("*.png"))
+
+
+def test_shards_count_the_bytes_of_the_images_in_them(tmp_path: Path, few_digits: LabeledImages) -> None:
+    bank = CondensedPixels(few_digits.class_names, num_slots=1, image_size=8, channels=1)
+    bank.fill_(to_signed(random_subset(few_digits, 1, seed=0).images))
+    shards = bank.export(tmp_path / "shards", ipc=1, format="webdataset")
+    folder = bank.export(tmp_path / "folder", ipc=1)
+    assert read_foreign(shards, few_digits).num_bytes(1) == read_foreign(folder, few_digits).num_bytes(1)
+    (shards / "classes.txt").unlink()
+    named = replace(few_digits, class_names=tuple("abcdefghij"))
+    with pytest.raises(InputError, match="10 classes; .* list these in the order of the class indices, .*classes.txt"):
+        read_foreign(shards, named)
+    with pytest.raises(InputError, match="holds parquet files, which are not read: sample --format imagefolder"):
+        read_foreign(bank.export(tmp_path / "parquet", ipc=1, format="parquet"), few_digits)
