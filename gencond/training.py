@@ -26,7 +26,8 @@ class Shuffled:
     """Batches of epochs in random order, as a `Source`.
 
     Args:
-        batch_size: the whole set where that is smaller; the last batch of an epoch holds what is left.
+        batch_size: the whole set where that is smaller; the last batch of an epoch holds what is left. A single image
+            has the one before it beside it once more, since batch norm cannot be trained on one.
     """
 
     def __init__(self, images: Pixels | MappedImages, labels: Int64[Tensor, " n"], batch_size: int) -> None:
@@ -35,7 +36,10 @@ class Shuffled:
 
     def __call__(self, rng: torch.Generator) -> tuple[Pixels, Int64[Tensor, " n"]]:
         if not self.epoch:
-            self.epoch = list(torch.randperm(len(self.labels), generator=rng).split(self.batch_size))
+            order = torch.randperm(len(self.labels), generator=rng)
+            self.epoch = list(order.split(self.batch_size))
+            if len(self.epoch[-1]) == 1 < self.batch_size:
+                self.epoch[-1] = order[-2:]
         rows = self.epoch.pop(0).to(self.labels.device)
         return self.images[rows], self.labels[rows]
 

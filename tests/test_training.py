@@ -75,6 +75,45 @@ def test_an_epoch_sees_every_image_once_and_its_last_batch_is_what_is_left(few_d
     assert len(torch.cat(seen[:3]).unique(dim=0)) == len(few_digits.images.flatten(1).unique(dim=0))
 
 
+@pytest.mark.parametrize(
+    ("num_images", "batch_size", "sizes"),
+    [
+        (9, 4, [4, 4, 2]),
+        (3, 2, [2, 2]),
+        (10, 4, [4, 4, 2]),
+        (8, 4, [4, 4]),
+        (5, 9, [5]),
+        (3, 1, [1, 1, 1]),
+        (1, 4, [1]),
+    ],
+)
+def test_no_batch_of_an_epoch_holds_one_image_alone(num_images: int, batch_size: int, sizes: list[int]) -> None:
+    numbers, rng = torch.arange(num_images), torch.Generator().manual_seed(0)
+    source = Shuffled(torch.zeros(num_images, 1, 1, 1, dtype=torch.uint8), numbers, batch_size)
+    order = torch.randperm(num_images, generator=torch.Generator().manual_seed(0))
+    batches = [source(rng)[1] for _ in sizes]
+    assert [len(batch) for batch in batches] == sizes
+    assert sorted(set(torch.cat(batches).tolist())) == list(range(num_images))
+    whole = num_images // batch_size * batch_size
+    assert torch.cat(batches)[:whole].tolist() == order[:whole].tolist()
+    assert batches[-1].tolist() == order[-sizes[-1] :].tolist()
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_batch_norm_of_vectors_is_trained_whatever_number_is_left_for_the_last_batch(
+    few_digits: LabeledImages, side_by_side: bool
+) -> None:
+    few = few_digits.subset(torch.arange(0, 118, 2))  # 59 images, 29 + 29 + 1
+    mean, std = few.mean_std
+    networks = [nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64, track_running_stats=False), nn.Linear(64, 10))]
+    options = {"num_steps": 6, "learning_rate": 0.1, "mean": mean, "std": std}
+    if side_by_side:
+        train_networks(networks, [Shuffled(few.images, few.labels, 29)], seeds=[0], **options)
+    else:
+        train_network(networks[0], Shuffled(few.images, few.labels, 29), seed=0, **options)
+    assert all(weight.isfinite().all() for weight in networks[0].parameters())
+
+
 def test_the_momentum_starts_anew_after_the_stated_share() -> None:
     """Two steps of the same gradient: with momentum the second is larger, after a restart it is not."""
     moves = {}
