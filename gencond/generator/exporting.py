@@ -21,8 +21,11 @@ from gencond.errors import InputError
 from gencond.files import require_new, written_whole
 
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation")
-# `datasets` of Hugging Face takes a folder for a split that has one of these between any of "-._ 0-9".
-SPLIT_WORD = re.compile(rf"(?<![^-._ 0-9])({'|'.join(SPLITS)})(?![^-._ 0-9])", re.IGNORECASE)
+# `datasets` of Hugging Face takes a folder for a split that has one of these between any of "-._ 0-9", and `sources.py`
+# one called `testset`.
+SPLIT_WORD = re.compile(
+    rf"(?<![^-._ 0-9])({'|'.join(SPLITS)})(?=(?:set|data|images|split|shards)?(?![^-._ 0-9]))", re.IGNORECASE
+)
 NAMES_FILE = "classes.txt"  # of shards: the name of each class on a line, in the order of their numbers
 SUFFIXES = {"npz": ".npz", "ddranking": ".pt"}  # of the formats that are one file
 DDRANKING_SETS = {(10, 3, 32): "CIFAR10", (100, 3, 32): "CIFAR100"}  # (classes, channels, side in pixels) of each
