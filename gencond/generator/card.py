@@ -1,5 +1,6 @@
 """The README.md of an artefact: a model card for whoever finds the folder."""
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ def model_card(condensed: "Condensed", results: str = "") -> str:
     """
     made = condensed.config.provenance or {}
     recipe, data = made.get("recipe", {}), made.get("data", {})
-    source = data.get("source", "a data set")
-    names = condensed.class_names
+    source = _as_text(data.get("source", "a data set"))
+    names = [_as_text(name) for name in condensed.class_names]
     listed = ", ".join(names[:LISTED_CLASSES]) + (", ..." if len(names) > LISTED_CLASSES else "")
     kind = "grey" if condensed.channels == 1 else "RGB"
     versions = ", ".join(f"{name} {number}" for name, number in made.get("versions", {}).items())
@@ -31,7 +32,7 @@ def model_card(condensed: "Condensed", results: str = "") -> str:
         f"Mbit per class) in {condensed.config.storage}",
         "Condensed from": f"{data.get('num_images', '?')} training images of {source} "
         f"(fingerprint `{data.get('fingerprint', '?')}`)",
-        "Recipe": f"`{recipe.get('name', '?')}`, seed {recipe.get('seed', '?')}; all of it is in `config.json`",
+        "Recipe": f"`{_as_text(recipe.get('name', '?'))}`, seed {recipe.get('seed', '?')}; all of it in `config.json`",
         "Made with": f"{versions or '?'}; commit {made.get('commit') or 'unknown'}",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
@@ -96,3 +97,8 @@ experiments. It is not a substitute for the real test set, and what it teaches c
 
 {memory}
 """
+
+
+def _as_text(name: str) -> str:
+    """A name in Markdown, whatever it is: in one line, of which a table, a tag or emphasis takes nothing away."""
+    return re.sub(r"([\\`*|<])", r"\\\1", " ".join(name.split()))

@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from gencond.data import load_real
 from gencond.errors import InputError
 from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.biggan_deep import BigGANDeepGenerator
+from gencond.generator.card import model_card
 from gencond.generator.condensed import CondensedDataset, backbone_config, load, new_backbone
 from gencond.generator.exporting import class_folders, export_images
 from gencond.generator.packing import decode
@@ -388,6 +390,15 @@ def test_a_class_name_that_no_line_of_text_can_hold_is_refused_before_sampling(n
     with pytest.raises(InputError, match="is no line of text, .* choose another format or rename the class"):
         make([name, "b"]).export(tmp_path / "set", ipc=10**9, format="webdataset")
     assert not any(tmp_path.iterdir())
+
+
+def test_no_class_name_breaks_the_table_of_the_model_card() -> None:
+    card = model_card(make(["a|b", "c\nd", "<e>", "*f*", "g\\|h"]))
+    rows = [line for line in card.splitlines() if line.startswith("|")]
+    assert len(rows) == 9  # head, rule and seven facts
+    for row in rows:
+        assert len(re.split(r"(?<!\\)(?:\\\\)*\|", row)) == 4  # two cells between three pipes that are not escaped
+    assert r"| Classes | 5: a\|b, c d, \<e>, \*f\*, g\\\|h |" in rows
 
 
 # --- loading
