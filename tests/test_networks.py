@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -10,6 +11,7 @@ from gencond.features import Extractor
 from gencond.files import state_fingerprint
 from gencond.networks.classic import alexnet, lenet, mlp, vgg11
 from gencond.networks.convnet import ConvNet, automatic_depth
+from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import CifarResNet, ResNet18, ResNetAP10
 from gencond.networks.weights import load_weights
 
@@ -180,3 +182,47 @@ def test_weights_of_a_file_are_taken_whole_or_refused(tmp_path: Path) -> None:
         torch.save(content, file)
         with pytest.raises(InputError, match=message):
             load_weights(other, file)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "tokens"),
+    [
+        ("vit_tiny_patch16_224", 32, 4),
+        ("deit_tiny_patch16_224", 48, 9),
+        ("mixer_s16_224", 32, 4),
+        ("swin_tiny_patch4_window7_224", 64, 4),
+    ],
+)
+def test_transformers_and_mixers_of_timm_are_built_for_the_images(name: str, size: int, tokens: int) -> None:
+    """Of 16 px patches that many, of Swin's 4 px ones after three halvings."""
+    network = TimmNetwork(name, 1, 5, size)
+    images = torch.randn(2, 1, size, size)
+    features = network.model.forward_features(images)
+    assert features.flatten(1, -2).shape[1] in (tokens, tokens + 1)  # with a class token
+    network(images).square().sum().backward()
+    assert network.features(images).shape == (2, network.feature_dim)
+    assert all(parameter.grad is not None for parameter in network.model.get_classifier().parameters())
+
+
+def test_networks_of_timm_that_take_the_images_as_they_are_are_built_as_they_were() -> None:
+    torch.manual_seed(0)
+    network = TimmNetwork("resnet10t", 3, 5, 32)
+    torch.manual_seed(0)
+    assert state_fingerprint(network.model) == state_fingerprint(timm.create_model("resnet10t", num_classes=5))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        (
+            "vit_tiny_patch16_224",
+            28,
+            "cannot take 28 px images: it sees whole patches of 16 px and nothing beside them",
+        ),
+        ("inception_v3", 32, "cannot take 32 px images: Calculated padded input size"),
+    ],
+)
+def test_images_that_a_network_of_timm_cannot_take_are_refused_in_one_line(name: str, size: int, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        TimmNetwork(name, 3, 5, size)
+    assert "\n" not in str(caught.value)

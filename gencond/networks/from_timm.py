@@ -15,6 +15,8 @@ class TimmNetwork(nn.Module):
 
     Args:
         name: as timm knows it.
+        image_size: of a model that is built for one size and does not take this one, it is built for this one
+            (`img_size`), a whole number of its patches.
         weights: None draws them; `pretrained` takes timm's own from the Hub; a path reads a file (safetensors or a
             plain state dict).
         with_head: whether the head's weights are taken too; otherwise they are drawn, for other classes.
@@ -37,24 +39,43 @@ class TimmNetwork(nn.Module):
         if not timm.is_model(name):
             raise InputError(f"unknown network {name!r}: timm has no such model")
         from_hub = weights == "pretrained"
-        try:
-            self.model = timm.create_model(name, pretrained=from_hub, num_classes=num_classes, in_chans=channels)
-        except Exception as error:  # a Hub that cannot be reached, a model without weights
-            raise InputError(f"network {name}: {first_line(error)}") from None
+        options: dict[str, int] = {}
+        while True:
+            try:
+                self.model = timm.create_model(
+                    name, pretrained=from_hub, num_classes=num_classes, in_chans=channels, **options
+                )
+            except Exception as error:  # a Hub that cannot be reached, a model without weights
+                raise InputError(f"network {name}: {first_line(error)}") from None
+            try:
+                self.feature_dim = self._probed(channels, image_size)
+                break
+            except Exception as error:  # whatever a model says of images that it cannot take
+                if options or not self.model.pretrained_cfg.get("fixed_input_size"):
+                    raise InputError(
+                        f"network {name} cannot take {image_size} px images: {first_line(error)}"
+                    ) from None
+            options["img_size"] = image_size  # of transformers and mixers, which are built for one size
         known = self.model.pretrained_cfg.get("num_classes")
         if from_hub and with_head and known != num_classes:  # timm then draws the head
             raise InputError(f"network {name}: its head knows {known} classes, the data has {num_classes}")
         if weights is not None and not from_hub:
             load_weights(self.model, Path(weights), None if with_head else self.model.get_classifier())
-        training = self.model.training
-        try:
-            with torch.no_grad():
-                features = self.eval().features(torch.zeros(2, channels, image_size, image_size))
-                self.classifier(features)
-        except Exception as error:  # whatever a model says of images that it cannot take
-            raise InputError(f"network {name} cannot take {image_size} px images: {first_line(error)}") from None
+
+    @torch.no_grad()
+    def _probed(self, channels: int, image_size: int) -> int:
+        """The length of its features. Raises whatever the model raises of images that it cannot take."""
+        from timm.layers import PatchEmbed
+
+        for module in self.model.modules():
+            if isinstance(module, PatchEmbed) and not module.dynamic_img_pad:
+                if any(image_size % side for side in module.patch_size):
+                    raise ValueError(f"it sees whole patches of {module.patch_size[0]} px and nothing beside them")
+        training = self.training
+        features = self.eval().features(torch.zeros(2, channels, image_size, image_size))
+        self.classifier(features)
         self.train(training)
-        self.feature_dim = features.shape[1]
+        return features.shape[1]
 
     @property
     def classifier(self) -> nn.Module:
