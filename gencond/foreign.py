@@ -239,7 +239,7 @@ def _class_names(path: Path, names: Any) -> list[str] | None:
             return [name.decode() if isinstance(name, bytes) else str(name) for name in np.atleast_1d(names).tolist()]
         if not (listed := path.with_name(NAMES_FILE)).is_file():
             return None
-        return [line for line in listed.read_text(encoding="utf-8-sig").splitlines() if line]
+        return [line for line in listed.read_text(encoding="utf-8-sig").split("\n") if line]
     except UnicodeDecodeError:
         raise InputError(f"{path}: the names of the classes are no UTF-8 text: write them anew") from None
 

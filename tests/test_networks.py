@@ -219,6 +219,7 @@ def test_networks_of_timm_that_take_the_images_as_they_are_are_built_as_they_wer
             28,
             "cannot take 28 px images: it sees whole patches of 16 px and nothing beside them",
         ),
+        ("levit_128s", 64, "has several heads, which are not trained here: choose one with one head"),
         ("inception_v3", 32, "cannot take 32 px images: Calculated padded input size"),
     ],
 )

@@ -344,3 +344,10 @@ def test_bad_input_to_the_storage_curve_is_told_before_any_training(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gencond:")]
     assert ended.value.code == 2 and len(lines) == 1 and said in lines[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_smallest_side_of_a_timm_network_is_found() -> None:
+    assert run("timm_sizes", "resnet10t", "vit_tiny_patch16_224", "levit_128s").splitlines()[-3:] == [
+        "| `resnet10t` | 8 |", "| `vit_tiny_patch16_224` | 16 |", "| `levit_128s` | over 128 |",
+    ]  # fmt: skip

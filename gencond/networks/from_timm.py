@@ -21,7 +21,7 @@ class TimmNetwork(nn.Module):
             plain state dict).
         with_head: whether the head's weights are taken too; otherwise they are drawn, for other classes.
     Raises:
-        InputError: an unknown name, images that the model cannot take, weights that are not its own.
+        InputError: an unknown name, several heads, images that the model cannot take, weights that are not its own.
     """
 
     def __init__(
@@ -47,6 +47,10 @@ class TimmNetwork(nn.Module):
                 )
             except Exception as error:  # a Hub that cannot be reached, a model without weights
                 raise InputError(f"network {name}: {first_line(error)}") from None
+            if isinstance(self.model.get_classifier(), tuple | nn.ModuleList):
+                raise InputError(
+                    f"network {name} has several heads, which are not trained here: choose one with one head"
+                )
             try:
                 self.feature_dim = self._probed(channels, image_size)
                 break

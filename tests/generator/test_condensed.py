@@ -24,6 +24,7 @@ from gencond.generator.exporting import class_folders, export_images
 from gencond.generator.packing import decode
 from gencond.generator.sampling import LARGEST_BLOCK, block_of
 from gencond.judge import fresh_images
+from gencond.sources import find_images
 
 NAMES = ["ant", "bee", "cat"]
 
@@ -344,15 +345,18 @@ TRYING_NAMES = [
     ["1", "01", "001"],
     ["bullet_train", "eval", "test_tube", "train", "vase"],
     ["9test", "Train", "contest", "dev-2", "lost+found", "train2", "valid", "__init__"],
+    ["test data", "testset", "training-images"],
     ["ant", "bee", "cat"],
 ]
 
 
 @pytest.mark.parametrize("names", TRYING_NAMES, ids=lambda names: names[0])
-def test_torchvision_and_timm_find_all_classes_of_a_folder_in_order(names: list[str], tmp_path: Path) -> None:
+def test_torchvision_timm_and_we_find_all_classes_of_a_folder_in_order(names: list[str], tmp_path: Path) -> None:
     make(names).export(tmp_path / "set", ipc=2)
     found = ImageFolder(str(tmp_path / "set"))
     assert found.targets == [label for label in range(len(names)) for _ in range(2)]
+    ours = find_images(tmp_path / "set")
+    assert list(ours.class_names) == found.classes and ours.labels.tolist() == found.targets and not ours.has_test
     for split in ("train", "validation"):  # where it would look for a folder of that name
         reader = create_dataset("", str(tmp_path / "set"), split=split).reader
         assert [label for _, label in reader.samples] == found.targets
