@@ -92,7 +92,9 @@ def read_foreign(
     """
     if not 1 <= factor <= real.image_size // 2:
         raise InputError(f"--factor {factor} does not cut {real.image_size} px images: it has to be at least 1")
-    path = _images_file(path)
+    given, path = path, _images_file(path)
+    if path != given:
+        logger.info("data: of %s the set is %s", given, path.name)
     if path.is_dir():
         images, labels, image_bytes, stored = _read_folder(path, real)
     elif path.suffix in TENSOR_FILES and path.is_file():
@@ -136,8 +138,6 @@ def _images_file(path: Path) -> Path:
         raise InputError(
             f"{path} holds {found[0].name}, {found[1].name} and labels of each: name the file that is meant"
         )
-    if found:
-        logger.info("data: the set is %s with %s", chosen, _labels_file(chosen).name)
     return chosen
 
 
