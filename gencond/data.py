@@ -373,17 +373,6 @@ def _require_every_class(data: LabeledImages, where: str) -> None:
             raise InputError(f"class {name!r} of {where} has no images: add some or remove the class")
 
 
-def load_folder(root: Path, image_size: int | None) -> tuple[LabeledImages, LabeledImages | None]:
-    """(training images, test images where it has some of its own) of a folder of images or shards, in memory.
-
-    Args:
-        root: see `sources.find_images`.
-    Raises as `load_real`.
-    """
-    source = find_images(root)
-    return _parts(source, read_into_memory(source, image_size or size_of(source)))
-
-
 def size_of(source: ImageSource) -> int:
     """The side in pixels that a source's images are brought to where nothing says another."""
     return automatic_image_size(short_sides(source) or [LARGEST_AUTOMATIC_SIZE])

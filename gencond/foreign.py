@@ -18,7 +18,7 @@ from gencond.files import numpy_scalars
 from gencond.generator.exporting import NAMES_FILE, by_numbers, class_folders
 from gencond.generator.packing import decode
 from gencond.ranges import from_unit, to_signed
-from gencond.sources import ImageSource, find_images, read_into_memory, short_sides
+from gencond.sources import ImageSource, find_images, read_into_memory, short_sides, told_apart
 
 logger = logging.getLogger(__name__)
 
@@ -265,14 +265,10 @@ def _as_classes(
         return labels
     if names is None:
         return torch.tensor(real.class_of)[labels]
-    if sorted(names) != sorted(real.class_names):
-        odd = min(set(names) ^ set(real.class_names), default="a class twice")
+    if sorted(names := told_apart(names)) != sorted(real.class_names):
+        odd = min(set(names) ^ set(real.class_names))
         raise InputError(f"{path} names other classes than the real images have: {odd!r}")
-    rank = sorted(range(len(names)), key=names.__getitem__)  # stable: the first of a name stays the first
-    of_real = sorted(range(len(names)), key=real.class_names.__getitem__)
-    class_of = torch.empty(len(names), dtype=torch.int64)
-    class_of[rank] = torch.tensor(of_real)
-    return class_of[labels]
+    return torch.tensor([real.class_names.index(name) for name in names])[labels]
 
 
 def _check_shape(path: Path, images: Tensor, labels: Tensor, real: LabeledImages) -> None:
