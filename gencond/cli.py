@@ -150,7 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--augmentation", help="operations that leave the class as it is; default: the recipe's")
     evaluate.add_argument(
         "--normalised-by", nargs=2, type=_numbers, metavar=("MEAN", "STD"),
-        help="of anybody's floats, per channel and comma-separated, as of images in [0, 1]",
+        help="of anybody's floats, per channel and comma-separated, as of images in [0, 1]; ZCA is not undone",
     )  # fmt: skip
     evaluate.add_argument("--factor", type=int, default=1, help="anybody's images are cut into factor x factor (IDC)")
     evaluate.add_argument("--stream", action="store_true", help="a row besides, of classifiers that see no image twice")
@@ -180,7 +180,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _numbers(text: str) -> list[float]:
     """0.49,0.48,0.45 -> floats."""
-    return [float(part) for part in text.split(",")]
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of numbers; images whitened by ZCA are not known here: save them in [0, 1]"
+        ) from None
 
 
 # --- commands ----------------------------------------------------------------------------------------------------

@@ -198,6 +198,7 @@ def open_case(
     """What `judge` and `judge_outside` are asked to judge. Raises InputError as they do."""
     if out.is_file():
         raise InputError(f"{out} is a file: choose a folder for the report")
+    _check_normalisation(normalised_by)
     condensed = None if is_foreign(Path(path)) else gencond.load(path)
     if condensed is not None and (normalised_by is not None or factor != 1):
         raise InputError(f"{path} is an artefact, which knows how it is read: leave --normalised-by and --factor out")
@@ -216,6 +217,17 @@ def open_case(
         require_fit(condensed, train)
         subject = judged_artefact(condensed)
     return Case(path, recipe, condensed, train, test, subject, tuple(notes))
+
+
+def _check_normalisation(normalised_by: tuple[Sequence[float], Sequence[float]] | None) -> None:
+    """Raises InputError for a mean and a standard deviation that no images were normalised with."""
+    if normalised_by is not None and not (
+        all(math.isfinite(mean) for mean in normalised_by[0]) and all(0 < std < math.inf for std in normalised_by[1])
+    ):
+        raise InputError(
+            f"--normalised-by {' '.join(','.join(map(str, one)) for one in normalised_by)}: means are finite numbers, "
+            "standard deviations are above 0"
+        )
 
 
 def judge(

@@ -177,6 +177,7 @@ def test_weights_of_a_file_are_taken_whole_or_refused(tmp_path: Path) -> None:
         ({k: v for k, v in state.items() if k != "classifier.bias"}, "classifier.bias is missing"),
         (state | {"more": torch.zeros(1)}, "more is left over"),
         (state | {"classifier.bias": torch.zeros(4)}, "does not fit this network: .*classifier.bias"),
+        (state | {"classifier.bias": torch.full((3,), float("nan"))}, "w.pt: classifier.bias holds NaN"),
         ({"code": print}, "holds print beside tensors, which could run code"),
     ):
         torch.save(content, file)

@@ -4,17 +4,17 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from gencond.errors import InputError
+from gencond.generator.loading import FiniteModel
 from gencond.ranges import to_unit
 
 ATTENTION_REDUCTION = 8  # of the channels in queries and keys; values are halved
 
 
-class Backbone(ModelMixin, ConfigMixin):
+class Backbone(FiniteModel):
     """A class-conditional generator: calling it with (latents, labels) gives images in [-1, 1], with gradient.
 
     Its config holds at least `sample_size`, `out_channels`, `num_class_embeds` and `latent_dim`. Latents are standard

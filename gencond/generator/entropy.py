@@ -38,14 +38,18 @@ def encode(matrix: Matrix) -> bytes:
     return _HEADER.pack(rows, columns, shared) + b"".join(reversed(tables)) + words.astype("<u4").tobytes()
 
 
-def decode(content: bytes) -> Matrix:
+def decode(content: bytes, size: int | None = None) -> Matrix:
     """What `encode` was given.
 
+    Args:
+        size: how many numbers they are, where that is known: a damaged header may ask for all memory.
     Raises:
-        InputError: bytes that it did not write, or not all of them.
+        InputError: bytes that it did not write, or not all of them, or other numbers of them.
     """
     try:
         rows, columns, shared = _HEADER.unpack_from(content)
+        if size not in (None, rows * columns):
+            raise ValueError(f"{rows} x {columns} of them, where {size} are expected")
         position, tables = _HEADER.size, []
         for _ in range(-(-columns // (1 << shared)) if rows else 0):
             lowest, last = struct.unpack_from("<bB", content, position)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
 from huggingface_hub import hf_hub_download
 from jaxtyping import Float, Int64
 from safetensors.torch import load_file, save_file
@@ -17,15 +16,15 @@ from torch import Tensor
 from gencond.errors import InputError
 from gencond.files import short_hash, state_fingerprint
 from gencond.generator.exporting import PART_WRITERS, check_export, export_images
-from gencond.generator.loading import WEIGHTS_NAME, arguments_of
+from gencond.generator.loading import WEIGHTS_NAME, FiniteModel, arguments_of
 from gencond.generator.packing import decode
 from gencond.generator.sampling import SampledDataset, SampleStream, Synthesize, sample_class_major, threads_for
 from gencond.generator.storage import check_storage, from_stored, num_stored_bytes, to_stored
 from gencond.generator.streaming import export_in_parts
-from gencond.ranges import to_uint8
+from gencond.ranges import require_finite, to_uint8
 
 
-class Condensed(ModelMixin, ConfigMixin):
+class Condensed(FiniteModel):
     """A diffusers model that maps (class, slot) to an image; slots 0 .. k-1 of each class are the set of IPC k.
 
     Calling it with (labels, slots, seed=None) gives images in [-1, 1], not yet cut by `factor`, with gradient. An
@@ -125,6 +124,7 @@ class Condensed(ModelMixin, ConfigMixin):
             ),
         }
         if not any(info.values()):
+            require_finite(state)
             condensed.load_state_dict(state)
         return (condensed.eval(), info) if output_loading_info else condensed.eval()
 

@@ -1,16 +1,33 @@
 """Reading models that diffusers wrote, strictly: safetensors only, every weight there, none left over."""
 
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from diffusers import ModelMixin
+from diffusers import ConfigMixin, ModelMixin
 
 from gencond.errors import InputError, first_line
+from gencond.ranges import require_finite
 
 HUB_ID = r"[\w.-]+/[\w.-]+"  # owner/name
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"  # of one file, as diffusers calls it
 
 Model = TypeVar("Model", bound=ModelMixin)
+
+
+class FiniteModel(ModelMixin, ConfigMixin):
+    """A diffusers model that is not read with NaN or infinity among its weights or in its config, from any door."""
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, output_loading_info: bool = False, **options: Any) -> Any:
+        """diffusers' own. Raises InputError for values that are not finite."""
+        model, info = super().from_pretrained(source, output_loading_info=True, **options)
+        try:
+            json.dumps(arguments_of(model), allow_nan=False)
+        except ValueError:
+            raise InputError("config.json holds NaN or infinity: restore the file") from None
+        require_finite({name: t for name, t in model.state_dict().items() if name not in info["missing_keys"]})
+        return (model, info) if output_loading_info else model
 
 
 def arguments_of(model: ModelMixin) -> dict[str, Any]:

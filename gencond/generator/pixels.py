@@ -8,6 +8,7 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from gencond.errors import InputError
 from gencond.generator.face import Condensed
 
 
@@ -25,6 +26,8 @@ class CondensedPixels(Condensed):
         offset, scale: per channel.
         provenance: what was condensed by what: recipe, data fingerprint, commit, versions.
         storage: how its weights are saved; see `stored_as`, which rounds them.
+    Raises:
+        InputError: offsets or scales of other channels.
     """
 
     stored = "learned images"
@@ -43,6 +46,8 @@ class CondensedPixels(Condensed):
         storage: str = "float32",
     ) -> None:
         super().__init__()
+        if any(len(values) not in (1, channels) for values in (offset, scale)):
+            raise InputError(f"offset and scale hold a number for each of {channels} channels, or one for all")
         self.pixels = nn.Parameter(torch.zeros(len(class_names) * num_slots, channels, image_size, image_size))
 
     @property

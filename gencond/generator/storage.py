@@ -99,10 +99,8 @@ def _decoded(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
             own = name.removesuffix(CODED)
             if own + SHAPE not in stored:
                 raise InputError(f"{own} has lost its shape: the file is damaged")
-            shape, matrix = stored[own + SHAPE].tolist(), decode(tensor.numpy().tobytes())
-            if matrix.size != math.prod(shape):
-                raise InputError(f"{own} has another shape than its numbers: the file is damaged")
-            decoded[own] = torch.from_numpy(matrix).view(shape)
+            shape = stored[own + SHAPE].tolist()
+            decoded[own] = torch.from_numpy(decode(tensor.numpy().tobytes(), math.prod(shape))).view(shape)
         elif not name.endswith(SHAPE):
             decoded[name] = tensor
     return decoded

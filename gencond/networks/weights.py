@@ -6,6 +6,7 @@ from torch import nn
 
 from gencond.errors import InputError
 from gencond.files import read_state_dict
+from gencond.ranges import require_finite
 
 
 def load_weights(network: nn.Module, path: Path, but: nn.Module | None = None) -> None:
@@ -32,6 +33,7 @@ def load_weights(network: nn.Module, path: Path, but: nn.Module | None = None) -
             f"{path} does not hold the weights of this network: "
             + (f"{min(missing)} is missing" if missing else f"{min(left_over)} is left over")
         )
+    require_finite(wanted, str(path))
     try:
         network.load_state_dict(wanted, strict=False)
     except RuntimeError as error:  # tensors of another shape
