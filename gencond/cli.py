@@ -172,6 +172,15 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", type=Path, help="for the report; default: the run folder")
     evaluate.set_defaults(command=run_evaluate)
 
+    cache = commands.add_parser("cache", help="list what lies in the cache, or remove what was not used for long")
+    cache.add_argument("action", nargs="?", choices=("list", "prune"), default="list")
+    cache.add_argument(
+        "--older-than", type=float, metavar="DAYS", default=30.0,
+        help="prune what was last used so long ago and can be made again (default: %(default)g); what a process uses "
+        "and downloads stay",
+    )  # fmt: skip
+    cache.set_defaults(command=run_cache)
+
     report = commands.add_parser("report", help="write report.md and report.html of a judged run again")
     report.add_argument("path", type=Path, help="run folder")
     report.set_defaults(command=run_report)
@@ -308,6 +317,22 @@ def run_report(args: argparse.Namespace) -> None:
         raise InputError(f"{args.path}/report.json has no rows: run `gencond evaluate {args.path}`")
     write_reports(args.path, content, RunFolder(args.path).read_log())
     print(f"{args.path}/report.md and report.html are written")
+
+
+def run_cache(args: argparse.Namespace) -> None:
+    from gencond.cache import entries, prune, table
+    from gencond.files import cache_dir
+
+    if args.action == "list":
+        print(table(entries()))
+        return
+    if not args.older_than >= 0:
+        raise InputError(f"--older-than {args.older_than:g}: a number of days from 0")
+    removed, used = prune(args.older_than)
+    print(table(removed))
+    print(f"\n{len(removed)} removed, {sum(one.num_bytes for one in removed) / 1e6:,.1f} MB freed in {cache_dir()}")
+    for one in used:
+        print(f"left, since a process uses it: {one.path}")
 
 
 # --- what the commands share -------------------------------------------------------------------------------------

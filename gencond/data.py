@@ -68,6 +68,12 @@ class LabeledImages:
         return self.images.shape[-1]
 
     @property
+    def words(self) -> str:
+        """What it is, for people: sizes and fingerprint."""
+        sizes = "x".join(map(str, self.images.shape[1:]))
+        return f"{len(self):,} images of {sizes} px, {self.num_classes:,} classes, fingerprint {self.fingerprint}"
+
+    @property
     def counts(self) -> Int64[Tensor, " classes"]:
         return torch.bincount(self.labels, minlength=self.num_classes)
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Int64, UInt8
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from gencond.augment import Augmentation
+from gencond.cache import read_checked, write_checked
 from gencond.data import LabeledImages
 from gencond.features import Embedding, Extractor, resized
-from gencond.files import read_cache, short_hash, written_whole
+from gencond.files import short_hash
 from gencond.mapped import MappedImages
 from gencond.ranges import to_signed
 from gencond.training import Pixels, Shuffled, train_network
@@ -218,12 +218,12 @@ def build_pool(
         strategy: augmentation of the training.
     """
     key = short_hash(
-        "pool-3", data.fingerprint, architecture, num_trajectories, list(snapshot_steps), num_random, batch_size,
+        "pool-4", data.fingerprint, architecture, num_trajectories, list(snapshot_steps), num_random, batch_size,
         learning_rate, cutmix, strategy, seed,
     )  # fmt: skip
     file = cache / "pools" / f"{key}.safetensors"
     num_trained = num_trajectories * len(snapshot_steps)
-    stored = read_cache(file)
+    stored = read_checked(file)
     if stored is not None:
         logger.info("extractors: reusing the pool of %d nets (%s)", num_trained + num_random, key)
         networks = [maker.network(seed * 1000 + number) for number in range(num_trained + num_random)]
@@ -254,14 +254,11 @@ def build_pool(
                 description=f"extractors {trajectory + 1}/{num_trajectories}",
             )
         networks += [maker.new(seed * 1000 + num_trained + number).network for number in range(num_random)]
-        with written_whole(file) as temporary:
-            save_file(
-                {
-                    f"{number}.{name}": tensor.detach().cpu().contiguous()
-                    for number, network in enumerate(networks)
-                    for name, tensor in network.state_dict().items()
-                },
-                temporary,
-            )
+        weights = {
+            f"{number}.{name}": tensor
+            for number, network in enumerate(networks)
+            for name, tensor in network.state_dict().items()
+        }
+        write_checked(file, weights, f"{len(networks)} networks of {data.words}")
     pool = [maker.wrap(network, knows_classes=number < num_trained) for number, network in enumerate(networks)]
     return pool, key

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -20,8 +19,6 @@ except ImportError:  # Windows: two runs in one folder are not kept apart there
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-logger = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
@@ -129,20 +126,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a {type(value).__name__}, not an object: restore the file")
     return value
-
-
-def read_cache(file: Path) -> "dict[str, Tensor] | None":
-    """The tensors of a cache entry; None where there is none, or a damaged one, which is then made again."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not file.exists():
-        return None
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        logger.warning("%s is damaged (%s) and will be made again", file, first_line(error))
-        return None
 
 
 def file_sha256(path: Path) -> str:

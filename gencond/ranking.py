@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gencond.cache import read_checked, write_checked
 from gencond.data import LabeledImages
 from gencond.extractors import ExtractorMaker
-from gencond.files import read_cache, short_hash, written_whole
+from gencond.files import short_hash
 from gencond.targets import embed_all
 
 logger = logging.getLogger(__name__)
@@ -56,9 +56,9 @@ def difficulties(
         num_steps: of training.
         strategy: augmentation of the training.
     """
-    key = short_hash("difficulties-1", data.fingerprint, architecture, num_steps, strategy, seed)
+    key = short_hash("difficulties-2", data.fingerprint, architecture, num_steps, strategy, seed)
     file = cache / "difficulties" / f"{key}.safetensors"
-    if (stored := read_cache(file)) is not None:
+    if (stored := read_checked(file)) is not None:
         logger.info("difficulties: reusing those of %d images (%s)", len(data), key)
         return stored["losses"]
     judge = maker.wrap(ranking_network(data, maker, num_steps, strategy, seed), knows_classes=True)
@@ -67,6 +67,5 @@ def difficulties(
         rows = data.rows_of(label)
         logits = judge.logits(embed_all(judge, data.images[rows]))
         losses[rows] = F.cross_entropy(logits, data.labels[rows].to(maker.device), reduction="none").cpu()
-    with written_whole(file) as temporary:
-        save_file({"losses": losses}, temporary)
+    write_checked(file, {"losses": losses}, data.words)
     return losses

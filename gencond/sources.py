@@ -26,10 +26,11 @@ import torch
 from jaxtyping import Int64, UInt8, UInt64
 from torch import Tensor
 
+from gencond.cache import hold
 from gencond.distributed import from_all, from_main, rank_and_world
 from gencond.errors import InputError, first_line
 from gencond.files import cache_dir, free_space, is_locked, read_json, require_writable, take_lock, write_json
-from gencond.mapped import FACTS, MappedImages
+from gencond.mapped import FACTS, MappedImages, damage_of, seal, set_aside
 from gencond.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -823,13 +824,21 @@ def decode_into_cache(source: ImageSource, image_size: int) -> MappedImages:
         InputError: images that cannot be read, too little space.
     """
     folder = cache_dir() / "images" / source.key(image_size)
+    from_main(lambda: _set_aside_if_damaged(folder, len(source)))
     with _alone(folder):
         if not from_main(folder.is_dir):
             partial = folder.with_name(f".{folder.name}.partial")
             pending, white = from_main(lambda: _prepare(partial, source, image_size))
             _require_whole(from_all(_decode_share(partial, source, image_size, pending, white)), source)
-            from_main(lambda: _finish(partial, folder))
+            from_main(lambda: _finish(partial, folder, source))
+    hold(folder)
     return MappedImages(folder)
+
+
+def _set_aside_if_damaged(folder: Path, num_images: int) -> None:
+    if folder.is_dir() and (why := damage_of(folder, num_images)):
+        logger.warning("%s is damaged (%s) and will be made again", folder, why)
+        set_aside(folder)
 
 
 def _lock_of(folder: Path) -> Path:
@@ -893,12 +902,21 @@ def _prepare(partial: Path, source: ImageSource, image_size: int) -> tuple[list[
 
 
 def _adopt(partial: Path, other: Path) -> None:
-    """Copies what was decoded of the same files, before some were mended, added or removed."""
-    about, others = read_json(partial / "about.json"), read_json(other / "about.json")
-    shape, old_shape = about["shape"], others["shape"]
-    if shape[1:] != old_shape[1:] or any(about[fact] != others.get(fact) for fact in ("decoding", "white")):
+    """Copies what was decoded of the same files, before some were mended, added or removed, where it is whole."""
+    about = read_json(partial / "about.json")
+    shape = about["shape"]
+    try:
+        others = read_json(other / "about.json")
+        old_shape = others["shape"]
+        if shape[1:] != old_shape[1:] or any(about[fact] != others.get(fact) for fact in ("decoding", "white")):
+            return
+        there = np.fromfile(other / "identities", np.uint64)
+        sizes = {"pixels": int(np.prod(old_shape)), "facts": old_shape[0] * FACTS.itemsize}
+        if len(there) != old_shape[0] or any((other / name).stat().st_size != size for name, size in sizes.items()):
+            return
+    except (InputError, KeyError, TypeError, IndexError, OSError):  # damaged
         return
-    wanted, there = (np.fromfile(folder / "identities", np.uint64) for folder in (partial, other))
+    wanted = np.fromfile(partial / "identities", np.uint64)
     order = there.argsort()
     place = order[np.searchsorted(there, wanted, sorter=order).clip(max=len(there) - 1)]
     is_there = there[place] == wanted
@@ -918,7 +936,11 @@ def _adopt(partial: Path, other: Path) -> None:
             rows = rows_of_chunk(shape, chunk)
             span = slice(rows.start, rows.stop)
             if is_there[span].all():
-                _write_chunk(pixels, facts, done_file, chunk, rows, images[place[span]], known[place[span]])
+                some, about_some = images[place[span]], known[place[span]]
+                if all(
+                    _facts_of(image).tobytes() == one.tobytes() for image, one in zip(some, about_some, strict=True)
+                ):
+                    _write_chunk(pixels, facts, done_file, chunk, rows, some, about_some)
     if other.name.startswith(".") and not is_locked(_lock_of(other)):  # of the files as they were, and never whole
         shutil.rmtree(other)
 
@@ -1001,6 +1023,8 @@ def _write_at(file: io.BufferedRandom, position: int, array: np.ndarray) -> None
     os.fsync(file.fileno())
 
 
-def _finish(partial: Path, folder: Path) -> None:
+def _finish(partial: Path, folder: Path, source: ImageSource) -> None:
+    where = os.fsencode(source.root.resolve()).decode(errors="replace")
+    seal(partial, f"{len(source):,} images of {where}, {len(source.class_names):,} classes")
     partial.rename(folder)
     (folder / "done").unlink()

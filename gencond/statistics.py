@@ -18,14 +18,14 @@ from statistics import median
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Float64, Int64
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gencond.augment import Augmentation
+from gencond.cache import read_checked, write_checked
 from gencond.data import LabeledImages
 from gencond.distributed import from_main, rank_and_world
 from gencond.features import Extractor
-from gencond.files import read_cache, short_hash, written_whole
+from gencond.files import short_hash
 from gencond.losses.anchor import contrast, pooled_pixels
 from gencond.losses.kernels import fourier_embedding, fourier_frequencies, median_bandwidth
 from gencond.progress import progress, spoken_time
@@ -96,13 +96,12 @@ class Sums:
 
     def save(self, file: Path, done: int) -> None:
         """Whole or not at all."""
-        with written_whole(file) as temporary:
-            save_file({name: t.cpu() for name, t in self.tensors().items()} | {"done": torch.tensor(done)}, temporary)
+        write_checked(file, self.tensors() | {"done": torch.tensor(done)}, f"{done} batches are in it")
 
     @classmethod
     def read(cls, file: Path, device: torch.device) -> "Sums | None":
         """Those of a killed pass; None where there was none, or its file is damaged."""
-        stored = read_cache(file)
+        stored = read_checked(file)
         if stored is None:
             return None
         done = int(stored.pop("done"))
@@ -125,7 +124,7 @@ def cached_statistics(
     All processes have to call it: they share the pass, and the main one writes.
     """
     key = short_hash(
-        "statistics-4",
+        "statistics-5",
         data.fingerprint,
         pool_key,
         augmentation.strategy,
@@ -136,9 +135,9 @@ def cached_statistics(
     )
     file = cache / "statistics" / f"{key}.safetensors"
     # The main process decides for all: the file may appear, from another run, between two looks at it.
-    if from_main(lambda: read_cache(file) is not None):
+    if from_main(lambda: read_checked(file) is not None):
         logger.info("statistics: reusing those of %d images (%s)", len(data), key)
-        return RealStatistics(**read_cache(file))
+        return RealStatistics(**read_checked(file))
     state = file.with_name(f"{key}.unfinished.safetensors")
     statistics = real_statistics(
         data,
@@ -151,8 +150,8 @@ def cached_statistics(
     )
 
     def write() -> None:
-        with written_whole(file) as temporary:
-            save_file({field.name: getattr(statistics, field.name) for field in fields(statistics)}, temporary)
+        tensors = {field.name: getattr(statistics, field.name) for field in fields(statistics)}
+        write_checked(file, tensors, f"{len(extractors)} networks of {data.words}")
         state.unlink(missing_ok=True)
 
     from_main(write)

@@ -536,3 +536,53 @@ def test_decoded_images_of_another_white_are_not_taken_over(tmp_path: Path, larg
     Image.fromarray(np.full((16, 16), 65000, np.uint16)).save(tmp_path / "b" / "3.png")
     train, test = load_real(str(tmp_path), SIZE)
     assert sorted({*all_of(train.images).flatten().tolist(), *all_of(test.images).flatten().tolist()}) == [4, 253]
+
+
+def flip(file: Path, position: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("row", [0, 11, 23])
+def test_a_flipped_byte_of_a_pixel_is_found_when_it_is_read_and_its_part_is_decoded_again(
+    folder: Path, large: None, decoded: list[str], own_cache: Path, row: int
+) -> None:
+    train, test = load_real(str(folder), SIZE)
+    everything = all_of(train.images), all_of(test.images)
+    (kept,) = (path for path in (own_cache / "images").iterdir() if not path.name.startswith("."))
+    flip(kept / "pixels", row * 3 * SIZE**2 + 7)
+    again = load_real(str(folder), SIZE)  # no pixel is read
+    with pytest.raises(InputError, match=rf"{kept.name} is damaged \(image {row}\) and will be made again"):
+        [all_of(part.images) for part in again]
+    before = len(decoded)
+    mended = load_real(str(folder), SIZE)
+    assert len(decoded) - before == (4 if row == 23 else 5)  # of 24 images in parts of five
+    assert all(torch.equal(all_of(part.images), whole) for part, whole in zip(mended, everything, strict=True))
+    assert not list((own_cache / "images").glob(".*.damaged"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "decoded_again"),
+    [
+        (lambda kept: flip(kept / "facts", 80 * 7 + 40), 5),  # a sum of image 7
+        (lambda kept: flip(kept / "facts", 80 * 7), 5),  # its checksum
+        (lambda kept: (kept / "pixels").write_bytes((kept / "pixels").read_bytes()[:-1]), 24),
+        (lambda kept: (kept / "facts").unlink(), 24),
+        (lambda kept: (kept / "about.json").write_text("{"), 24),
+        (lambda kept: (kept / "about.json").write_text('{"shape": 3}'), 24),
+    ],
+)
+def test_damage_beside_the_pixels_is_found_when_the_set_is_opened(
+    folder: Path, large: None, decoded: list[str], own_cache: Path, caplog: pytest.LogCaptureFixture, damage,
+    decoded_again: int,
+) -> None:  # fmt: skip
+    first, _ = load_real(str(folder), SIZE)
+    fingerprint, moments, pixels = first.fingerprint, first.mean_std, all_of(first.images)
+    (kept,) = (path for path in (own_cache / "images").iterdir() if not path.name.startswith("."))
+    damage(kept)
+    before = len(decoded)
+    again, _ = load_real(str(folder), SIZE)
+    assert "is damaged" in caplog.text and "will be made again" in caplog.text
+    assert len(decoded) - before == decoded_again
+    assert (again.fingerprint, again.mean_std) == (fingerprint, moments) and torch.equal(all_of(again.images), pixels)

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gencond.cache import read_checked, write_checked
 from gencond.data import LabeledImages
 from gencond.errors import InputError, first_line
 from gencond.eval.classifier import top1_on_real, trained_on_all
 from gencond.eval.networks import build_network, is_own
 from gencond.eval.protocols import Protocol
 from gencond.features import Extractor
-from gencond.files import cache_dir, read_cache, short_hash, state_fingerprint, written_whole
+from gencond.files import cache_dir, short_hash, state_fingerprint
 from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import CifarResNet
 from gencond.networks.weights import load_weights
@@ -133,13 +133,11 @@ def _own(name: str, weights: str, train: LabeledImages) -> GivenNetwork:
 
 
 def _trained_here(name: str, train: LabeledImages, augmentation: str, device: torch.device) -> GivenNetwork:
-    key = short_hash(name, train.fingerprint, augmentation, TEACHING.describe())
+    key = short_hash("teacher-2", name, train.fingerprint, augmentation, TEACHING.describe())
     file = cache_dir() / "teachers" / f"{key}.safetensors"
-    if (weights := read_cache(file)) is None:
+    if (weights := read_checked(file)) is None:
         network = trained_on_all(name, train, TEACHING, augmentation, device, "teacher")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(file) as temporary:
-            save_file({key: tensor.cpu().contiguous() for key, tensor in network.state_dict().items()}, temporary)
+        write_checked(file, network.state_dict(), f"{name} of {train.words}")
     else:
         logger.info("teacher: taken from %s", file)
         network = build_network(name, train.channels, train.num_classes, train.image_size, seed=0)
