@@ -38,6 +38,7 @@ from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import ResNetAP10
 from gencond.ranges import to_signed
 from gencond.ranking import difficulties
+from gencond.room import require_memory
 from gencond.selection import nested_representatives, pixel_features, some_of_each_class
 from gencond.statistics import cached_statistics
 from gencond.targets import BatchSide, RealSide, RepresentativeSide, StatisticsSide, embed_all
@@ -100,6 +101,7 @@ def check_fit(recipe: Recipe, data: LabeledImages) -> None:
 
 def check_networks(recipe: Recipe, data: LabeledImages) -> None:
     """Builds the recipe's networks for images of the data's size, channels and classes. Raises as `check_fit`."""
+    check_sizes(recipe, data)
     try:
         if recipe.synthesizer.kind == "generator" and recipe.generator.weights is None:
             new_generator(recipe, data)
@@ -114,6 +116,48 @@ def check_networks(recipe: Recipe, data: LabeledImages) -> None:
         raise InputError(
             f"synthesizer.factor={recipe.synthesizer.factor} leaves nothing of {data.image_size} px images"
         )
+
+
+def check_sizes(recipe: Recipe, data: LabeledImages) -> None:
+    """Raises InputError for a number that alone asks for more memory than there is, before any of it is allocated."""
+    of_step = min(data.num_classes, recipe.condense.classes_per_step)
+    image = 4 * data.channels * data.image_size**2  # bytes
+    of_kernel = 9 * 4  # of a convolution's weight between two channels
+    nets = recipe.features.num_trajectories * len(recipe.features.snapshot_steps) + recipe.features.num_random
+    at_least = {"features.width": of_kernel * recipe.features.width**2}
+    if recipe.features.kind == "pool":
+        at_least["features.num_trajectories and num_random"] = nets * recipe.features.width * of_kernel
+    if recipe.real.kind == "statistics":
+        at_least["real.num_frequencies"] = 16 * nets * data.num_classes * recipe.real.num_frequencies
+    else:
+        at_least["real.batch_size"] = of_step * recipe.real.batch_size * image
+    if recipe.synthesizer.kind == "pixels":
+        at_least["pixels.ipc"] = 2 * data.num_classes * recipe.pixels.ipc * image
+    else:
+        part = recipe.generator
+        code = {
+            "biggan": 2 * part.chunk_dim,  # or more
+            "biggan_deep": part.latent_dim,
+            "transform": min(part.chunk_dim, data.channels * data.image_size**2),
+        }[part.backbone]
+        at_once = recipe.condense.images_at_once is None and recipe.condense.images_per_step is None
+        of_slot = image if at_once else 12  # its number and its place in a random order
+        longest = max(recipe.condense.prefix_lengths or (recipe.codes.num_slots,))
+        at_least |= {
+            "generator.width": of_kernel * part.width**2,
+            "generator.chunk_dim and latent_dim": 4 * code * part.width,
+            "generator.class_embed_dim": 4 * max(data.num_classes, part.width) * part.class_embed_dim,
+            "codes.num_slots": 16 * data.num_classes * recipe.codes.num_slots * code,  # gradient and two moments too
+            "codes.encode_batch_size": recipe.codes.encode_batch_size * image * bool(recipe.codes.encode_steps),
+            "condense.prefix_lengths": of_step * longest * of_slot,
+            "condense.stream_length": of_step * recipe.condense.stream_length * of_slot,
+            "pretrain.batch_size": recipe.pretrain.batch_size * image * bool(recipe.pretrain.num_steps),
+            "pretrain.discriminator_width": of_kernel * recipe.pretrain.discriminator_width**2,
+        }
+    if recipe.evaluate.ipc:
+        at_least["evaluate.ipc"] = data.num_classes * max(recipe.evaluate.ipc) * image
+    for field, num_bytes in at_least.items():
+        require_memory(num_bytes, f"recipe {recipe.name}: {field} alone would", "lower it")
 
 
 def check_counts(recipe: Recipe, smallest: int, name: str) -> None:
@@ -145,7 +189,10 @@ def check_parts(recipe: Recipe) -> None:
     is_pixels = recipe.synthesizer.kind == "pixels"
     trained = features.kind == "online" or (has_pool and features.num_trajectories > 0)
     makes_images = not is_pixels
-    slots = recipe.pixels.ipc
+    # Images of a class that there are, where no others are made.
+    held = recipe.pixels.ipc if is_pixels else recipe.codes.num_slots if recipe.codes.fresh == "none" else None
+    holder = "pixels.ipc" if is_pixels else "codes.fresh=none and codes.num_slots"
+    judged = max(recipe.evaluate.ipc or (1,))
     longest = max(recipe.condense.prefix_lengths or (1,))
     wrong: dict[str, bool] = {
         "the objective is empty: give one of its terms a weight": not any(
@@ -167,7 +214,8 @@ def check_parts(recipe: Recipe) -> None:
         and recipe.condense.stream_probability > 0,
         "pixels start from their images and are not encoded: set codes.encode_steps=0": is_pixels
         and recipe.codes.encode_steps > 0,
-        f"condense.prefix_lengths asks for {longest} slots of pixels.ipc={slots}": is_pixels and longest > slots,
+        f"condense.prefix_lengths asks for {longest} slots of {holder}={held}": held is not None and longest > held,
+        f"evaluate.ipc asks for {judged} images of {holder}={held}": held is not None and judged > held,
         "pixels that start from noise have no representatives: set objective.representative_weight=0": is_pixels
         and recipe.pixels.init == "noise"
         and bool(objective.representative_weight),

@@ -12,6 +12,7 @@ import gencond
 from gencond.config import Recipe, available_recipes, load_recipe, to_yaml
 from gencond.errors import InputError
 from gencond.files import read_json, require_new
+from gencond.room import require_place, require_text
 
 if TYPE_CHECKING:
     from gencond.outside.lrs import Settings
@@ -272,6 +273,7 @@ def run_store(args: argparse.Namespace) -> None:
 
     condensed = gencond.load(args.path)
     require_new(args.out)
+    require_place(args.out)
     stored = condensed.stored_as(args.storage)
     write_artefact(args.out, stored, model_card(stored))
     print(
@@ -375,6 +377,7 @@ def _require_generator(recipe: Recipe, what: str) -> None:
 def _out(args: argparse.Namespace) -> Path:
     if args.out is None:
         raise InputError("--out is missing: name a folder for the run")
+    require_text(args.out, "--out")
     return args.out
 
 
@@ -391,8 +394,6 @@ def _condensed_run(recipe: Recipe, out: Path, pretrained: Path | None = None) ->
     from gencond.judge import load_data
 
     train, _ = load_data(recipe)
-    if recipe.synthesizer.kind == "pixels" and max(recipe.evaluate.ipc or (1,)) > recipe.pixels.ipc:
-        raise InputError(f"evaluate.ipc={list(recipe.evaluate.ipc)} is more than pixels.ipc={recipe.pixels.ipc} holds")
     check_protocol(recipe.evaluate.protocol)  # what the run will be judged by has to fit before it starts
     for network in recipe.evaluate.networks:
         build_network(network, train.channels, train.num_classes, train.image_size, seed=0)

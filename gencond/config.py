@@ -15,8 +15,10 @@ from gencond.errors import InputError
 
 RECIPES = Path(__file__).parent / "recipes"
 
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
+MOST = 10**9  # of anything; what that takes in memory is looked at once the images are known
+Count = Annotated[int, Field(ge=1, le=MOST)]
+CountOrZero = Annotated[int, Field(ge=0, le=MOST)]
+FewOrZero = Annotated[int, Field(ge=0, le=1000)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -118,7 +120,7 @@ class Generator:
     weights: str | None = None
     sha256: str | None = None
     width: Count = 64
-    num_blocks: Count | None = None
+    num_blocks: Annotated[int, Field(ge=1, le=16)] | None = None
     chunk_dim: Count = 16
     square: Count | None = None
     quantization_step: Rate = 0.4
@@ -168,13 +170,13 @@ class Features:
     weights: str | None = None
     resize: Annotated[int, Field(ge=8, le=512)] | None = None
     width: Count = 128
-    depth: Count | None = None
+    depth: Annotated[int, Field(ge=1, le=100)] | None = None
     activation: Literal["relu", "leaky_relu", "sigmoid", "swish"] = "relu"
     norm: Literal["instance", "batch", "layer", "group", "none"] = "instance"
     pooling: Literal["avg", "max", "none"] = "avg"
-    num_trajectories: CountOrZero = 2
+    num_trajectories: FewOrZero = 2
     snapshot_steps: Steps = (20, 50, 100, 200, 350)
-    num_random: CountOrZero = 4
+    num_random: FewOrZero = 4
     refresh_steps: Count = 1
     train_images: Count = 2000
     batch_size: Count = 128
@@ -202,7 +204,7 @@ class Real:
     refresh_steps: Count = 10
     candidates: Count | None = None
     num_passes: Count = 2
-    num_frequencies: Annotated[int, Field(ge=3, multiple_of=3)] = 510
+    num_frequencies: Annotated[int, Field(ge=3, le=MOST, multiple_of=3)] = 510
 
 
 @part
@@ -301,7 +303,7 @@ class Evaluate:
     ipc: Counts | None = None
     networks: Annotated[tuple[str, ...], Field(min_length=1)] = ("convnet3",)
     protocol: str = "quick"
-    num_seeds: Count = 3
+    num_seeds: Annotated[int, Field(ge=1, le=1000)] = 3
 
 
 @part

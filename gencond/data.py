@@ -26,6 +26,7 @@ from gencond.errors import InputError, first_line
 from gencond.files import cache_dir
 from gencond.mapped import MappedImages
 from gencond.ranges import as_bytes
+from gencond.room import require_memory, require_text
 from gencond.sources import ImageSource, decode_into_cache, find_images, read_into_memory, short_sides, told_apart
 
 logger = logging.getLogger(__name__)
@@ -245,7 +246,9 @@ def require_two_of_each(counts: Int64[Tensor, " classes"], class_names: Sequence
 
 
 def require_two_classes(class_names: Sequence[str], source: str) -> None:
-    """Raises InputError where there is nothing to tell apart."""
+    """Raises InputError where there is nothing to tell apart, or a name is no text that an artefact could hold."""
+    for name in class_names:
+        require_text(name, f"{source}: class")
     if len(class_names) < 2:
         raise InputError(f"{source} has one class, {class_names[0]!r}: condensing needs two or more")
 
@@ -406,6 +409,9 @@ def _resized(data: LabeledImages, image_size: int | None) -> LabeledImages:
     height, width = data.images.shape[-2:]
     if image_size is None or (height, width) == (image_size, image_size):
         return data
+    require_memory(
+        len(data) * data.channels * image_size**2, f"{len(data):,} images of {image_size} px", "lower data.image_size"
+    )
     scale = image_size / min(height, width)
     size = [max(image_size, round(height * scale)), max(image_size, round(width * scale))]
     top, left = (size[0] - image_size) // 2, (size[1] - image_size) // 2

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -37,13 +38,17 @@ from gencond.files import cache_dir, free_space, require_writable
 from gencond.forecast import Amount, Forecast, forecast
 from gencond.generator.pretrained import HUB_FILE, kept_file
 from gencond.generator.pretrained import IMAGENET1K as PUBLISHED
+from gencond.judge import notes_on_overlap, overlap_said
 from gencond.mapped import FACTS
 from gencond.progress import spoken_time
+from gencond.room import require_place
 from gencond.sources import ImageSource, find_images, read_image, stacked, white_of
 
 logger = logging.getLogger(__name__)
 
 SAMPLE_IMAGES = 512
+MOST_COMPARED = 10_000  # test images that are looked for among the training images
+HEAD_BYTES = 4096  # of a file that are compared before all of it
 PLENTY = 0.9  # of the memory there is: beyond it a run is likely to be killed
 
 
@@ -73,6 +78,7 @@ class Patient:
         counts: training images of each class, without those that are held out.
         num_test: images that are held out, or come apart.
         held_from: images of each class before some are held out, each time.
+        overlap: what to say of test images among the training images; raises InputError where they are many.
     """
 
     sample: LabeledImages
@@ -80,6 +86,7 @@ class Patient:
     num_test: int
     amount: Amount
     held_from: tuple[Int64[Tensor, " classes"], ...] = ()
+    overlap: Callable[[], list[str]] = list
 
 
 def doctor(recipe: Recipe, out: Path | None) -> None:
@@ -95,6 +102,8 @@ def doctor(recipe: Recipe, out: Path | None) -> None:
     device = accelerator.device
     print(_line("machine", _machine(device)))
     found.hold(lambda: require_writable(cache_dir()))
+    if out is not None:
+        found.hold(lambda: require_place(out))
     has_meaning = found.hold(lambda: check_parts(recipe))
     ready = check_weights(recipe, found)
     if recipe.features.compile and not can_compile():
@@ -110,6 +119,7 @@ def doctor(recipe: Recipe, out: Path | None) -> None:
     except InputError as error:
         found.blocks.append(" ".join(str(error).split()))
     else:
+        found.hold(lambda: found.notes.extend(patient.overlap()))
         fits = has_meaning and found.hold(lambda: check_networks(ready, patient.sample))
         _consult(recipe, patient, found)
         if fits:
@@ -207,6 +217,7 @@ def _examine(recipe: Recipe) -> Patient:
         counts, num_test = train.counts, len(test)
         images, names, num_bytes = train.images[:SAMPLE_IMAGES], train.class_names, train.images.nbytes
         to_write, mapped, held_from, num_images = 0, False, [], len(train) + num_test
+        overlap = partial(notes_on_overlap, train, test, recipe)
     else:
         source = find_images(Path(part.source))
         require_two_classes(source.class_names, part.source)
@@ -224,11 +235,38 @@ def _examine(recipe: Recipe) -> Patient:
         is_there = mapped and (cache_dir() / "images" / source.key(side)).is_dir()
         to_write = 0 if is_there or not mapped else num_bytes + len(source) * FACTS.itemsize
         seconds = 0.0 if is_there else seconds_each * len(source)
-    wanted = max(SAMPLE_IMAGES, len(names), recipe.features.train_images * (recipe.features.kind == "online"))
+        overlap = partial(_same_files, source, recipe)
+    trained_on = min(recipe.features.train_images, int(counts.sum())) * (recipe.features.kind == "online")
+    wanted = max(SAMPLE_IMAGES, len(names), trained_on)
     rows = torch.arange(wanted)
     sample = LabeledImages(images[rows % len(images)], rows % len(names), names)
     amount = Amount(num_images, int(counts.sum()), int(counts.max()), num_bytes, mapped, seconds, to_write)
-    return Patient(sample, counts, num_test, amount, tuple(held_from))
+    return Patient(sample, counts, num_test, amount, tuple(held_from), overlap)
+
+
+def _same_files(source: ImageSource, recipe: Recipe) -> list[str]:
+    """`notes_on_overlap` from encoded images, before any is decoded: copies are files of the same bytes."""
+    test = range(source.num_train, len(source))[: MOST_COMPARED * (recipe.data.judge_on == "test")]
+    if not test:
+        return []
+    sizes = [source.num_bytes(row) for row in range(len(source))]
+    wanted = {sizes[row] for row in test}
+    of_train: dict[tuple[int, bytes], list[int]] = {}
+    for row in range(source.num_train):
+        if sizes[row] in wanted:
+            of_train.setdefault((sizes[row], source.head(row, HEAD_BYTES)), []).append(row)
+    shared = []
+    for row in test:
+        for other in of_train.get((sizes[row], source.head(row, HEAD_BYTES)), ()):
+            if source.head(row) == source.head(other):
+                shared.append((other, row))
+                break
+    if not shared:
+        return []
+    first, second = (
+        f"{source.names[row]} of class {source.class_names[int(source.labels[row])]!r}" for row in shared[0]
+    )
+    return overlap_said(len(shared), len(test), recipe, first, second)
 
 
 def _fractions(recipe: Recipe, has_test: bool) -> list[float]:

@@ -1,5 +1,6 @@
 """Judging an artefact: real data, samples and baselines into rows, reports and the model card. Glue, as the command."""
 
+import itertools
 import logging
 import math
 import shlex
@@ -34,11 +35,14 @@ from gencond.generator.card import model_card
 from gencond.generator.face import Condensed
 from gencond.outside.lrs import VERSION, Settings, ddranking_python, require_known, score_by_ddranking
 from gencond.ranges import to_uint8
+from gencond.room import require_place, require_text
 from gencond.selection import some_of_each_class
+from gencond.sources import find_images
 
 logger = logging.getLogger(__name__)
 
 QUALITY_IMAGES = 10_000  # real ones that samples are held against
+MOST_SEEDS = 1000
 SHARED_IMAGES_BORNE = 0.01  # of a test set; public sets hold a few duplicates
 OWN_RECIPES = ("demo", "flagship", "gencond")  # rows of others carry their recipe's name
 
@@ -61,6 +65,9 @@ def load_data(recipe: Recipe) -> tuple[LabeledImages, LabeledImages]:
             recipe.data.source, train.num_classes, len(train), len(test), recipe.data.judge_on, train.channels,
             train.image_size, train.image_size,
         )  # fmt: skip
+    for note in notes_on_overlap(train, test, recipe):
+        if accelerator.is_main_process:
+            logger.warning("data: %s", note)
     return train, test
 
 
@@ -199,17 +206,19 @@ def open_case(
     if out.is_file():
         raise InputError(f"{out} is a file: choose a folder for the report")
     _check_normalisation(normalised_by)
+    for one in (path, out):
+        require_text(one, "path")
+    require_place(out)
     condensed = None if is_foreign(Path(path)) else gencond.load(path)
     if condensed is not None and (normalised_by is not None or factor != 1):
         raise InputError(f"{path} is an artefact, which knows how it is read: leave --normalised-by and --factor out")
     recipe = recipe_of(path, condensed, data)
     train, test = load_data(recipe)
-    shared = rows_seen(train, test).tolist()
-    notes = notes_on_overlap(shared, len(test), recipe.data.source)
+    notes = notes_on_overlap(train, test, recipe)
     if condensed is None:
         found = read_foreign(Path(path), train, normalised_by, factor)
         subject = judged_foreign(found)
-        if rows := sorted(set(rows_seen(found.images, test).tolist()) - set(shared)):
+        if rows := sorted(set(rows_seen(found.images, test).tolist()) - set(rows_seen(train, test).tolist())):
             raise InputError(f"{path} holds {len(rows)} test images, number {rows[0]} of the test set first")
         if dropped := found.num_found - len(found.images):
             notes.append(f"{dropped} of its {found.num_found} images are left out: classes are cut to the smallest")
@@ -277,8 +286,8 @@ def judge(
     ipcs = case.choose_ipcs(ipcs)
     networks = networks or judged.networks
     num_seeds = judged.num_seeds if num_seeds is None else num_seeds
-    if num_seeds < 1:
-        raise InputError("--ipc and --seeds must be at least 1")
+    if not 1 <= num_seeds <= MOST_SEEDS:
+        raise InputError(f"--seeds must be in 1 .. {MOST_SEEDS}, not {num_seeds}")
     if subject.stream is None and stream:
         raise InputError(f"{path} makes no fresh images: leave --stream out")
     device = new_accelerator().device
@@ -442,14 +451,42 @@ def _asked(entry: Mapping[str, Any]) -> tuple:
     return entry["network"], entry["epochs"], entry["learning_rate"] or 0.0, entry["ipc"]
 
 
-def notes_on_overlap(rows: Sequence[int], num_test: int, source: str) -> list[str]:
-    """What to say of test images that are training images too. Raises InputError where they are many."""
-    if len(rows) == 0:
+def notes_on_overlap(train: LabeledImages, test: LabeledImages, recipe: Recipe) -> list[str]:
+    """What to say of images that are judged with and condensed from. Raises InputError where they are many."""
+    shared = rows_seen(train, test).tolist()
+    if not shared:
         return []
-    said = f"{len(rows)} of {num_test} test images of {source} are training images too, number {rows[0]} first"
-    if len(rows) > SHARED_IMAGES_BORNE * num_test:
-        raise InputError(f"{said}: remove them from the test set")
+    digest = next(itertools.islice(test.digests(), shared[0], None))
+    rows = next(row for row, one in enumerate(train.digests()) if one == digest), shared[0]
+    files = _files_of(recipe, len(train), len(test))
+    first, second = (
+        f"{files[number][row] if files else f'number {row}'} of class {part.class_names[int(part.labels[row])]!r}"
+        for number, (part, row) in enumerate(zip((train, test), rows, strict=True))
+    )
+    return overlap_said(len(shared), len(test), recipe, first, second)
+
+
+def overlap_said(num_shared: int, num_test: int, recipe: Recipe, first: str, second: str) -> list[str]:
+    """`notes_on_overlap`, once it is known that training image `first` is also test image `second`."""
+    part = recipe.data
+    said = (
+        f"{num_shared} of {num_test} {part.judge_on} images of {part.source} are training images too, first {second}, "
+        f"which is training image {first}"
+    )
+    if num_shared > SHARED_IMAGES_BORNE * num_test:
+        raise InputError(f"{said}: remove them from the {part.judge_on} set")
     return [said]
+
+
+def _files_of(recipe: Recipe, num_train: int, num_test: int) -> tuple[list[str], list[str]] | None:
+    """Names of the training and the test images, where the source has both as files."""
+    root = Path(recipe.data.source)
+    if recipe.data.judge_on != "test" or recipe.data.source in NAMED_SETS or not root.is_dir():
+        return None
+    found = find_images(root)
+    if (found.num_train, len(found)) != (num_train, num_train + num_test):
+        return None
+    return found.names[:num_train], found.names[num_train:]
 
 
 def notes_on_origin(made: Mapping[str, Any], train: LabeledImages) -> list[str]:

@@ -26,7 +26,7 @@ from typing import Any
 import gencond
 from gencond.cli import run_cleanly
 from gencond.config import Recipe, first_difference, to_dict
-from gencond.data import LabeledImages, rows_seen
+from gencond.data import LabeledImages
 from gencond.distributed import new_accelerator
 from gencond.errors import InputError
 from gencond.eval.baselines import CODEC_REAL, WHOLE_SET, RealImages
@@ -309,7 +309,7 @@ def main() -> None:
             f"--images-seen {args.images_seen} is less than a batch of {protocol.name}: {batch_size} images"
         )
     require_writable(args.out)
-    notes = notes_on_overlap(rows_seen(train, test).tolist(), len(test), recipe.data.source)
+    notes = notes_on_overlap(train, test, recipe)
     made = {path: condensed.config.provenance or {} for path, condensed in runs}
     notes += [f"{path}: {note}" for path, about in made.items() for note in notes_on_origin(about, train)]
 

@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "gencond"
-GROUND = {"errors", "files", "progress", "ranges", "pictures", "distributed", "mapped", "cache"}  # no method in them
+GROUND = {
+    "errors",
+    "files",
+    "progress",
+    "ranges",
+    "pictures",
+    "distributed",
+    "mapped",
+    "cache",
+    "room",
+}  # no method in them
 ALLOWED = {
     "data": {"sources"},
     **dict.fromkeys(("config", "sources", "augment", "networks", "features", "losses", "generator"), set()),

@@ -1,8 +1,10 @@
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from gencond.assembly import check_networks
 from gencond.condense import check_fit
 from gencond.config import available_recipes, first_difference, load_recipe, parse_recipe, to_dict, to_yaml
 from gencond.data import GENERATOR_SIZES, LabeledImages
@@ -64,3 +66,37 @@ def test_the_first_difference_is_named_by_its_path() -> None:
     old, new = to_dict(load_recipe("demo")), to_dict(load_recipe("demo", ["condense.num_steps=9"]))
     assert first_difference(old, old) is None
     assert first_difference(old, new) == f"condense.num_steps: {old['condense']['num_steps']} there, 9 here"
+
+
+@pytest.mark.parametrize(
+    ("name", "override"),
+    [
+        ("gencond", "codes.num_slots"), ("gencond", "generator.width"), ("gencond", "generator.chunk_dim"),
+        ("gencond", "generator.class_embed_dim"), ("gencond", "pretrain.batch_size"),
+        ("gencond", "pretrain.discriminator_width"), ("gencond", "features.width"), ("gencond", "real.num_frequencies"),
+        ("gencond", "condense.prefix_lengths"), ("gencond", "condense.stream_length"), ("gencond", "evaluate.ipc"),
+        ("flagship", "real.batch_size"), ("flagship", "codes.encode_batch_size"), ("flagship", "codes.num_slots"),
+        ("flagship:stream", "codes.num_slots"), ("imagenet1k-128", "generator.latent_dim"), ("dm", "pixels.ipc"),
+    ],
+)  # fmt: skip
+def test_a_size_that_cannot_fit_is_one_line_before_it_is_allocated(name: str, override: str) -> None:
+    value = "[1, 999999999]" if override in ("condense.prefix_lengths", "evaluate.ipc") else "999999999"
+    recipe = load_recipe(name, [f"{override}={value}", "features.weights=null"])
+    images = LabeledImages(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]), ("a", "b"))
+    field = override.rpartition(".")[2]
+    with pytest.raises(InputError, match=rf"{field}.* alone would take [\d,.]+ GB, the machine has .*: lower it"):
+        check_networks(recipe, images)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.image_size=100000", "codes.num_slots=10000000000", "features.depth=1000000", "generator.num_blocks=1000",
+        "features.num_random=1000000", "features.num_trajectories=1000000", "evaluate.num_seeds=1000000",
+        "pretrain.num_steps=1e12", "data.test_fraction=.nan", "condense.code_lr=.inf", "objective.mmd_weight=-.inf",
+        "features.cutmix=nan", "generator.truncation=.nan",
+    ],
+)  # fmt: skip
+def test_numbers_beyond_any_use_are_refused_with_the_recipe(override: str) -> None:
+    with pytest.raises(InputError, match=re.escape(override.partition("=")[0])):
+        load_recipe("gencond", [override])

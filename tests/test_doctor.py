@@ -1,6 +1,9 @@
 """`gencond doctor` says what a run takes and what it lacks, and starts nothing."""
 
+import os
 import re
+import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +20,7 @@ from gencond.data import LabeledImages
 from gencond.doctor import Findings, check_weights
 from gencond.forecast import Amount, forecast
 from gencond.generator.pretrained import kept_file
+from gencond.judge import load_data, notes_on_overlap
 from gencond.progress import spoken_time
 
 
@@ -196,3 +200,90 @@ def test_missing_data_and_parts_without_meaning_are_said_together(capsys: pytest
 )
 def test_times_are_said_as_people_say_them(seconds: float, words: str) -> None:
     assert spoken_time(seconds) == words
+
+
+# --- what would be said too late
+
+
+def with_a_test_set(photographs: Path, root: Path, copies: int) -> Path:
+    """`train/` and `test/`; so many test images are training images of another class."""
+    shutil.copytree(photographs, root / "train")
+    rng = np.random.default_rng(1)
+    for name in ("ant", "bee", "cow"):
+        (root / "test" / name).mkdir(parents=True)
+        for number in range(60):
+            pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "test" / name / f"{number:02d}.png")
+    for number in range(copies):
+        shutil.copy(root / "train" / "bee" / f"{number}.png", root / "test" / "cow" / f"{number:02d}.png")
+    return root
+
+
+SMALL = ("--recipe", "demo", *TINY, "generator.num_blocks=null")
+
+
+def test_copies_among_train_and_test_are_named_by_class_and_file_before_a_run(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, many = (with_a_test_set(photographs, tmp_path / str(copies), copies) for copies in (1, 3))
+    first = "first test/cow/00.png of class 'cow', which is training image train/bee/0.png of class 'bee'"
+    said = asked(capsys, "--data", str(one), *SMALL, "data.image_size=20")
+    assert re.search(f"^note +1 of 180 test images of {one} are training images too, {first}$", said, re.M)
+    said = asked(capsys, "--data", str(many), *SMALL, "data.image_size=20", fails=True)
+    assert re.search(f"^missing +3 of 180 test images .*{first}: remove them from the test set$", said, re.M)
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as ended:
+        main(["condense", "--data", str(many), "--out", str(out), *SMALL, "data.image_size=20"])
+    assert ended.value.code == 2 and first in capsys.readouterr().err and not out.exists()
+    assert notes_on_overlap(*load_data(recipe := load_recipe("demo", ["data.image_size=20"], str(one))), recipe)
+    assert first in caplog.text
+
+
+def test_copies_of_a_set_without_files_are_named_by_class_and_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture, digits: tuple[LabeledImages, LabeledImages]
+) -> None:
+    train, test = digits
+    x, y = torch.cat([train.images, test.images[4:5]])[:, 0], torch.cat([train.labels, test.labels[4:5]])
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=test.images[:, 0], y_test=test.labels)
+    said = asked(capsys, "--data", str(tmp_path / "d.npz"), "--recipe", "demo", *TINY)
+    name = test.class_names[int(test.labels[4])]
+    assert f"first number 4 of class '{name}', which is training image number {len(train)} of class '{name}'" in said
+
+
+def test_a_place_for_the_run_that_cannot_be_written_to_is_missing_and_nothing_is_made(
+    capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    said = asked(capsys, "--recipe", "demo", "--data", "digits", "--out", str(tmp_path / "file/run"), *TINY, fails=True)
+    assert re.search(r"^missing +\S+/file cannot be written to", said, re.M)
+    asked(capsys, "--recipe", "demo", "--data", "digits", "--out", str(tmp_path / "new/run"), *TINY)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such names")
+def test_a_class_whose_name_is_not_utf8_is_said_by_doctor_and_before_anything_is_decoded(
+    photographs: Path, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    os.rename(photographs / "bee", os.fsencode(photographs) + b"/caf\xe9")
+    said = asked(capsys, "--data", str(photographs), *SMALL, fails=True)
+    assert "class 'caf\\udce9' is not UTF-8: rename it" in said
+    with pytest.raises(SystemExit):
+        main(["condense", "--data", str(photographs), "--out", str(tmp_path / "run"), *SMALL])
+    assert "class 'caf\\udce9' is not UTF-8: rename it" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("condense.prefix_lengths=[1,5]", "prefix_lengths asks for 5 slots of codes.fresh=none and codes.num_slots=4"),
+        ("evaluate.ipc=[1,5]", "evaluate.ipc asks for 5 images of codes.fresh=none and codes.num_slots=4"),
+    ],
+)
+def test_more_slots_than_there_are_is_said_by_doctor_and_condense(
+    override: str, message: str, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    chosen = [*TINY, "codes.fresh=none", "condense.stream_probability=0", override]
+    assert message in asked(capsys, "--recipe", "demo", "--data", "digits", *chosen, fails=True)
+    with pytest.raises(SystemExit):
+        main(["condense", "--recipe", "demo", "--data", "digits", "--out", str(tmp_path / "run"), *chosen])
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()

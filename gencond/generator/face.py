@@ -15,13 +15,25 @@ from torch import Tensor
 
 from gencond.errors import InputError
 from gencond.files import short_hash, state_fingerprint
-from gencond.generator.exporting import PART_WRITERS, check_export, export_images
+from gencond.generator.exporting import FILE_WRITERS, PART_WRITERS, check_export, export_images
 from gencond.generator.loading import WEIGHTS_NAME, FiniteModel, arguments_of
 from gencond.generator.packing import decode
-from gencond.generator.sampling import SampledDataset, SampleStream, Synthesize, sample_class_major, threads_for
+from gencond.generator.sampling import (
+    SampledDataset,
+    SampleStream,
+    Synthesize,
+    block_images,
+    sample_class_major,
+    threads_for,
+)
 from gencond.generator.storage import check_storage, from_stored, num_stored_bytes, to_stored
 from gencond.generator.streaming import export_in_parts
 from gencond.ranges import require_finite, to_uint8
+from gencond.room import require_disk, require_memory, require_place
+
+SMALLEST_PNG = 67  # bytes
+BLOCK_BYTES = 200  # of memory that a block of the plan takes
+MOST_PNG_SAVES = 50  # times, of images that are not of one colour
 
 
 class Condensed(FiniteModel):
@@ -157,6 +169,7 @@ class Condensed(FiniteModel):
         wanted = range(self.num_classes) if classes is None else [self._class_index(one) for one in classes]
         if len(set(wanted)) < len(wanted):
             raise InputError("a class is asked for twice")
+        self._require_room(len(wanted) * ipc)
         return sample_class_major(
             self._synthesizer(seed), list(wanted), ipc, self.num_classes, self.image_size, threads_for(self.device)
         )
@@ -182,6 +195,7 @@ class Condensed(FiniteModel):
             )
         seed = self.config.seed if seed is None else seed
         batch_size = 128 // self.images_per_slot * self.images_per_slot if batch_size is None else batch_size
+        self._require_room(batch_size // self.images_per_slot)
         return SampleStream(
             self._synthesizer(seed), self.num_classes, self.num_slots, batch_size, seed, self.images_per_slot
         )
@@ -217,6 +231,13 @@ class Condensed(FiniteModel):
         ipc, seed = self._checked_ipc(ipc), self._checked_seed(seed)
         synthesize = self._synthesizer(seed)
         out = check_export(Path(out), format, self.class_names, self.channels, self.image_size)
+        require_place(out.parent)
+        count, of_image = ipc * self.num_classes * self.images_per_slot, self.channels * self.image_size**2
+        size = count * (of_image if format in FILE_WRITERS else max(SMALLEST_PNG, of_image // MOST_PNG_SAVES))
+        require_disk(size, out.parent, f"{count:,} images", "lower ipc")
+        require_memory(
+            BLOCK_BYTES * count // block_images(self.image_size), f"the plan of {count:,} images", "lower ipc"
+        )
         if format in PART_WRITERS:
             origin = {
                 "artefact": self.fingerprint, "seed": seed, "device": self.device.type, "torch": torch.__version__,
@@ -230,6 +251,14 @@ class Condensed(FiniteModel):
             raise InputError(f"format {format} is one file, which one process writes: start one, or choose a folder")
         images, labels = self.sample(ipc, seed=seed)
         return export_images(to_uint8(images), labels, self.class_names, out, format)
+
+    def _require_room(self, num_slots: int) -> None:
+        """Raises InputError where the images of so many slots are more than memory holds."""
+        count = num_slots * self.images_per_slot
+        require_memory(
+            4 * count * self.channels * self.image_size**2, f"{count:,} images at once",
+            "ask for fewer; export() to a folder writes any number",
+        )  # fmt: skip
 
     def _checked_ipc(self, ipc: SupportsIndex) -> int:
         if isinstance(ipc, bool) or not hasattr(ipc, "__index__") or operator.index(ipc) < 1:

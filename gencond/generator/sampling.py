@@ -42,9 +42,14 @@ class Block(NamedTuple):
     last_slot: int
 
 
+def block_images(image_size: int) -> int:
+    """Most images of a block."""
+    return min(LARGEST_BLOCK, max(1, PIXELS_PER_BLOCK // image_size**2))
+
+
 def block_of(label: int, slot: int, num_classes: int, image_size: int) -> Block:
     """The block that holds a (class, slot): a function of the artefact alone, never of the request."""
-    images = min(LARGEST_BLOCK, max(1, PIXELS_PER_BLOCK // image_size**2))
+    images = block_images(image_size)
     classes = min(num_classes, images)
     longest = 1 << (images // classes).bit_length() - 1  # the largest power of two that fits
     first_class = label // classes * classes
