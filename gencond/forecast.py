@@ -40,14 +40,14 @@ from gencond.pretrain import pretrain
 from gencond.ranges import to_signed
 from gencond.ranking import ranking_network
 from gencond.selection import kmeans_representatives, nested_representatives
-from gencond.statistics import RealStatistics, images_at_once, real_statistics
+from gencond.statistics import BATCH_SIZE, RealStatistics, images_at_once, real_statistics
 from gencond.targets import RealSide, StatisticsSide
 
 logger = logging.getLogger(__name__)
 
 REHEARSED_SECONDS = 3.0  # of each stage, after a first step that is not counted
 REHEARSED_STEPS = 5
-LONGEST_STEP = 10.0  # seconds; of longer ones a small one is timed
+LONGEST_STEP = 10.0  # seconds; of longer ones smaller ones are timed
 FEW_CLASSES = 2
 KMEANS_IMAGES = 500  # of the one class that representatives are timed with
 
@@ -152,17 +152,31 @@ def _quietly() -> Iterator[None]:
         package.setLevel(level)
 
 
-def seconds_each(run: Callable[[int], float]) -> float:
-    """Seconds of one step, by several after a first one, in which caches fill and code is compiled.
+@dataclass(frozen=True)
+class Cost:
+    """Of a kind of steps: seconds of each, and once for all of them (compiling)."""
+
+    each: float
+    once: float = 0.0
+
+    def of(self, num_steps: int) -> float:
+        return self.once + num_steps * self.each
+
+
+def cost_of(run: Callable[[int], float], compiles: bool = False) -> Cost:
+    """Of a step, by several after a first one, in which caches fill and code is compiled.
 
     Args:
         run: number of steps -> seconds that they took.
+        compiles: the first step says nothing of the others, and what it takes beyond them is spent once.
     """
     first = run(1)
-    if first > REHEARSED_SECONDS * 5:  # long enough to tell without another
-        return first
-    count = max(1, min(REHEARSED_STEPS, int(REHEARSED_SECONDS / max(first, 1e-3))))
-    return run(count) / count
+    if not compiles and first > REHEARSED_SECONDS * 5:  # long enough to tell without another
+        return Cost(first)
+    second = run(1) if compiles else first
+    count = max(1, min(REHEARSED_STEPS, int(REHEARSED_SECONDS / max(second, 1e-3))))
+    each = run(count) / count
+    return Cost(each, max(0.0, first - each) if compiles else 0.0)
 
 
 def _timed(step: Callable[[int], object], device: torch.device) -> Callable[[int], float]:
@@ -253,15 +267,16 @@ class _Case:
             self.peaks.append(rehearsal.memory)
             return rehearsal.seconds * count / rehearsal.rehearsed  # a stage may have fewer steps
 
-        self._add(name, f"{num_steps} steps", num_steps * seconds_each(run))
+        self._add(name, f"{num_steps} steps", cost_of(run).of(num_steps))
 
     def _pool(self) -> None:
         part = self.recipe.features
         self.num_nets = part.num_trajectories * len(part.snapshot_steps) + part.num_random
         self.pool_bytes = self.num_nets * sum(t.nbytes for t in self.maker.network(0).state_dict().values())
         if num_steps := part.num_trajectories * max(part.snapshot_steps):
-            each = seconds_each(lambda count: _training_seconds(self.recipe, self.sample, self.maker, count))
-            self._add("extractors", f"{num_steps} steps, {self.num_nets} networks", num_steps * each)
+            training = partial(_training_seconds, self.recipe, self.sample, self.maker)
+            seconds = cost_of(training, self.recipe.features.compile).of(num_steps)
+            self._add("extractors", f"{num_steps} steps, {self.num_nets} networks", seconds)
 
     def _real_side(self, extractors: Extractors) -> RealSide:
         part = self.recipe.real
@@ -271,25 +286,49 @@ class _Case:
         statistics = _blank_statistics(self.recipe, self.sample, extractor.feature_dim).to(self.device)
         of_net = (statistics.mean, statistics.spread, statistics.embedding, statistics.frequencies)
         self.statistics_bytes = self.num_nets * sum(tensor.nbytes for tensor in of_net)
-        seconds = _pass_seconds(self.recipe, self.sample, extractors.pool, self._seen)
+        probe, of_image = _pass_seconds(self.recipe, self.sample, extractors.pool)
         passes = f", {part.num_passes} passes" if part.num_passes > 1 else ""
         self._add(
             "statistics",
             f"{self._seen:,} images, {self.num_nets} networks{passes}",
-            seconds * part.num_passes * self.num_nets,
+            self.num_nets * (probe + part.num_passes * self._seen * of_image),
         )
         return StatisticsSide(statistics, extractors.pool)
 
-    def _seconds_of_full_step(self, short: Matching) -> float:
-        """Of a step with all its classes, by one with few classes and few slots: the time follows the images."""
+    def _cost_of_steps(self, time_step: Callable[[int, int], Cost], num_slots: int) -> Cost:
+        """Of steps as they come, from steps of the longest and the shortest prefix; what lies between is in proportion.
+
+        Of steps that are too long, smaller ones are timed: with two and with four classes, which tells what grows with
+        the classes from what does not (an optimizer's update, the training of the step's network).
+
+        Args:
+            time_step: (classes, slots of each) -> what such steps cost.
+            num_slots: learned ones of each class.
+        """
         part = self.recipe.condense
-        lengths = {step: short.draw(step).length for step in range(20)}
-        step = min(lengths, key=lengths.__getitem__)
-        seconds = seconds_each(_timed(lambda _: short.step(step), self.device))
-        fixed = sum(short.lengths) / len(short.lengths)
-        mean_length = fixed + part.stream_probability * (part.stream_length - fixed)
         num_classes = min(self.sample.num_classes, part.classes_per_step)
-        return seconds / (min(FEW_CLASSES, num_classes) * lengths[step]) * num_classes * mean_length
+        fixed = part.prefix_lengths or (num_slots,)
+        shares = [(length, (1 - part.stream_probability) / len(fixed)) for length in fixed]
+        shares += [(part.stream_length, part.stream_probability)] * (part.stream_probability > 0)
+        shortest, longest = (choose(length for length, _ in shares) for choose in (min, max))
+        few, more = FEW_CLASSES, 2 * FEW_CLASSES
+        is_small = num_classes <= more
+        if not is_small:
+            of_few, of_more = time_step(few, longest), time_step(more, longest)
+            of_class = max(0.0, of_more.each - of_few.each) / (more - few)
+            full = Cost(of_more.each + (num_classes - more) * of_class, of_more.once)
+        if is_small or full.each < LONGEST_STEP:
+            full = time_step(num_classes, longest)
+            short = time_step(num_classes, shortest) if shortest < longest else full
+        else:
+            self.notes.append("a step is so long here that smaller ones were timed; its memory is not in the forecast")
+            short = full
+            if shortest < longest:
+                of_slots = max(0.0, of_few.each - time_step(few, shortest).each) / few
+                short = Cost(max(full.each - num_classes * of_slots, 0.0), full.once)
+        span = max(1, longest - shortest)
+        each = sum(share * (short.each + (full.each - short.each) * (n - shortest) / span) for n, share in shares)
+        return Cost(each, len({n for n, _ in shares}) * (short.once + full.once) / 2)
 
     @property
     def _seen(self) -> int:
@@ -302,8 +341,8 @@ class _Case:
         recipe, sample = self.recipe, self.sample
         recipe = replace(recipe, pixels=replace(recipe.pixels, init="noise"))  # the sample is too small to start from
         if ranks_images(recipe):
-            each = seconds_each(partial(_ranking_seconds, recipe, sample, self.maker))
-            self._add("ranking", f"{recipe.codes.ranking_steps} steps", recipe.codes.ranking_steps * each)
+            cost = cost_of(partial(_ranking_seconds, recipe, sample, self.maker), recipe.features.compile)
+            self._add("ranking", f"{recipe.codes.ranking_steps} steps", cost.of(recipe.codes.ranking_steps))
             recipe = replace(recipe, codes=replace(recipe.codes, skip_easiest=None))
         representatives = choose_representatives(recipe, sample, extractors).to(self.device)
         if self.makes_images and len(representatives.labels):
@@ -316,19 +355,18 @@ class _Case:
             stage = partial(encode, self._unsaved, condensed, representatives)
             self._in_stage("encode", recipe.codes.encode_steps, stage)
         if num_steps := recipe.condense.num_steps:
-            few = replace(recipe, condense=replace(recipe.condense, classes_per_step=FEW_CLASSES))
-            short = Matching(few, sample, condensed, extractors, side, representatives)
-            each = self._seconds_of_full_step(short)
-            if each < LONGEST_STEP:
-                matching = Matching(recipe, sample, condensed, extractors, side, representatives)
-                each = seconds_each(_timed(matching.step, self.device))
+
+            def time_step(num_classes: int, length: int) -> Cost:
+                part = replace(recipe.condense, classes_per_step=num_classes, stream_probability=0.0)
+                one = replace(recipe, condense=part)
+                matching = Matching(one, sample, condensed, extractors, side, representatives)
+                matching.lengths = (length,)
+                cost = cost_of(_timed(matching.step, self.device), recipe.features.compile)
                 matching.accelerator.free_memory()
-            else:
-                self.notes.append(
-                    "a step is so long here that a small one was timed; its memory is not in the forecast"
-                )
-            short.accelerator.free_memory()
-            self._add("condense", f"{num_steps} steps", num_steps * each)
+                return cost
+
+            cost = self._cost_of_steps(time_step, condensed.num_slots)
+            self._add("condense", f"{num_steps} steps", cost.of(num_steps))
             if recipe.real.kind == "representatives":
                 choices = -(-num_steps // recipe.real.refresh_steps)
                 extractor = extractors.at(0, torch.Generator())
@@ -384,9 +422,10 @@ def _blank_statistics(recipe: Recipe, sample: LabeledImages, feature_dim: int) -
     )
 
 
-def _pass_seconds(recipe: Recipe, sample: LabeledImages, pool: list, num_images: int) -> float:
-    """Of one pass of one network over `num_images` images."""
-    few = sample.subset(torch.arange(min(len(sample), images_at_once(max(sample.image_size, pool[0].resize or 0)))))
+def _pass_seconds(recipe: Recipe, sample: LabeledImages, pool: list) -> tuple[float, float]:
+    """Of one network: of the probe before its passes, and of an image in a pass."""
+    at_once = min(BATCH_SIZE, images_at_once(max(sample.image_size, pool[0].resize or 0)))
+    few = sample.subset(torch.arange(min(len(sample), at_once)))
 
     def run(count: int) -> float:
         started = time.perf_counter()
@@ -398,8 +437,10 @@ def _pass_seconds(recipe: Recipe, sample: LabeledImages, pool: list, num_images:
 
     first = run(1)  # a probe of as many images comes before the passes
     if first > REHEARSED_SECONDS * 5 and not recipe.features.compile:
-        return first / (2 * len(few)) * num_images
-    return run(2) / (3 * len(few)) * num_images
+        return first / 2, first / (2 * len(few))
+    one, three = run(1), run(3)
+    of_pass = max((three - one) / 2, one / 4)  # a probe takes no more than a pass, but for noise
+    return max(one - of_pass, 0.0), of_pass / len(few)
 
 
 def _class_of_noise(amount: Amount, width: int) -> np.ndarray:
@@ -421,7 +462,7 @@ def _refresh_seconds(recipe: Recipe, sample: LabeledImages, amount: Amount, extr
     device = extractor.mean.device
     some = to_signed(sample.images[: images_at_once(max(sample.image_size, extractor.resize or 0))]).to(device)
     with torch.no_grad():
-        each = seconds_each(_timed(lambda step: extractor(some), device)) / len(some)
+        each = cost_of(_timed(lambda step: extractor(some), device), extractor.embed.compile).each / len(some)
     rows = _class_of_noise(amount, extractor.feature_dim)
     started = time.perf_counter()
     kmeans_representatives(rows, min(recipe.real.batch_size, len(rows)), recipe.seed, distinct=False)

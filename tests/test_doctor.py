@@ -18,7 +18,7 @@ from gencond.cli import main
 from gencond.config import load_recipe
 from gencond.data import LabeledImages
 from gencond.doctor import Findings, check_weights
-from gencond.forecast import Amount, forecast
+from gencond.forecast import Amount, Cost, _Case, cost_of, forecast
 from gencond.generator.pretrained import kept_file
 from gencond.judge import load_data, notes_on_overlap
 from gencond.progress import spoken_time
@@ -99,7 +99,42 @@ def test_of_a_long_step_a_small_one_is_timed(
     assert not forecast(recipe, sample, amount, torch.device("cpu")).notes
     monkeypatch.setattr("gencond.forecast.LONGEST_STEP", 0.0)
     found = forecast(recipe, sample, amount, torch.device("cpu"))
-    assert "a small one was timed" in found.notes[0] and found.stages[-1].name == "condense"
+    assert "smaller ones were timed" in found.notes[0] and found.stages[-1].name == "condense"
+
+
+@pytest.mark.parametrize("longest_step", [0.0, 1e9])
+@pytest.mark.parametrize("num_classes", [2, 3, 10, 100])
+@pytest.mark.parametrize(("fixed", "of_class", "of_slot"), [(60.0, 0.0, 0.001), (0.1, 0.5, 0.0), (2.0, 0.1, 0.02)])
+def test_what_is_fixed_in_a_step_is_not_scaled_with_the_classes(
+    longest_step: float, num_classes: int, fixed: float, of_class: float, of_slot: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("gencond.forecast.LONGEST_STEP", longest_step)
+    lengths, probability, fresh = [1, 10, 10, 50], 0.25, 20
+    recipe = load_recipe("gencond", [
+        f"condense.prefix_lengths={lengths}", f"condense.stream_probability={probability}", "condense.num_steps=800",
+        f"condense.stream_length={fresh}", "condense.classes_per_step=64",
+    ])  # fmt: skip
+    timed = []
+
+    def time_step(classes: int, slots: int) -> Cost:
+        timed.append(classes)
+        return Cost(fixed + classes * (of_class + of_slot * slots), 30.0)
+
+    case = SimpleNamespace(recipe=recipe, sample=SimpleNamespace(num_classes=num_classes), notes=[])
+    found = _Case._cost_of_steps(case, time_step, 50)
+    classes = min(num_classes, 64)
+    slots = probability * fresh + (1 - probability) * sum(lengths) / 4
+    assert found.each == pytest.approx(fixed + classes * (of_class + of_slot * slots))
+    assert found.once == 4 * 30.0  # code is compiled for each length: 1, 10, 20, 50
+    assert max(timed) == (4 if num_classes > 4 and not longest_step else classes)
+
+
+def test_compiling_is_counted_once() -> None:
+    steps = iter([100.0, 2.0, 2.0, 2.0, 2.0])
+    assert cost_of(lambda count: sum(next(steps) for _ in range(count)), compiles=True) == Cost(2.0, 98.0)
+    assert cost_of(lambda count: 100.0 * count) == Cost(100.0)  # not compiled: long enough to tell
+    assert Cost(2.0, 98.0).of(800) == 1698.0
 
 
 def test_a_folder_is_counted_and_only_some_of_it_is_read(
