@@ -215,7 +215,6 @@ def check_parts(recipe: Recipe) -> None:
         "pixels start from their images and are not encoded: set codes.encode_steps=0": is_pixels
         and recipe.codes.encode_steps > 0,
         f"condense.prefix_lengths asks for {longest} slots of {holder}={held}": held is not None and longest > held,
-        f"evaluate.ipc asks for {judged} images of {holder}={held}": held is not None and judged > held,
         "pixels that start from noise have no representatives: set objective.representative_weight=0": is_pixels
         and recipe.pixels.init == "noise"
         and bool(objective.representative_weight),
@@ -261,6 +260,7 @@ def check_parts(recipe: Recipe) -> None:
         f"features.weights belong to a timm network, and features.network is {features.network}": (
             features.weights is not None and features.network in ("convnet", "resnet_ap10")
         ),
+        f"evaluate.ipc asks for {judged} images of {holder}={held}": held is not None and judged > held,
     }
     for message, applies in wrong.items():
         if applies:

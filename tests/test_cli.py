@@ -219,7 +219,9 @@ def test_test_images_among_the_training_images_are_counted_and_refused(
         capsys, "evaluate", str(tmp_path / "theirs.pt"), "--data", str(tmp_path / "d.npz"), "--out",
         str(tmp_path / "judged"),
     )  # fmt: skip
-    assert f"37 of {len(test)} test images" in line and "number 3 first: remove them from the test set" in line
+    assert f"37 of {len(test)} test images" in line and "remove them from the test set" in line
+    name = test.class_names[int(test.labels[3])]
+    assert f"first number 3 of class '{name}', which is training image number {len(train)} of class '{name}'" in line
     assert not (tmp_path / "judged").exists()
 
 
