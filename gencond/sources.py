@@ -125,16 +125,6 @@ class ImageSource:
         file = self.root / self.names[row]
         return file.stat().st_size if file.is_file() else 0
 
-    def head(self, row: int, num_bytes: int = -1) -> bytes:
-        """The first bytes of an encoded image, or all; none of a dangling link."""
-        opened = self.open(row)
-        if isinstance(opened, io.BytesIO):
-            return opened.read(num_bytes)
-        if not opened.is_file():
-            return b""
-        with opened.open("rb") as file:
-            return file.read(num_bytes)
-
     @cached_property
     def identities(self) -> UInt64[np.ndarray, " n"]:
         """Of each image a number that stays while its file does: from path, size and time of change."""
