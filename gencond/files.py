@@ -1,12 +1,15 @@
 """Files that are whole or absent: everything gencond writes goes to a temporary name first."""
 
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,9 @@ except ImportError:  # Windows: two runs in one folder are not kept apart there
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+WRITER = "writer"  # in a temporary folder: locked while the process that fills it lives
+ABANDONED_SECONDS = 10  # a younger folder may be one whose writer has not locked it yet
+
 
 def cache_dir() -> Path:
     """Where statistics and downloaded sets are kept: `$GENCOND_CACHE`, or `~/.cache/gencond`."""
@@ -30,9 +36,8 @@ def require_writable(folder: Path) -> None:
     """Makes `folder`. Raises InputError where it cannot be written to, before minutes of work are lost to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with written_whole(folder / "probe") as temporary:
-            temporary.touch()
-        (folder / "probe").unlink()
+        with tempfile.TemporaryFile(dir=folder):  # a name of nobody's, gone with this process
+            pass
     except OSError as error:
         raise InputError(f"{folder} cannot be written to ({error.strerror}): choose another place") from None
 
@@ -52,14 +57,18 @@ def require_new(path: Path) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary sibling to write (a file or a folder); renames it to `path` if nothing was raised.
+    """Yields a temporary place to write (a file or a folder); renames it to `path` if nothing was raised.
 
-    Readers see the old content or the new one, never a part, also when the process is killed in between. An empty
-    folder at `path` is replaced; one with content is left alone and raises OSError.
+    Readers see the old content or the new one, never a part, also when the process is killed in between; what killed
+    writers of `path` left beside it is removed. An empty folder at `path` is replaced; one with content is left alone
+    and raises OSError.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove_abandoned(path.parent, glob.escape(path.name))
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    lock = take_lock(folder / WRITER)
+    temporary = folder / path.name
     try:
         yield temporary
         if path.is_dir():
@@ -70,15 +79,23 @@ def written_whole(path: Path) -> Iterator[Path]:
             _give_usual_mode(file)
         os.replace(temporary, path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        if lock is not None:
+            os.close(lock)
+        shutil.rmtree(folder)
+
+
+def remove_abandoned(folder: Path, pattern: str) -> None:
+    """Removes what killed writers of names like `pattern` left in `folder`; what a living process writes stays."""
+    for left in folder.glob(f".{pattern}.*.tmp"):
+        with suppress(OSError):  # another process removes it too, or it is another user's
+            writer, age = left / WRITER, time.time() - left.stat().st_mtime
+            if age > ABANDONED_SECONDS and left.is_dir() and not is_locked(writer):
+                shutil.rmtree(left)
 
 
 def take_lock(file: Path) -> int | None:
     """A descriptor that keeps other processes from taking this lock until it is closed; None where one has it."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if fcntl is not None:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,6 +103,30 @@ def take_lock(file: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+@contextmanager
+def alone_in(folder: Path, lock_name: str) -> Iterator[None]:
+    """Keeps others who ask for the same lock out of `folder`, which is made, and removed where nothing came into it.
+
+    Raises:
+        InputError: another process is in it, or it cannot be written to.
+    """
+    if folder.is_file():
+        raise InputError(f"{folder} is a file: choose a folder")
+    is_new, lock_file = not folder.exists(), folder / lock_name
+    require_writable(folder)
+    lock = take_lock(lock_file)
+    if lock is None:
+        raise InputError(f"another process works in {folder}: wait for it or choose another --out")
+    try:
+        yield
+    finally:
+        lock_file.unlink(missing_ok=True)
+        os.close(lock)
+        if is_new:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
 
 
 def is_locked(file: Path) -> bool:
@@ -193,6 +234,19 @@ def read_state_dict(path: Path, source: str | Path) -> "dict[str, Tensor]":
 def file_hash(path: Path) -> str:
     """16 hex digits of a file's content."""
     return file_sha256(path)[:16]
+
+
+def all_finite(tensors: "Mapping[str, Tensor]") -> bool:
+    """Whether there is neither NaN nor infinity in them: what has some is not worth keeping."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+def weights_hash(weights: str | Path) -> str:
+    """What identifies weights: 16 hex digits of what is in a file or a folder, else their name."""
+    path = Path(weights)
+    if path.is_dir():
+        return short_hash([(file.name, file_hash(file)) for file in sorted(path.iterdir()) if file.is_file()])
+    return file_hash(path) if path.is_file() else path.name
 
 
 def short_hash(*parts: Any) -> str:
