@@ -19,6 +19,7 @@ from gencond.generator.discriminator import channels_at
 from gencond.generator.loading import read_model
 from gencond.generator.pretrained import load_biggan, load_biggan_deep, load_imagenet1k
 from gencond.generator.transform import TransformGenerator
+from gencond.seeding import seeded
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,7 @@ def new_generator(recipe: Recipe, data: LabeledImages) -> Backbone:
     """
     part, size = recipe.generator, made_size(recipe, data)
     num_blocks = part.num_blocks or max(1, (size // 4).bit_length() - 1)  # a first feature map of 4 to 7 pixels
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with seeded(recipe.seed):
         if part.backbone == "biggan_deep":
             return BigGANDeepGenerator(
                 sample_size=size,

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, get_args
 
-import torch
 from torch import nn
 
 from gencond.errors import InputError
@@ -13,6 +12,7 @@ from gencond.networks.classic import alexnet, lenet, mlp, vgg11
 from gencond.networks.convnet import ACTIVATIONS, ConvNet, Norm, Pooling
 from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import CifarResNet, ResNet18, ResNetAP10
+from gencond.seeding import seeded
 
 CONVNET = r"convnet(\d+)(?:w(\d+))?"
 # How the options of a ConvNet are written in a name; `none` would not say of what.
@@ -44,8 +44,7 @@ def build_network(name: str, channels: int, num_classes: int, image_size: int, s
     Raises:
         InputError: an unknown name, or a network that does not fit the images.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         try:
             return _builder(name)(channels, num_classes, image_size)
         except InputError:
