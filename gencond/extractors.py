@@ -21,8 +21,9 @@ from torch.optim.swa_utils import update_bn
 from gencond.augment import Augmentation
 from gencond.cache import read_checked, write_checked
 from gencond.data import LabeledImages
+from gencond.errors import InputError
 from gencond.features import Embedding, Extractor, resized
-from gencond.files import short_hash
+from gencond.files import all_finite, short_hash
 from gencond.mapped import MappedImages
 from gencond.ranges import to_signed
 from gencond.training import Pixels, Shuffled, train_network
@@ -259,6 +260,8 @@ def build_pool(
             for number, network in enumerate(networks)
             for name, tensor in network.state_dict().items()
         }
+        if not all_finite(weights):
+            raise InputError("extractors: a weight is not finite after training: lower features.learning_rate")
         write_checked(file, weights, f"{len(networks)} networks of {data.words}")
     pool = [maker.wrap(network, knows_classes=number < num_trained) for number, network in enumerate(networks)]
     return pool, key

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gencond.cache import read_checked, write_checked
 from gencond.data import LabeledImages
+from gencond.errors import InputError
 from gencond.extractors import ExtractorMaker
 from gencond.files import short_hash
 from gencond.targets import embed_all
@@ -67,5 +68,9 @@ def difficulties(
         rows = data.rows_of(label)
         logits = judge.logits(embed_all(judge, data.images[rows]))
         losses[rows] = F.cross_entropy(logits, data.labels[rows].to(maker.device), reduction="none").cpu()
+    if not losses.isfinite().all():
+        raise InputError(
+            "ranking images: the network diverged: set codes.skip_easiest=null or another features.network"
+        )
     write_checked(file, {"losses": losses}, data.words)
     return losses

@@ -24,8 +24,9 @@ from gencond.augment import Augmentation
 from gencond.cache import read_checked, write_checked
 from gencond.data import LabeledImages
 from gencond.distributed import from_main, rank_and_world
+from gencond.errors import InputError
 from gencond.features import Extractor
-from gencond.files import short_hash
+from gencond.files import all_finite, short_hash
 from gencond.losses.anchor import contrast, pooled_pixels
 from gencond.losses.kernels import fourier_embedding, fourier_frequencies, median_bandwidth
 from gencond.progress import progress, spoken_time
@@ -40,6 +41,7 @@ FULL_BATCH_SIDE = 64  # larger images go in smaller batches, so that a batch tak
 BATCHES_BETWEEN_SUMS = 64  # after which processes add their sums: positions that depend on nothing but the data
 SECONDS_BETWEEN_STATES = 60.0
 FORECAST_FROM_IMAGES = 100_000
+WITHOUT_FLOAT64 = ("mps",)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class RealStatistics:
 
 @dataclass(frozen=True)
 class Sums:
-    """What a pass adds up, in float64, and how far it is: enough to go on with it.
+    """What a pass adds up, in float64 on the device of `frequencies`, and how far it is: enough to go on with it.
 
     Args:
         frequencies: see `RealStatistics`.
@@ -151,6 +153,11 @@ def cached_statistics(
 
     def write() -> None:
         tensors = {field.name: getattr(statistics, field.name) for field in fields(statistics)}
+        if not all_finite(tensors):
+            raise InputError(
+                "statistics: a feature of the real images is not finite: choose other features.weights or "
+                "another features.network"
+            )
         write_checked(file, tensors, f"{len(extractors)} networks of {data.words}")
         state.unlink(missing_ok=True)
 
@@ -198,12 +205,13 @@ def real_statistics(
     frequencies, seconds_per_net = [], []
     for extractor in extractors:
         started = time.monotonic()
-        distance = median_bandwidth(torch.cat([extractor(some) for some in probe.split(at_once)]))
+        features = torch.cat([extractor(some) for some in probe.split(at_once)])
+        distance = median_bandwidth(features.to(summing_device(device)))  # Apple's GPUs have no pdist either
         seconds_per_net.append(time.monotonic() - started)  # of the first one also for compiling: the median counts
         bandwidths = tuple(factor * distance for factor in BANDWIDTH_FACTORS)
         frequencies.append(fourier_frequencies(extractor.feature_dim, num_frequencies, bandwidths, rng))
-    total = None if state is None or rank > 0 else Sums.read(state, device)
-    total = total or _no_sums(data, torch.stack(frequencies).to(device))
+    total = None if state is None or rank > 0 else Sums.read(state, summing_device(device))
+    total = total or _no_sums(data, torch.stack(frequencies).to(summing_device(device)))
     if world > 1:  # the main process alone reads the state, and GPUs may differ in the last bits of a median
         start = from_main(lambda: total.done)
         for tensor in total.tensors().values():
@@ -250,6 +258,11 @@ def real_statistics(
     return _averages(total, data, num_passes)
 
 
+def summing_device(device: torch.device) -> torch.device:
+    """Where float64 is for what is computed on `device`: there, or where it has none, as Apple's GPUs, on the CPU."""
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
+
+
 def _no_sums(data: LabeledImages, frequencies: Float[Tensor, "k d r"]) -> Sums:
     """Zeros on the device of `frequencies`."""
     num_nets, feature_dim, num_frequencies = frequencies.shape
@@ -279,14 +292,16 @@ def _add(
     first: bool,
 ) -> None:
     """A batch, in place. `first`: in the first pass, which sees the images as they are too."""
+    device = sums.frequencies.device
+    labels = labels.to(device)
     for k, extractor in enumerate(extractors):
-        features = extractor(images)
+        features = extractor(images).to(device)
         sums.features[k].index_add_(0, labels, features.double())
         sums.squares[k].index_add_(0, labels, features.double().square().sum(1))
         sums.embeddings[k].index_add_(0, labels, fourier_embedding(features, sums.frequencies[k]).double())
     if first:
-        sums.pooled.index_add_(0, labels, pooled_pixels(plain).double())
-        sums.contrasts.index_add_(0, labels, contrast(plain).double())
+        sums.pooled.index_add_(0, labels, pooled_pixels(plain).to(device).double())
+        sums.contrasts.index_add_(0, labels, contrast(plain).to(device).double())
 
 
 def _add_up(total: Sums, own: Sums) -> None:

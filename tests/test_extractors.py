@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gencond.data import LabeledImages
+from gencond.errors import InputError
 from gencond.extractors import ExtractorMaker, FreshExtractors, OnlineExtractors, build_pool
 from gencond.features import Extractor, advice_on_bfloat16, emulates_bfloat16
 from gencond.files import state_fingerprint
@@ -44,6 +45,21 @@ def test_it_is_read_again_bit_for_bit_and_rebuilt_for_another_seed(
     assert "reusing the pool of 5 nets" in caplog.text
     assert [state_fingerprint(net) for net in build(few_digits, tmp_path, (1, 2), seed=1)] != first
     assert [state_fingerprint(net) for net in build(few_digits, tmp_path / "elsewhere", (1, 2))] == first
+
+
+def test_a_pool_that_diverged_is_not_kept(few_digits: LabeledImages, tmp_path: Path) -> None:
+    def network(seed: int) -> ConvNet:
+        made = make(seed, width=16)
+        torch.nn.init.constant_(made.classifier.bias, torch.nan)
+        return made
+
+    with pytest.raises(InputError, match="not finite after training: lower features.learning_rate"):
+        build_pool(
+            few_digits, tmp_path, ExtractorMaker(network, *few_digits.mean_std), architecture="convnet",
+            num_trajectories=1, snapshot_steps=(1,), num_random=0, batch_size=64, learning_rate=0.05, cutmix=0.0,
+            strategy="crop", seed=0,
+        )  # fmt: skip
+    assert not (tmp_path / "pools").exists()
 
 
 def test_fresh_networks_depend_on_the_step_alone_and_stay_for_the_stated_steps() -> None:

@@ -1,9 +1,11 @@
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gencond.augment import Augmentation
 from gencond.data import LabeledImages
@@ -11,7 +13,7 @@ from gencond.features import Extractor
 from gencond.losses.kernels import fourier_embedding
 from gencond.networks.convnet import ConvNet
 from gencond.ranges import to_signed
-from gencond.statistics import RealStatistics, cached_statistics, images_at_once, real_statistics
+from gencond.statistics import RealStatistics, cached_statistics, images_at_once, real_statistics, summing_device
 
 
 @pytest.fixture
@@ -55,6 +57,39 @@ def test_they_match_a_loop_over_classes_and_images(few_digits: LabeledImages, ex
     torch.testing.assert_close(statistics.contrast[3], images.flatten(2).std(2, unbiased=False).mean(0))
     thumbnails = images.view(-1, 4, 2, 4, 2).mean((2, 4)).flatten(1)
     torch.testing.assert_close(statistics.pooled[3], thumbnails.mean(0))
+
+
+class DeviceWithoutFloat64(TorchDispatchMode):
+    """Takes `meta` for such a device: float64 on it is refused, and what is copied from it arrives as zeros."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        options = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta and options["device"] == torch.device("cpu"):
+            return torch.zeros(args[0].shape, dtype=options.get("dtype") or args[0].dtype)
+        made = func(*args, **options)
+        for tensor in made if isinstance(made, list | tuple) else [made]:
+            if isinstance(tensor, torch.Tensor) and tensor.is_meta and tensor.dtype == torch.float64:
+                raise TypeError("this device has no float64")
+        return made
+
+
+def test_a_device_without_float64_embeds_and_the_cpu_adds_up(
+    few_digits: LabeledImages, extractors: list[Extractor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert summing_device(torch.device("mps")) == torch.device("cpu")
+    assert summing_device(torch.device("cuda")) == torch.device("cuda")
+    expected = compute(few_digits, extractors)
+    monkeypatch.setattr("gencond.features.Embedding._autocast", lambda *args: nullcontext())  # knows no such device
+    for extractor in extractors:
+        extractor.to("meta")
+    with DeviceWithoutFloat64():
+        with pytest.raises(TypeError, match="no float64"):
+            compute(few_digits, extractors)
+        monkeypatch.setattr("gencond.statistics.WITHOUT_FLOAT64", ("meta",))
+        found = compute(few_digits, extractors)
+    for name, tensor in vars(found).items():
+        assert tensor.device.type == "cpu" and tensor.dtype == torch.float32, name
+        assert tensor.shape == getattr(expected, name).shape
 
 
 def test_the_batch_size_of_the_pass_does_not_matter(few_digits: LabeledImages, extractors: list[Extractor]) -> None:
