@@ -1,8 +1,14 @@
 """torch.hub entry points: `torch.hub.load("OWNER/gencond", "condensed", "digits")`."""
 
+import sys as _sys
 from pathlib import Path as _Path
 
-dependencies = ["torch", "diffusers", "safetensors", "numpy", "jaxtyping", "tqdm", "PIL", "constriction"]
+dependencies = [
+    "torch", "diffusers", "huggingface_hub", "safetensors", "numpy", "jaxtyping", "psutil", "tqdm", "PIL",
+    "constriction",
+]  # fmt: skip
+_ROOT = _Path(__file__).resolve().parent
+_sys.path.append(str(_ROOT))  # torch.hub takes its own entry away again, and spawned loader workers need one
 
 
 def condensed(name="digits", device=None):
@@ -19,7 +25,7 @@ def condensed(name="digits", device=None):
     """
     from gencond.generator.condensed import load
 
-    shipped = _Path(__file__).resolve().parent / "checkpoints" / str(name)
+    shipped = _ROOT / "checkpoints" / str(name)
     return load(shipped if shipped.is_dir() else name, device)
 
 

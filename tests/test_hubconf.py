@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,57 @@ def test_biggans_are_read_from_files_of_their_resolution(tmp_path: Path) -> None
             hub(entry, 96)
     with pytest.raises(InputError, match="expected a file, a folder, a URL or a Hub id"):
         hub("biggan_deep", weights=tmp_path / "absent.bin")
+
+
+SPY = """
+import builtins, sys
+sys.path.insert(0, sys.argv[1])
+real, found = builtins.__import__, set()
+
+def spy(name, globals=None, locals=None, fromlist=(), level=0):
+    if level == 0 and (globals or {}).get("__name__", "").partition(".")[0] in ("gencond", "hubconf"):
+        found.add(name.partition(".")[0])
+    return real(name, globals, locals, fromlist, level)
+
+builtins.__import__ = spy
+import hubconf
+model = hubconf.condensed("digits")
+model.sample(1), model.stream(), hubconf.condensed("cifar10_1mbit"), hubconf.biggan(32), hubconf.biggan_deep(128)
+print(*(found - sys.stdlib_module_names - {"gencond"} - set(hubconf.dependencies)))
+"""
+
+
+def test_every_package_that_the_hub_needs_is_named_for_it() -> None:
+    """torch.hub names the missing ones before it loads anything."""
+    found = subprocess.run([sys.executable, "-c", SPY, str(ROOT)], capture_output=True, text=True, check=True)
+    assert found.stdout == "\n"
+
+
+SPAWNS = """
+import sys
+
+sys.path.append(sys.argv[1])  # where torch is; gencond is installed nowhere
+if __name__ == "__main__":
+    import torch
+
+    model = torch.hub.load(sys.argv[2], "condensed", "digits", source="local")
+    loader = torch.utils.data.DataLoader(
+        model.stream(10), batch_size=None, num_workers=1, multiprocessing_context="spawn"
+    )
+    images, labels = next(iter(loader))
+    assert torch.equal(images, next(iter(model.stream(10)))[0])
+    print(tuple(images.shape))
+"""
+
+
+def test_a_model_from_the_hub_reaches_spawned_loader_workers(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(SPAWNS)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    places = str(Path(torch.__file__).parent.parent), str(ROOT)
+    said = subprocess.run(
+        [sys.executable, "-S", "main.py", *places], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert said.stdout.endswith("(10, 1, 8, 8)\n"), said.stderr
 
 
 def test_hub_lists_its_entries_and_an_unknown_name_is_explained() -> None:
