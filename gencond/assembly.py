@@ -18,7 +18,7 @@ from gencond.augment import Augmentation
 from gencond.backbones import IMAGENET1K, new_generator
 from gencond.config import Recipe
 from gencond.data import LabeledImages
-from gencond.distributed import from_all, new_accelerator, own_share, rank_and_world
+from gencond.distributed import from_all, main_process_first, new_accelerator, own_share, rank_and_world
 from gencond.errors import InputError
 from gencond.extractors import (
     SETTLING_IMAGES,
@@ -39,6 +39,7 @@ from gencond.networks.resnet import ResNetAP10
 from gencond.ranges import to_signed
 from gencond.ranking import difficulties
 from gencond.room import require_memory
+from gencond.seeding import seeded
 from gencond.selection import nested_representatives, pixel_features, some_of_each_class
 from gencond.statistics import cached_statistics
 from gencond.targets import BatchSide, RealSide, RepresentativeSide, StatisticsSide, embed_all
@@ -276,8 +277,7 @@ def extractor_maker(recipe: Recipe, data: LabeledImages, device: torch.device) -
     size, depth = part.resize or data.image_size, _depth(recipe, data)
 
     def network(seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             if part.network == "convnet":
                 return ConvNet(
                     data.channels, data.num_classes, size, part.width, depth, part.activation, part.norm, part.pooling
@@ -429,7 +429,7 @@ def _candidates(recipe: Recipe, data: LabeledImages, extractors: Extractors) -> 
     if share is None or not ranks_images(recipe):
         return rows
     device = extractors.at(0, _rng(recipe.seed)).mean.device
-    with new_accelerator().main_process_first():  # which finds them for all
+    with main_process_first():  # which finds them for all
         losses = difficulties(
             data,
             cache_dir(),

@@ -20,16 +20,29 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import gencond
 from gencond.config import Recipe, first_difference, load_recipe, to_dict, to_yaml
 from gencond.data import LabeledImages
-from gencond.distributed import memory_used, rank_and_world
-from gencond.errors import InputError
-from gencond.files import read_json, require_writable, take_lock, write_json, write_text, written_whole
+from gencond.distributed import from_main, is_main_process, main_process_first, memory_used
+from gencond.errors import InputError, first_line
+from gencond.files import (
+    all_finite,
+    file_sha256,
+    read_json,
+    remove_abandoned,
+    require_writable,
+    take_lock,
+    write_json,
+    write_text,
+    written_whole,
+)
 from gencond.generator.condensed import ARTEFACT_FOLDER
 from gencond.progress import progress
 
@@ -40,6 +53,22 @@ logger = logging.getLogger(__name__)
 
 LOG_EVERY_STEPS = 10
 LOCK_NAME = ".lock"
+STATE_NAME, DIGEST_NAME = "state.safetensors", "sha256"
+LEARNING_RATES = {  # what to lower where a stage diverges
+    "pretrain": "pretrain.generator_lr or pretrain.discriminator_lr",
+    "encode": "codes.encode_generator_lr or codes.encode_code_lr",
+    "condense": "condense.generator_lr or condense.code_lr (pixels.learning_rate of pixels, features.learning_rate "
+    "where networks learn along the way)",
+}
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What a state is of: modules, optimizers, schedules and whatever else changes from step to step."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Any) -> Any: ...
 
 
 def step_rng(seed: int, stage: str, step: int) -> torch.Generator:
@@ -60,16 +89,22 @@ class RunFolder:
         self.pretrained = path / "pretrained"
         self.samples = path / "samples"
         self.log_file = path / "log.jsonl"
+        self.weights: dict[str, str] = {}  # what identifies those that came from elsewhere, by their part in the run
         self._descriptor: int | None = None
 
     @classmethod
-    def prepare(cls, path: Path, recipe: Recipe, data: LabeledImages) -> "RunFolder":
-        """A new run folder, or the one of the same recipe and data to go on with.
+    def prepare(
+        cls, path: Path, recipe: Recipe, data: LabeledImages, weights: Mapping[str, str] | None = None
+    ) -> "RunFolder":
+        """A new run folder, or the one of the same recipe, data and weights to go on with.
 
+        Args:
+            weights: what identifies those that come from elsewhere, by their part in the run.
         Raises:
-            InputError: the folder holds something else: no run, another recipe, other data.
+            InputError: the folder holds something else: no run, another recipe, other data or weights.
         """
         run = cls(path)
+        run.weights = dict(weights or {})
         recipe_file = path / "recipe.yaml"
         if recipe_file.is_file():
             run._require_same(recipe, data)
@@ -77,10 +112,11 @@ class RunFolder:
             raise InputError(f"{path} exists and is no run folder: choose another --out")
         require_writable(path)
         run._lock()
-        for leftover in [*path.glob(".*.tmp"), *(path / "state").glob("*/.*.tmp")]:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        for folder in (path, run.samples, *(path / "state").glob("*/")):
+            remove_abandoned(folder, "*")
         if not recipe_file.is_file():
-            write_json(path / "data.json", describe_data(recipe.data.source, data))
+            about = describe_data(recipe.data.source, data) | ({"weights": run.weights} if run.weights else {})
+            write_json(path / "data.json", about)
             write_text(recipe_file, to_yaml(recipe))  # last: with it, the folder is a run
         run._write_log(run.read_log())  # whole lines only
         return run
@@ -113,10 +149,18 @@ class RunFolder:
             raise InputError(
                 f"{self.path} holds a run of another recipe ({difference}): choose another --out or remove it"
             )
-        if read_json(self.path / "data.json").get("fingerprint") != data.fingerprint:
+        known = read_json(self.path / "data.json")
+        if known.get("fingerprint") != data.fingerprint:
             raise InputError(
                 f"the images of {recipe.data.source} are not those {self.path} was started with: choose another --out"
             )
+        before = known.get("weights", {})
+        for part in sorted(before.keys() | self.weights.keys()):
+            if before.get(part) != self.weights.get(part):
+                raise InputError(
+                    f"{self.path} was started {_with(part, before)}, and is now asked for {_with(part, self.weights)}: "
+                    "choose another --out"
+                )
 
     def log(self, **entry: Any) -> None:
         """Appends a line to `log.jsonl`."""
@@ -145,42 +189,113 @@ class RunFolder:
     def _states(self, stage: str) -> list[Path]:
         return sorted((self.path / "state" / stage).glob("step_*"))
 
-    def save_state(self, accelerator: "Accelerator", stage: str, step: int) -> None:
-        """Whole or not at all; the states before it are removed afterwards."""
-        final = self.path / "state" / stage / f"step_{step:08d}"
-        temporary = final.with_name(f".{final.name}.tmp")
-        accelerator.save_state(str(temporary))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            temporary.rename(final)
-            for old in self._states(stage)[:-1]:
-                shutil.rmtree(old)
-        accelerator.wait_for_everyone()
+    def save_state(self, states: Mapping[str, Stateful], stage: str, step: int) -> None:
+        """Whole or not at all; the states before it are removed afterwards. The main process writes.
 
-    def load_state(self, accelerator: "Accelerator", stage: str) -> int:
-        """Puts the latest state back and returns its step; 0 where there is none."""
-        states = self._states(stage)
-        if not states:
-            return 0
+        Raises:
+            InputError: a weight that is not finite, so that the state before it stays the last; no space.
+        """
+        with main_process_first():
+            if is_main_process():
+                self._write_state({name: one.state_dict() for name, one in states.items()}, stage, step)
+
+    def _write_state(self, content: Mapping[str, Any], stage: str, step: int) -> None:
+        tensors: dict[str, Tensor] = {}
+        structure = json.dumps(_packed(content, tensors))
+        if not all_finite(tensors):
+            raise self.diverged(stage, f"a weight at step {step}")
         try:
-            accelerator.load_state(str(states[-1]))
-        except Exception as error:  # whatever a damaged file makes accelerate raise
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise InputError(f"{states[-1]} cannot be read ({reason}): remove it to redo the {stage} stage") from error
-        return int(states[-1].name.removeprefix("step_"))
+            with written_whole(self.path / "state" / stage / f"step_{step:08d}") as temporary:
+                temporary.mkdir()
+                save_file(tensors, temporary / STATE_NAME, metadata={"structure": structure})
+                (temporary / DIGEST_NAME).write_text(file_sha256(temporary / STATE_NAME))
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"the state of {stage} at step {step} could not be written into {self.path} ({first_line(error)}): "
+                "make space; the same command goes on from the state before it"
+            ) from error
+        for old in self._states(stage)[:-1]:
+            shutil.rmtree(old)
 
-    def drop_state(self, stage: str) -> None:
-        """Once a stage's result is written, its state is dead weight."""
+    def load_state(self, states: Mapping[str, Stateful], stage: str) -> int:
+        """Puts the latest state back and returns its step; 0 where there is none.
+
+        Raises:
+            InputError: a state that is damaged, or that an older gencond saved in another format.
+        """
+        last = from_main(lambda: (self._states(stage) or [None])[-1])
+        if last is None:
+            return 0
+        content = _read_state(last, f"remove it to redo the {stage} stage")
+        for name in states.keys() & content.keys():  # a launch in another precision has a scaler, or has none
+            states[name].load_state_dict(content[name])
+        return int(last.name.removeprefix("step_"))
+
+    def diverged(self, stage: str, what: str) -> InputError:
+        """What to say where `what` of a stage is not finite: the same command would end there again."""
+        again = f" and --pretrained {self.pretrained}" if self.pretrained.is_dir() else ""
+        return InputError(
+            f"{stage}: {what} is not finite: lower {LEARNING_RATES[stage]}, in another --out{again} (the last state is "
+            "kept)"
+        )
+
+    def drop_states(self, stage: str = "") -> None:
+        """Once a stage's result is written, or that of all of them, its state is dead weight."""
         shutil.rmtree(self.path / "state" / stage, ignore_errors=True)
 
 
-def prepare_run(path: Path, recipe: Recipe, data: LabeledImages, is_main_process: bool) -> RunFolder:
+def _with(part: str, weights: Mapping[str, str]) -> str:
+    """For people."""
+    return f"with {part} weights {weights[part]}" if part in weights else f"without {part} weights"
+
+
+def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Nested dicts, lists, numbers and words as JSON, in which {"tensor": key} is one that is added to `tensors`."""
+    if isinstance(value, Tensor):
+        key = str(len(tensors))
+        tensors[key] = value.detach().cpu().contiguous()
+        return {"tensor": key}
+    if isinstance(value, Mapping):  # its keys may be numbers, which JSON's may not
+        return {"items": [[key, _packed(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_packed(item, tensors) for item in value]
+    return value
+
+
+def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What `_packed` was given, but for tuples, which come back as lists."""
+    if isinstance(value, list):
+        return [_unpacked(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    return {key: _unpacked(item, tensors) for key, item in value["items"]}
+
+
+def _read_state(folder: Path, advice: str) -> dict[str, Any]:
+    """The content of a state by the names it was saved with. Raises InputError as `RunFolder.load_state`."""
+    file = folder / STATE_NAME
+    if not file.is_file():
+        raise InputError(f"{folder} has no {STATE_NAME}, as states of an older gencond, which are not read: {advice}")
+    try:
+        if (folder / DIGEST_NAME).read_text() != file_sha256(file):
+            raise InputError(f"{file} is damaged (its SHA-256 is another): {advice}")
+        with safe_open(file, "pt") as opened:
+            structure = json.loads(opened.metadata()["structure"])
+        return _unpacked(structure, load_file(file))
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{folder} cannot be read ({first_line(error)}): {advice}") from error
+
+
+def prepare_run(path: Path, recipe: Recipe, data: LabeledImages, weights: Mapping[str, str] | None = None) -> RunFolder:
     """`RunFolder.prepare`, done by the main process while the others wait."""
-    if is_main_process:
-        run = RunFolder.prepare(path, recipe, data)
-    if rank_and_world()[1] > 1:
-        torch.distributed.barrier()
-    return run if is_main_process else RunFolder(path)
+    run = RunFolder(path)
+    run.weights = dict(weights or {})
+    with main_process_first():
+        if is_main_process():
+            run = RunFolder.prepare(path, recipe, data, weights)
+    return run
 
 
 def run_stage(
@@ -188,7 +303,8 @@ def run_stage(
     run: RunFolder,
     stage: str,
     num_steps: int,
-    step_fn: Callable[[int], Mapping[str, torch.Tensor]],
+    step_fn: Callable[[int], Mapping[str, Tensor]],
+    states: Mapping[str, Any],
     *,
     save_every_steps: int,
     on_save: Callable[[int], None] = lambda step: None,
@@ -198,9 +314,13 @@ def run_stage(
     Args:
         step_fn: does step number `step` (from 0) and returns the values to log, which are averaged over
             `LOG_EVERY_STEPS`. It must draw all its randomness from `step_rng(seed, stage, step)`.
+        states: by name what a state is made of, not wrapped for data parallelism; what has no state is left out.
         on_save: called on the main process with the number of steps done, before a state is written.
     """
-    start, last_time = run.load_state(accelerator, stage), time.monotonic()
+    states = {name: one for name, one in states.items() if isinstance(one, Stateful)}
+    if accelerator.scaler is not None:
+        states["scaler"] = accelerator.scaler
+    start, last_time = run.load_state(states, stage), time.monotonic()
     main = accelerator.is_main_process
     if main:
         run._forget_log(stage, start)
@@ -208,7 +328,7 @@ def run_stage(
         logger.info("%s: resumed at step %d of %d", stage, start, num_steps)
         run.log(stage=stage, event="resumed", step=start)
     bar = progress(range(start, num_steps), description=stage, total=num_steps, initial=start, disable=not main)
-    seen: dict[str, list[torch.Tensor]] = {}  # a term may be left out of some steps
+    seen: dict[str, list[Tensor]] = {}  # a term may be left out of some steps
     for step in bar:
         for name, value in step_fn(step).items():
             seen.setdefault(name, []).append(value.detach())
@@ -220,9 +340,7 @@ def run_stage(
             }
             seen = {}
             if not all(math.isfinite(value) for value in means.values()):
-                raise InputError(
-                    f"{stage}: {means} at step {done} is not finite: lower the learning rates (the last state is kept)"
-                )
+                raise run.diverged(stage, f"{means} at step {done}")
             if main:
                 now = time.monotonic()
                 cost = {"seconds": round(now - last_time, 3), "memory": memory_used(accelerator.device)}
@@ -230,9 +348,10 @@ def run_stage(
                 last_time = now
                 bar.set_postfix({name: f"{value:.3g}" for name, value in list(means.items())[:3]}, refresh=False)
         if saves:
-            if main:
-                on_save(done)
-            run.save_state(accelerator, stage, done)
+            with main_process_first():
+                if main:
+                    on_save(done)
+            run.save_state(states, stage, done)
 
 
 def describe_data(source: str, data: LabeledImages) -> dict[str, Any]:
@@ -247,8 +366,12 @@ def describe_data(source: str, data: LabeledImages) -> dict[str, Any]:
     }
 
 
-def provenance(recipe: Recipe, data: LabeledImages) -> dict[str, Any]:
-    """Recipe, data, commit and library versions. No time and no path: the same run writes the same bits."""
+def provenance(recipe: Recipe, data: LabeledImages, weights: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Recipe, data, commit and library versions. No time and no path: the same run writes the same bits.
+
+    Args:
+        weights: see `RunFolder.prepare`; `pretrained` among them says that the recipe's own pretraining was left out.
+    """
     values = to_dict(recipe)
     values["data"]["source"] = Path(recipe.data.source).name
     for part in ("features", "generator"):
@@ -259,6 +382,7 @@ def provenance(recipe: Recipe, data: LabeledImages) -> dict[str, Any]:
         "data": describe_data(recipe.data.source, data),
         "commit": current_commit(),
         "versions": library_versions(),
+        **({"weights": dict(weights)} if weights else {}),
     }
 
 

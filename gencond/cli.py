@@ -2,22 +2,29 @@
 
 import argparse
 import logging
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gencond
 from gencond.config import Recipe, available_recipes, load_recipe, to_yaml
-from gencond.errors import InputError
-from gencond.files import read_json, require_new
+from gencond.errors import InputError, first_line
+from gencond.files import alone_in, read_json, require_new
+from gencond.progress import LogAboveBars, close_bars
 from gencond.room import require_place, require_text
 
 if TYPE_CHECKING:
     from gencond.outside.lrs import Settings
 
 logger = logging.getLogger("gencond")
+
+REPORT_LOCK = ".report.lock"
+SECONDS_OF_MAIN = 5.0  # that other processes leave the main one to say what is wrong
+ON_STATE = "the same command goes on from the last saved state"
 
 DEMO_RECIPE, DEMO_DATA, DEMO_OUT = "demo", "digits", Path("runs/demo")
 
@@ -29,12 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_cleanly(command: Callable[[], None]) -> None:
-    """Runs a command; what the user can mend ends it with one line and exit status 2, without a traceback."""
-    handler = logging.StreamHandler()
+    """Runs a command; what the user can mend ends it with one line and exit status 2, without a traceback.
+
+    Of several processes the main one says it, and another only if the main one goes on.
+    """
+    handler = LogAboveBars()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         command()
     except InputError as error:
@@ -44,19 +54,28 @@ def run_cleanly(command: Callable[[], None]) -> None:
     except OSError as error:  # no space, no permission, a vanished file
         _end(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
     except RuntimeError as error:
+        if "PytorchStreamWriter" in str(error):  # torch.save on a full disk
+            _end(f"a file could not be written: {first_line(error)}", 2)
         if not _is_of_lost_process(error):
             raise
-        _end("another process of this run ended; the same command goes on from the last saved state", 1)
+        why = "does not answer" if "imed out" in str(error) else "ended"
+        _end(f"another process of this run {why}; {ON_STATE}", 1)
+    except _Terminated:
+        _end(f"terminated; {ON_STATE}", 143)
     except KeyboardInterrupt:
-        _end("interrupted; the same command goes on from the last saved state", 130)
+        _end(f"interrupted; {ON_STATE}", 130)
     finally:
+        close_bars()
         signal.signal(signal.SIGTERM, before)
         logger.removeHandler(handler)
 
 
-def _interrupt(*of_signal: object) -> None:
-    """What a launcher sends when another process died, or a scheduler that wants the machine back."""
-    raise KeyboardInterrupt
+class _Terminated(KeyboardInterrupt):
+    """By SIGTERM: of a launcher whose other process died, or of a scheduler that wants the machine back."""
+
+
+def _terminate(*of_signal: object) -> None:
+    raise _Terminated
 
 
 def _write_errors() -> type[Exception]:
@@ -74,6 +93,12 @@ def _is_of_lost_process(error: RuntimeError) -> bool:
 
 
 def _end(message: str, status: int) -> None:
+    close_bars()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and os.environ.get("RANK", "0") != "0":
+        if status > 128:
+            sys.exit(status)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the launcher sends it once the main process has ended
+        time.sleep(SECONDS_OF_MAIN)
     print(f"gencond: {message}", file=sys.stderr)
     sys.exit(status)
 
@@ -206,7 +231,8 @@ def run_demo(args: argparse.Namespace) -> None:
 
     recipe = load_recipe(DEMO_RECIPE, source=DEMO_DATA)
     out = _condensed_run(recipe, args.out)
-    judge(str(out), out)
+    with alone_in(out, REPORT_LOCK):
+        judge(str(out), out)
     print(
         f"\nLook at   {out}/report.html   (pictures, plots, how it was measured)\n"
         f"Sample    gencond sample {out} --ipc 600 --out runs/digits600\n"
@@ -235,6 +261,7 @@ def run_pretrain(args: argparse.Namespace) -> None:
         return
     from gencond.assembly import check_fit
     from gencond.checkpoint import prepare_run
+    from gencond.condense import identities_of_weights
     from gencond.judge import load_data
     from gencond.pretrain import pretrained_generator
 
@@ -242,7 +269,7 @@ def run_pretrain(args: argparse.Namespace) -> None:
     _require_generator(recipe, "is pretrained")
     train, _ = load_data(recipe)
     check_fit(recipe, train)
-    with prepare_run(out, recipe, train, _is_main_process()) as run:
+    with prepare_run(out, recipe, train, identities_of_weights(recipe, train)) as run:
         pretrained_generator(recipe, train, run)
     if _is_main_process():
         print(f"\n{run.pretrained} is ready; `gencond condense` with the same arguments goes on from it")
@@ -283,21 +310,26 @@ def run_store(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    from gencond.judge import judge, judge_outside
-
     out = args.out or Path(args.path)
     if args.out is None and not (out / "recipe.yaml").is_file():
         raise InputError(
             f"{args.path} is no run folder: name a folder for the report with --out, and with --data the real images "
             "where the set does not know them"
         )
+    with alone_in(out, REPORT_LOCK):
+        _evaluate_into(out, args)
+    print(f"\nLook at   {out}/report.html")
+
+
+def _evaluate_into(out: Path, args: argparse.Namespace) -> None:
+    from gencond.judge import judge, judge_outside
+
     normalised_by = args.normalised_by and tuple(args.normalised_by)
     if args.judge is not None:
         judge_outside(
             args.path, out, _outside_settings(args), args.judge_python, ipcs=args.ipc, data=args.data,
             normalised_by=normalised_by, factor=args.factor,
         )  # fmt: skip
-        print(f"\nLook at   {out}/report.html")
         return
     if args.judge_python is not None or args.judge_lr is not None:
         raise InputError("--judge-python and --judge-lr are of an outside judge: name it with --judge ddranking")
@@ -307,7 +339,6 @@ def run_evaluate(args: argparse.Namespace) -> None:
         normalised_by=normalised_by, factor=args.factor, quality=args.quality, stream=args.stream,
         teacher=args.teacher,
     )  # fmt: skip
-    print(f"\nLook at   {out}/report.html")
 
 
 def run_report(args: argparse.Namespace) -> None:

@@ -22,13 +22,14 @@ from gencond.assembly import (
     new_pixels,
     new_real_side,
 )
+from gencond.backbones import read_generator
 from gencond.checkpoint import RunFolder, prepare_run, provenance, run_stage, step_rng, write_artefact
 from gencond.config import Recipe
 from gencond.data import LabeledImages
-from gencond.distributed import memory_used, new_accelerator, own_share
+from gencond.distributed import from_main, is_main_process, main_process_first, memory_used, new_accelerator, own_share
 from gencond.errors import InputError
 from gencond.features import advice_on_bfloat16
-from gencond.files import cache_dir, require_writable
+from gencond.files import cache_dir, require_writable, state_fingerprint, weights_hash
 from gencond.generator.backbone import Backbone
 from gencond.generator.card import model_card
 from gencond.generator.codes import whole_numbers
@@ -63,23 +64,37 @@ def condense(recipe: Recipe, data: LabeledImages, out: Path, pretrained: Path | 
             f"{accelerator.num_processes} processes share {min(data.num_classes, recipe.condense.classes_per_step)} "
             "classes a step: use fewer processes or raise condense.classes_per_step"
         )
-    with prepare_run(out, recipe, data, accelerator.is_main_process) as run:
-        if run.artefact.is_dir():
+    with prepare_run(out, recipe, data, identities_of_weights(recipe, data, pretrained)) as run:
+        if from_main(run.artefact.is_dir):
             logger.info("condense: %s is complete, reusing it", run.artefact)
+            from_main(run.drop_states)
             return load(run.artefact)
         condensed = _condense_in(run, recipe, data, pretrained)
     return condensed
 
 
+def identities_of_weights(recipe: Recipe, data: LabeledImages, pretrained: Path | None = None) -> dict[str, str]:
+    """What identifies the weights that a run takes from elsewhere: their content, whatever their path.
+
+    Args:
+        pretrained: see `condense`.
+    Raises:
+        InputError: `pretrained` is no generator, or one of another shape.
+    """
+    named = {"generator": recipe.generator.weights, "features": recipe.features.weights}
+    found = {part: weights_hash(weights) for part, weights in named.items() if weights is not None}
+    if pretrained is not None:
+        found["pretrained"] = state_fingerprint(read_generator(pretrained, recipe, data))
+    return found
+
+
 def _condense_in(run: RunFolder, recipe: Recipe, data: LabeledImages, pretrained: Path | None) -> Condensed:
     """The stages, one after the other."""
-    accelerator = new_accelerator()
     condensed = start(recipe, data, run, pretrained).run(run)
-    if accelerator.is_main_process:
-        write_artefact(run.artefact, condensed, model_card(condensed))
-        for stage in ("encode", "condense"):
-            run.drop_state(stage)
-    accelerator.wait_for_everyone()
+    with main_process_first():
+        if is_main_process():
+            write_artefact(run.artefact, condensed, model_card(condensed))
+            run.drop_states()
     return condensed
 
 
@@ -93,7 +108,7 @@ def start(recipe: Recipe, data: LabeledImages, run: RunFolder, pretrained: Path 
     makes_images = recipe.synthesizer.kind == "generator"
     generator = None
     if makes_images:
-        of_others = nullcontext() if recipe.generator.weights is None else accelerator.main_process_first()
+        of_others = nullcontext() if recipe.generator.weights is None else main_process_first()
         with of_others:  # one process downloads them
             generator = pretrained_generator(recipe, data, run, pretrained)
     for advice in advice_on_bfloat16(
@@ -103,7 +118,7 @@ def start(recipe: Recipe, data: LabeledImages, run: RunFolder, pretrained: Path 
     ):
         logger.warning("condense: %s", advice)
     started = time.monotonic()
-    with accelerator.main_process_first():
+    with main_process_first():
         extractors, pool_key = new_extractors(recipe, data, accelerator.device)
     real = new_real_side(recipe, data, extractors, pool_key, accelerator.device)  # all processes share the pass
     if accelerator.is_main_process:
@@ -113,7 +128,7 @@ def start(recipe: Recipe, data: LabeledImages, run: RunFolder, pretrained: Path 
             memory=memory_used(accelerator.device),
         )
     representatives = choose_representatives(recipe, data, extractors).to(accelerator.device)
-    condensed = new_condensed(recipe, data, generator, representatives)
+    condensed = new_condensed(recipe, data, generator, representatives, run.weights)
     if isinstance(condensed, CondensedDataset):
         if isinstance(condensed.generator, TransformGenerator):
             start_from_transform(condensed, representatives, recipe.generator.quantization_step)
@@ -123,18 +138,27 @@ def start(recipe: Recipe, data: LabeledImages, run: RunFolder, pretrained: Path 
 
 
 def new_condensed(
-    recipe: Recipe, data: LabeledImages, generator: Backbone | None, representatives: Representatives
+    recipe: Recipe,
+    data: LabeledImages,
+    generator: Backbone | None,
+    representatives: Representatives,
+    weights: Mapping[str, str] | None = None,
 ) -> Condensed:
-    """The artefact before anything of it is learned: around a generator, or a bank of pixels where there is none."""
+    """The artefact before anything of it is learned: around a generator, or a bank of pixels where there is none.
+
+    Args:
+        weights: see `checkpoint.provenance`.
+    """
+    made = provenance(recipe, data, weights)
     if generator is None:
-        return new_pixels(recipe, data, representatives, provenance(recipe, data))
+        return new_pixels(recipe, data, representatives, made)
     condensed = CondensedDataset(
         data.class_names,
         backbone_config(generator),
         recipe.codes.num_slots,
         recipe.seed,
         recipe.synthesizer.factor,
-        provenance(recipe, data),
+        made,
         by_parts=recipe.synthesizer.by_parts,
         fresh=recipe.codes.fresh,
     )
@@ -164,7 +188,7 @@ def encode(recipe: Recipe, condensed: CondensedDataset, representatives: Represe
     optimizer = adam(condensed, part.encode_generator_lr, part.encode_code_lr)
     synthesize, optimizer = accelerator.prepare(condensed, optimizer)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=part.encode_steps)
-    accelerator.register_for_checkpointing(schedule)
+    states = {"condensed": condensed, "optimizer": optimizer, "schedule": schedule}
     share = own_share(part.encode_batch_size, accelerator.process_index, accelerator.num_processes)
 
     def encode_step(step: int) -> Mapping[str, Tensor]:
@@ -180,7 +204,9 @@ def encode(recipe: Recipe, condensed: CondensedDataset, representatives: Represe
         schedule.step()
         return {"representative": loss}
 
-    run_stage(accelerator, run, "encode", part.encode_steps, encode_step, save_every_steps=recipe.save_every_steps)
+    run_stage(
+        accelerator, run, "encode", part.encode_steps, encode_step, states, save_every_steps=recipe.save_every_steps
+    )
     accelerator.free_memory()
 
 
@@ -238,8 +264,6 @@ class Matching:
         self.schedule = get_scheduler(
             part.schedule, self.optimizer, num_warmup_steps=0, num_training_steps=part.num_steps
         )
-        states = (self.schedule, self.average, extractors, real)
-        self.accelerator.register_for_checkpointing(*(state for state in states if hasattr(state, "state_dict")))
         self.augmentation = matching_augmentation(recipe, data)
         objective = asdict(recipe.objective)
         self.weights = {name.removesuffix("_weight"): w for name, w in objective.items() if name.endswith("_weight")}
@@ -329,6 +353,14 @@ class Matching:
             "condense",
             self.recipe.condense.num_steps,
             self.step,
+            {
+                "condensed": self.condensed,
+                "optimizer": self.optimizer,
+                "schedule": self.schedule,
+                "average": self.average,
+                "extractors": self.extractors,
+                "real": self.real,
+            },
             save_every_steps=self.recipe.save_every_steps,
             on_save=lambda step: self.picture(run.samples / f"step_{step:06d}.png"),
         )

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from gencond import sources
-from gencond.distributed import new_accelerator
+from gencond.distributed import main_process_first
 from gencond.errors import InputError, first_line
 from gencond.files import cache_dir
 from gencond.mapped import MappedImages
@@ -176,7 +176,7 @@ def load_real(
     if source in NAMED_SETS:
         if Path(source).exists():
             logger.info("data: %s is the named set; the folder or file of that name is ./%s", source, source)
-        with new_accelerator().main_process_first():  # one process downloads a set, the others find it
+        with main_process_first():  # one process downloads a set, the others find it
             train, test = NAMED_SETS[source]()
     elif not Path(source).exists():
         raise InputError(f"no such data: {source!r} is neither a path nor one of {', '.join(NAMED_SETS)}")

@@ -1,7 +1,15 @@
-"""Class-parallel processes: each takes its own classes; only class centers cross the wire, with gradient."""
+"""Class-parallel processes: each takes its own classes; only class centers cross the wire, with gradient.
 
+Processes may wait for each other for hours, while one trains extractors or downloads weights, and only in
+`wait_for_everyone`, which says so every some minutes. A collective itself ends with an error after `TIMEOUT`.
+"""
+
+import functools
+import logging
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,21 +20,39 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from gencond.errors import InputError
+from gencond.progress import spoken_time
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# One process may build extractors for hours while the others wait.
-TIMEOUT = timedelta(hours=24)
+logger = logging.getLogger(__name__)
+
+TIMEOUT = timedelta(minutes=10)  # of a collective, to which processes come at nearly the same time
+PATIENCE = timedelta(days=30)  # of `wait_for_everyone`
+SECONDS_BETWEEN_WORDS = 300.0
+POLL_SECONDS = 0.02
 
 Value = TypeVar("Value")
 
 
 def new_accelerator() -> "Accelerator":
-    """An Accelerator as `accelerate launch` configured it, patient enough for the stages that one process does."""
-    from accelerate import Accelerator, InitProcessGroupKwargs
+    """An Accelerator as `accelerate launch` configured it.
 
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
+    Data parallelism leaves buffers alone: it would send them before every forward pass, and processes may need
+    different numbers of those. Matching keeps batch norms as they are; pretraining, which does not, uses the batch's
+    own statistics and computes those that stay from weights that all processes have.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    accelerator = Accelerator(
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=TIMEOUT),
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+        ]
+    )
+    if accelerator.num_processes > 1:
+        _patient_group()
+    return accelerator
 
 
 def memory_used(device: torch.device) -> int:
@@ -55,6 +81,31 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
+def is_main_process() -> bool:
+    return rank_and_world()[0] == 0
+
+
+@functools.cache
+def _patient_group() -> "dist.ProcessGroup":
+    """All processes, connected once more without a GPU; made when all of them ask for it first."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def wait_for_everyone() -> None:
+    """Returns once every process is here, however long one of them works before it comes; says that it waits."""
+    rank, world = rank_and_world()
+    if world == 1:
+        return
+    arrived = dist.barrier(group=_patient_group(), async_op=True)
+    started = said = time.monotonic()
+    while not arrived.is_completed():
+        time.sleep(POLL_SECONDS)
+        if time.monotonic() - said > SECONDS_BETWEEN_WORDS:
+            said = time.monotonic()
+            logger.info("process %d of %d has waited %s for others", rank, world, spoken_time(said - started))
+    arrived.wait()
+
+
 def from_main(compute: Callable[[], Value]) -> Value:
     """What the main process computes, on every process, so that all go on alike; all raise its InputError."""
     rank, world = rank_and_world()
@@ -66,10 +117,27 @@ def from_main(compute: Callable[[], Value]) -> Value:
             answer[0] = compute()
         except (InputError, OSError) as error:
             answer[1] = error
+    wait_for_everyone()
     dist.broadcast_object_list(answer)
     if answer[1] is not None:
         raise answer[1]
     return answer[0]
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """The main process does what is inside, then the others, who find it done; all raise the main one's InputError."""
+    failure = None
+    if is_main_process():
+        try:
+            yield
+        except (InputError, OSError) as error:
+            failure = error
+    failure = from_main(lambda: failure)
+    if failure is not None:
+        raise failure
+    if not is_main_process():
+        yield
 
 
 def from_all(own: list[Value]) -> list[Value]:
@@ -77,6 +145,7 @@ def from_all(own: list[Value]) -> list[Value]:
     _, world = rank_and_world()
     if world == 1:
         return own
+    wait_for_everyone()
     several: list[Any] = [None] * world
     dist.all_gather_object(several, own)
     return [item for items in several for item in items]

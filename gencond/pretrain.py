@@ -13,7 +13,7 @@ from gencond.backbones import has_pretraining, new_generator, published_generato
 from gencond.checkpoint import RunFolder, run_stage, step_rng
 from gencond.config import Recipe
 from gencond.data import LabeledImages
-from gencond.distributed import new_accelerator, own_share
+from gencond.distributed import from_main, is_main_process, main_process_first, new_accelerator, own_share
 from gencond.files import written_whole
 from gencond.generator.backbone import Backbone
 from gencond.generator.biggan import set_standing_statistics
@@ -21,6 +21,7 @@ from gencond.generator.discriminator import ProjectionDiscriminator
 from gencond.generator.packing import shrink
 from gencond.losses.adversarial import discriminator_hinge_loss, generator_hinge_loss
 from gencond.ranges import to_signed
+from gencond.seeding import seeded
 
 logger = logging.getLogger(__name__)
 
@@ -53,16 +54,16 @@ def pretrained_generator(
         return published_generator(recipe, data)
     if not has_pretraining(recipe):
         return new_generator(recipe, data).eval()
-    if run.pretrained.is_dir():
+    if from_main(run.pretrained.is_dir):
         logger.info("pretrain: reusing %s", run.pretrained)
+        from_main(lambda: run.drop_states(STAGE))
         return read_generator(run.pretrained, recipe, data)
     generator = pretrain(recipe, data, run)
-    accelerator = new_accelerator()
-    if accelerator.is_main_process:
-        with written_whole(run.pretrained) as temporary:
-            generator.save_pretrained(temporary)
-        run.drop_state(STAGE)
-    accelerator.wait_for_everyone()
+    with main_process_first():
+        if is_main_process():
+            with written_whole(run.pretrained) as temporary:
+                generator.save_pretrained(temporary)
+            run.drop_states(STAGE)
     return generator
 
 
@@ -72,8 +73,7 @@ def pretrain(recipe: Recipe, data: LabeledImages, run: RunFolder) -> Backbone:
     accelerator = new_accelerator()
     generator = new_generator(recipe, data)
     side = generator.config.sample_size
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed + 1)
+    with seeded(recipe.seed + 1):
         discriminator = ProjectionDiscriminator(side, data.channels, data.num_classes, part.discriminator_width)
     latent_dim = generator.config.latent_dim
     generator_ema = averaged(generator.to(accelerator.device), part.ema_halflife_steps)
@@ -83,8 +83,14 @@ def pretrain(recipe: Recipe, data: LabeledImages, run: RunFolder) -> Backbone:
         torch.optim.Adam(generator.parameters(), part.generator_lr, betas=(0.0, 0.9)),
         torch.optim.Adam(discriminator.parameters(), part.discriminator_lr, betas=(0.0, 0.9)),
     )
-    accelerator.register_for_checkpointing(generator_ema)
     judge = accelerator.unwrap_model(discriminator)  # the generator's step needs no gradient sync of it
+    states = {
+        "generator": accelerator.unwrap_model(generator),
+        "discriminator": judge,
+        "generator_optimizer": generator_optimizer,
+        "discriminator_optimizer": discriminator_optimizer,
+        "average": generator_ema,
+    }
     mean, std = data.mean_std
     augmentation = Augmentation(part.augmentation, side, mean, std, mode="all")
     share = own_share(part.batch_size, accelerator.process_index, accelerator.num_processes)
@@ -126,7 +132,7 @@ def pretrain(recipe: Recipe, data: LabeledImages, run: RunFolder) -> Backbone:
         generator_ema.update_parameters(accelerator.unwrap_model(generator))
         return {"discriminator": discriminator_loss, "generator": generator_loss}
 
-    run_stage(accelerator, run, STAGE, part.num_steps, pretrain_step, save_every_steps=recipe.save_every_steps)
+    run_stage(accelerator, run, STAGE, part.num_steps, pretrain_step, states, save_every_steps=recipe.save_every_steps)
     rng = step_rng(recipe.seed, f"{STAGE}/standing", 0)
     batches = []
     for _ in range(STANDING_BATCHES):

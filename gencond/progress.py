@@ -1,9 +1,13 @@
 """One look for every progress bar: what runs, how far, time left, and the numbers worth watching."""
 
+import logging
 import sys
+import weakref
 from collections.abc import Iterable
 
 from tqdm import tqdm
+
+_bars: "weakref.WeakSet[tqdm]" = weakref.WeakSet()
 
 BAR = "{desc} {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
@@ -24,7 +28,7 @@ def progress(
         unit_scale: counts in thousands and millions.
     """
     interactive = sys.stderr.isatty()
-    return tqdm(
+    bar = tqdm(
         iterable,
         desc=f"{description:<22}",
         total=total,
@@ -37,6 +41,22 @@ def progress(
         bar_format=BAR,
         leave=True,
     )
+    _bars.add(bar)
+    return bar
+
+
+def close_bars() -> None:
+    """Ends the line of every bar that an error left open, so that what is said next has a line of its own."""
+    for bar in list(_bars):
+        bar.close()
+
+
+class LogAboveBars(logging.StreamHandler):
+    """Messages on stderr, each on a line of its own while a bar goes on below."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):
+            super().emit(record)
 
 
 def spoken_time(seconds: float) -> str:

@@ -57,7 +57,7 @@ def measure(
     """Points of one line: steps, seconds, accuracies."""
     points, protocol = [], get_protocol(args.protocol, train.num_classes, train.image_size)
     key = depends_on(recipe, train, held_out, args)
-    with tempfile.TemporaryDirectory() as folder, prepare_run(Path(folder) / "run", recipe, train, True) as run:
+    with tempfile.TemporaryDirectory() as folder, prepare_run(Path(folder) / "run", recipe, train) as run:
         os.environ |= {"GENCOND_CACHE": folder, "TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled"}
         begun = time.perf_counter()
         matching = start(recipe, train, run, args.pretrained)

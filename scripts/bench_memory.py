@@ -45,7 +45,7 @@ def measure(recipe_name: str, num_classes: int, at_once: str, side: int, overrid
     data = LabeledImages(images, torch.arange(num_classes), tuple(f"{label:04d}" for label in range(num_classes)))
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GENCOND_CACHE"] = folder
-        with prepare_run(Path(folder) / "run", recipe, data, True) as run:
+        with prepare_run(Path(folder) / "run", recipe, data) as run:
             matching = start(recipe, data, run)
             device = matching.accelerator.device
             matching.optimizer.zero_grad()

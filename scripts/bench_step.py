@@ -55,7 +55,7 @@ def measure(name: str, ipc: int, images_per_class: int, width: int, num_steps: i
     check_fit(recipe, data)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GENCOND_CACHE"] = folder
-        with prepare_run(Path(folder) / "run", recipe, data, True) as run:
+        with prepare_run(Path(folder) / "run", recipe, data) as run:
             matching = start(recipe, data, run)
             seconds = []
             for step in range(2 + num_steps):

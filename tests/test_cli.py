@@ -1,5 +1,11 @@
 import json
+import logging
+import os
 import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +16,11 @@ from conftest import TINY
 from PIL import Image
 
 import gencond
-from gencond.cli import main
+from gencond.cli import main, run_cleanly
 from gencond.data import LabeledImages, load_real
+from gencond.errors import InputError
 from gencond.eval.baselines import BASELINES
+from gencond.progress import progress
 from gencond.ranges import to_signed
 from gencond.selection import random_subset
 
@@ -346,6 +354,77 @@ def test_no_space_left_is_one_line(tmp_path: Path, monkeypatch, capsys: pytest.C
     monkeypatch.undo()
     main(asked)  # once there is space, it goes on
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def ends(capsys: pytest.CaptureFixture, command: Callable[[], None]) -> tuple[int, list[str]]:
+    """Status, and what was printed to stderr, of a command that ends early."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        run_cleanly(command)
+    return ended.value.code, capsys.readouterr().err.splitlines()
+
+
+def refused() -> None:
+    raise InputError("no such data: remove it")
+
+
+def test_signals_end_with_their_own_status(capsys: pytest.CaptureFixture) -> None:
+    for number, status, word in ((signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")):
+        found, said = ends(capsys, lambda number=number: os.kill(os.getpid(), number))
+        assert (found, said) == (status, [f"gencond: {word}; the same command goes on from the last saved state"])
+
+
+def test_an_error_and_a_message_have_lines_of_their_own_beside_a_progress_bar(capsys: pytest.CaptureFixture) -> None:
+    def command() -> None:
+        for step in progress(range(3), description="condense"):
+            if step == 1:
+                logging.getLogger("gencond").info("a word")
+                refused()
+
+    status, said = ends(capsys, command)
+    lines = [line.strip() for line in said]
+    assert status == 2 and "a word" in lines and lines[-1] == "gencond: no such data: remove it"
+    assert any("condense" in line and "0/3" in line for line in lines[:-1])
+
+
+def test_a_torch_file_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    def command() -> None:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))  # as a full disk
+        try:
+            torch.save(torch.zeros(10_000), tmp_path / "images.pt")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    resource = pytest.importorskip("resource")
+    status, (line,) = ends(capsys, command)
+    assert status == 2 and line.startswith("gencond: a file could not be written: ")
+
+
+def test_of_several_processes_the_main_one_says_it_first(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a launcher that ends the others ends the silence
+        waited.append(seconds)
+
+    monkeypatch.setattr("gencond.cli.time.sleep", sleep)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, seconds in (("0", []), ("1", [5.0])):
+        monkeypatch.setenv("RANK", rank)
+        assert ends(capsys, refused) == (2, ["gencond: no such data: remove it"]) and waited == seconds
+    assert ends(capsys, lambda: os.kill(os.getpid(), signal.SIGTERM)) == (143, [])
+
+
+def test_two_evaluations_into_one_folder_do_not_meet(run: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    hold = "import sys, time; from pathlib import Path; from gencond.files import alone_in\nwith alone_in(Path(sys.argv[1]), '.report.lock'):\n    print('held', flush=True); time.sleep(60)"  # noqa: E501
+    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        line = fails(capsys, "evaluate", str(run), "--ipc", "1", "--out", str(tmp_path))
+        other.kill()
+    assert line == f"gencond: another process works in {tmp_path}: wait for it or choose another --out"
 
 
 def test_hub_load_from_another_working_directory(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,8 @@
+import ast
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +15,7 @@ import yaml
 from conftest import tiny_recipe, whole
 
 import gencond
+import gencond.condense
 from gencond.assembly import Representatives, choose_representatives, new_extractors, new_real_side
 from gencond.augment import Augmentation
 from gencond.backbones import new_generator
@@ -20,7 +24,7 @@ from gencond.condense import condense
 from gencond.config import Recipe, to_yaml
 from gencond.data import LabeledImages
 from gencond.errors import InputError
-from gencond.files import cache_dir, state_fingerprint
+from gencond.files import cache_dir, file_sha256, state_fingerprint, weights_hash
 from gencond.generator.condensed import CondensedDataset
 from gencond.losses.center import center_loss
 from gencond.losses.diversity import diversity_loss
@@ -317,10 +321,13 @@ def test_another_recipe_or_other_data_in_the_same_folder_is_refused(few_digits: 
 def test_a_run_killed_in_its_first_moments_starts_again(few_digits: LabeledImages, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / ".data.json.123.tmp").write_text("{")
+    left = run / ".data.json.a1b2c3d4.tmp"
+    left.mkdir()
+    (left / "data.json").write_text("{")
+    os.utime(left, (0, 0))
     (run / "data.json").write_text("{}")
     condense(tiny_recipe(), few_digits, run)
-    assert (run / "condensed").is_dir() and not (run / ".data.json.123.tmp").exists()
+    assert (run / "condensed").is_dir() and not left.exists()
 
 
 def test_half_a_log_line_is_dropped(few_digits: LabeledImages, tmp_path: Path) -> None:
@@ -347,21 +354,182 @@ def test_a_second_process_is_kept_out_of_a_run_folder(few_digits: LabeledImages,
 
 def test_a_diverged_run_stops_and_keeps_its_last_state(few_digits: LabeledImages, tmp_path: Path) -> None:
     recipe = tiny_recipe("objective.mean_weight=1e39")  # more than float32 holds
-    with pytest.raises(InputError, match="is not finite: lower the learning rates"):
+    with pytest.raises(InputError, match="is not finite: lower condense.generator_lr or"):
         condense(recipe, few_digits, tmp_path / "run")
     assert not (tmp_path / "run" / "condensed").exists()
 
 
-def test_a_damaged_state_is_named(few_digits: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = tmp_path / "run"
+def killed_before_its_artefact(
+    recipe: Recipe, data: LabeledImages, run: Path, monkeypatch: pytest.MonkeyPatch, pretrained: Path | None = None
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("gencond.condense.write_artefact", lambda *args: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
-            condense(tiny_recipe(), few_digits, run)
+            condense(recipe, data, run, pretrained)
+
+
+def test_a_damaged_state_is_named(few_digits: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    killed_before_its_artefact(tiny_recipe(), few_digits, run, monkeypatch)
     damaged = next((run / "state" / "condense").glob("step_*"))
-    (damaged / "model.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="remove it to redo the condense stage"):
+    content = bytearray((damaged / "state.safetensors").read_bytes())
+    content[-5] ^= 1  # a bit of a weight
+    (damaged / "state.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="is damaged .*: remove it to redo the condense stage"):
         condense(tiny_recipe(), few_digits, run)
+    shutil.rmtree(damaged)
+    condense(tiny_recipe(), few_digits, run)
+
+
+class Harmless:
+    """What is pickled as a call, here of `Path.touch`."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.marker,)
+
+
+def test_going_on_with_a_run_folder_of_somebody_elses_calls_nothing_that_is_pickled_there(
+    few_digits: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, marker = tmp_path / "run", tmp_path / "called"
+    killed_before_its_artefact(tiny_recipe(), few_digits, run, monkeypatch)
+    (state,) = (run / "state" / "condense").iterdir()
+    assert not [file for file in state.iterdir() if file.read_bytes()[:2] in (b"PK", b"\x80\x02")]  # zip, pickle
+    for name in ("custom_checkpoint_0.pkl", "optimizer.bin", "random_states_0.pkl", "state.safetensors"):
+        torch.save(Harmless(marker), state / name)
+    with pytest.raises(InputError, match="is damaged"):
+        condense(tiny_recipe(), few_digits, run)
+    (state / "sha256").write_text(file_sha256(state / "state.safetensors"))
+    with pytest.raises(InputError, match="cannot be read .*: remove it to redo the condense stage"):
+        condense(tiny_recipe(), few_digits, run)
+    (state / "state.safetensors").unlink()  # as an older gencond left it
+    with pytest.raises(InputError, match="older gencond, which are not read: remove it to redo the condense stage"):
+        condense(tiny_recipe(), few_digits, run)
+    assert not marker.exists()
+    shutil.rmtree(state)
+    condense(tiny_recipe(), few_digits, run)
+    assert not marker.exists()
+
+
+def test_no_code_of_the_package_unpickles() -> None:
+    """Of what torch and numpy read as pickles unless they are told otherwise."""
+    for file in Path(gencond.__file__).parent.rglob("*.py"):
+        for call in (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)):
+            called, options = ast.unparse(call.func), {keyword.arg: keyword.value for keyword in call.keywords}
+            if called == "torch.load":
+                assert ast.unparse(options["weights_only"]) == "True", file
+            if called == "np.load":
+                assert ast.unparse(options.get("allow_pickle", ast.Constant(False))) == "False", file
+            assert called not in ("pickle.load", "pickle.loads", "accelerator.load_state", "torch.hub.load"), file
+
+
+def test_the_weights_that_a_run_starts_from_are_a_part_of_what_it_is(
+    few_digits: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, given, run = tiny_recipe(), tmp_path / "given", tmp_path / "run"
+    generator = new_generator(recipe, few_digits)
+    generator.save_pretrained(given)
+    new_generator(tiny_recipe("seed=1"), few_digits).save_pretrained(tmp_path / "other")
+    killed_before_its_artefact(recipe, few_digits, run, monkeypatch, given)
+    for weights in (tmp_path / "other", None):
+        with pytest.raises(InputError, match="was started with pretrained weights [0-9a-f]{16}, and is now asked for"):
+            condense(recipe, few_digits, run, weights)
+    moved = given.rename(tmp_path / "moved")
+    condensed = condense(recipe, few_digits, run, moved)  # their content counts
+    assert condensed.config.provenance["weights"] == {"pretrained": state_fingerprint(generator)}
+    assert condensed.config.provenance["recipe"]["pretrain"]["num_steps"] == 4  # which were not made
+    before = artefact_bits(run)
+    with pytest.raises(InputError, match="given cannot be loaded as a pretrained generator"):
+        condense(recipe, few_digits, run, given)  # although the run is finished
+    condense(recipe, few_digits, run, moved)
+    assert artefact_bits(run) == before
+    condense(recipe, few_digits, tmp_path / "own")
+    with pytest.raises(InputError, match="without pretrained weights, and is now asked for with"):
+        condense(recipe, few_digits, tmp_path / "own", moved)
+
+
+def test_published_weights_whose_content_changed_are_other_weights(tmp_path: Path) -> None:
+    file, folder = tmp_path / "weights.pth", tmp_path / "folder"
+    folder.mkdir()
+    file.write_bytes(b"one")
+    (folder / "weights.pth").write_bytes(b"one")
+    before = [weights_hash(path) for path in (file, folder)]
+    file.rename(tmp_path / "moved.pth")
+    folder.rename(tmp_path / "moved")
+    assert [weights_hash(tmp_path / name) for name in ("moved.pth", "moved")] == before
+    (tmp_path / "moved.pth").write_bytes(b"two")
+    (tmp_path / "moved" / "weights.pth").write_bytes(b"two")
+    assert not {weights_hash(tmp_path / name) for name in ("moved.pth", "moved")} & set(before)
+    assert weights_hash("owner/name") == "name"
+
+
+@pytest.mark.parametrize("stage", ["encode", "condense"])
+def test_weights_that_are_not_finite_are_no_state_and_the_advice_works(
+    few_digits: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    run = tmp_path / "run"
+    number = {"encode": "codes.encode_steps=40", "condense": "condense.num_steps=40"}[stage]
+    rate = {"encode": "codes.encode_generator_lr", "condense": "condense.generator_lr"}[stage]
+    backward = torch.Tensor.backward
+
+    def overflows(self: torch.Tensor, *args, **options) -> None:  # the loss is finite, and what is learned is not
+        backward(self, *args, **options)
+        if next((run / "state" / stage).glob("step_00000002"), None):
+            for group in new.param_groups:
+                group["params"][0].grad.fill_(torch.nan)
+
+    adam = gencond.condense.adam
+    monkeypatch.setattr("gencond.condense.adam", lambda *args: globals().__setitem__("new", adam(*args)) or new)
+    monkeypatch.setattr("torch.Tensor.backward", overflows)
+    with pytest.raises(InputError, match=f"{stage}: a weight at step 4 is not finite: lower .*{rate}") as raised:
+        condense(tiny_recipe(number), few_digits, run)
+    assert [state.name for state in (run / "state" / stage).iterdir()] == ["step_00000002"]
+    monkeypatch.undo()
+    advised = Path(re.search(r"--pretrained (\S+) ", str(raised.value))[1])
+    condense(tiny_recipe(number, f"{rate}=1e-5"), few_digits, tmp_path / "again", advised)
+    assert not (tmp_path / "again" / "pretrained").exists()  # it goes on from there
+    condense(tiny_recipe(number), few_digits, run)  # what was not the recipe's fault: from the state before
+
+
+def test_what_a_kill_left_of_finished_stages_is_gone_after_the_next_call(
+    few_digits: LabeledImages, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    condense(tiny_recipe(), few_digits, run)
+    assert not (run / "state").exists()
+    left = [run / "state" / "condense" / "step_00000006", run / "samples" / ".step_000006.png.a1b2c3d4.tmp"]
+    for folder in left:
+        folder.mkdir(parents=True)
+        os.utime(folder, (0, 0))
+    (run / "samples" / ".mine.tmp").touch()
+    condense(tiny_recipe(), few_digits, run)
+    assert not (run / "state").exists() and not left[1].exists() and (run / "samples" / ".mine.tmp").exists()
+
+
+FULL = """
+import resource, sys
+from gencond.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # as a full disk: no file grows larger
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such limit")
+def test_a_full_disk_while_a_state_is_saved_is_one_line_and_the_run_goes_on_once_there_is_space(
+    digits: tuple, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    (tmp_path / "recipe.yaml").write_text(to_yaml(tiny_recipe()))
+    command = ["condense", "--recipe", str(tmp_path / "recipe.yaml"), "--data", "digits", "--out", str(run)]
+    said = subprocess.run([sys.executable, "-c", FULL, *command], capture_output=True, text=True)
+    lines = [line for line in re.split("[\r\n]+", said.stderr) if "gencond:" in line]
+    assert said.returncode == 2 and "Traceback" not in said.stderr, said.stderr
+    assert len(lines) == 1 and lines[0].startswith("gencond: the state of pretrain at step 2 could not be written into")
+    assert not list(run.glob("state/*/*"))
+    condense(tiny_recipe(), digits[0], run)
 
 
 @pytest.mark.parametrize(

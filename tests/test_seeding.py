@@ -1,0 +1,27 @@
+import torch
+from conftest import tiny_recipe
+
+from gencond.assembly import extractor_maker
+from gencond.backbones import new_generator
+from gencond.data import LabeledImages
+from gencond.eval.networks import build_network
+from gencond.seeding import seeded
+
+
+def test_draws_depend_on_the_seed_and_no_generator_of_the_process_moves(monkeypatch, few_digits: LabeledImages) -> None:
+    def of_all_devices(seed: int) -> None:
+        raise AssertionError("the generators of GPUs are set")
+
+    monkeypatch.setattr("torch.cuda.manual_seed_all", of_all_devices)
+    monkeypatch.setattr("torch.manual_seed", of_all_devices)
+    before = torch.get_rng_state()
+    with seeded(3):
+        drawn = torch.randn(4)
+    maker = extractor_maker(tiny_recipe(), few_digits, torch.device("cpu"))
+    first = [build_network("mlp", 1, 10, 8, seed).classifier.weight for seed in (0, 0, 1)]
+    other = [maker.network(seed).classifier.weight for seed in (0, 0, 1)]
+    third = [new_generator(tiny_recipe(f"seed={seed}"), few_digits).linear.weight for seed in (0, 0, 1)]
+    for one, again, another in (first, other, third):
+        assert torch.equal(one, again) and not torch.equal(one, another)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(drawn, torch.randn(4, generator=torch.Generator().manual_seed(3)))
