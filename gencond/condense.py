@@ -26,7 +26,15 @@ from gencond.backbones import read_generator
 from gencond.checkpoint import RunFolder, prepare_run, provenance, run_stage, step_rng, write_artefact
 from gencond.config import Recipe
 from gencond.data import LabeledImages
-from gencond.distributed import from_main, is_main_process, main_process_first, memory_used, new_accelerator, own_share
+from gencond.distributed import (
+    from_main,
+    is_main_process,
+    main_process_first,
+    memory_used,
+    new_accelerator,
+    own_share,
+    wait_for_everyone,
+)
 from gencond.errors import InputError
 from gencond.features import advice_on_bfloat16
 from gencond.files import cache_dir, require_writable, state_fingerprint, weights_hash
@@ -128,6 +136,7 @@ def start(recipe: Recipe, data: LabeledImages, run: RunFolder, pretrained: Path 
             memory=memory_used(accelerator.device),
         )
     representatives = choose_representatives(recipe, data, extractors).to(accelerator.device)
+    wait_for_everyone()  # before data parallelism compares its copies
     condensed = new_condensed(recipe, data, generator, representatives, run.weights)
     if isinstance(condensed, CondensedDataset):
         if isinstance(condensed.generator, TransformGenerator):

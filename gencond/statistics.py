@@ -23,7 +23,7 @@ from torch import Tensor
 from gencond.augment import Augmentation
 from gencond.cache import read_checked, write_checked
 from gencond.data import LabeledImages
-from gencond.distributed import from_main, rank_and_world
+from gencond.distributed import from_main, rank_and_world, wait_for_everyone
 from gencond.errors import InputError
 from gencond.features import Extractor
 from gencond.files import all_finite, short_hash
@@ -306,6 +306,7 @@ def _add(
 
 def _add_up(total: Sums, own: Sums) -> None:
     """Adds what the processes have summed since the last time to the total of each, and empties it."""
+    wait_for_everyone()  # who reads from a slow disk
     for whole, part in zip(total.added(), own.added(), strict=True):
         dist.all_reduce(part)
         whole += part

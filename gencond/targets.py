@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from gencond.augment import Augmentation, AugmentParams
 from gencond.data import LabeledImages
-from gencond.distributed import gather_rows, own_share, rank_and_world
+from gencond.distributed import gather_rows, own_share, rank_and_world, wait_for_everyone
 from gencond.features import Extractor
 from gencond.losses.anchor import contrast, pooled_pixels
 from gencond.losses.gradient import Metric, gradient_matching_loss
@@ -266,6 +266,7 @@ class RepresentativeSide(BatchSide):
             num_clusters = min(self.batch_size, len(rows))
             nearest = kmeans_representatives(features.cpu().numpy(), num_clusters, self.seed, distinct=False)
             chosen.append(rows[nearest[torch.arange(self.batch_size) % num_clusters]])
+        wait_for_everyone()  # k-means of some classes takes minutes longer than of others
         return gather_rows(torch.stack(chosen).to(self.device), len(drawn)).cpu()
 
     def state_dict(self) -> dict[str, Any]:

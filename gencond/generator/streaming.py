@@ -20,9 +20,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
-from gencond.distributed import rank_and_world
+from gencond.distributed import wait_for_everyone
 from gencond.errors import InputError
 from gencond.files import is_locked, read_json, take_lock, write_json
 from gencond.generator.exporting import PART_WRITERS, EncodedImage, Layout, class_folders, lay_out
@@ -161,8 +159,8 @@ def _share(work: Path, out: Path, plan: dict[str, Any], rank: int, num_processes
 
 
 def _wait_for_all(num_processes: int) -> None:
-    if num_processes > 1 and rank_and_world()[1] > 1:
-        dist.barrier()
+    if num_processes > 1:
+        wait_for_everyone()
 
 
 def _done(work: Path) -> set[int]:
