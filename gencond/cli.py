@@ -54,7 +54,7 @@ def run_cleanly(command: Callable[[], None]) -> None:
     except OSError as error:  # no space, no permission, a vanished file
         _end(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
     except RuntimeError as error:
-        if "PytorchStreamWriter" in str(error):  # torch.save on a full disk
+        if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):  # torch.save on a full disk
             _end(f"a file could not be written: {first_line(error)}", 2)
         if not _is_of_lost_process(error):
             raise

@@ -473,16 +473,20 @@ def test_weights_that_are_not_finite_are_no_state_and_the_advice_works(
     run = tmp_path / "run"
     number = {"encode": "codes.encode_steps=40", "condense": "condense.num_steps=40"}[stage]
     rate = {"encode": "codes.encode_generator_lr", "condense": "condense.generator_lr"}[stage]
-    backward = torch.Tensor.backward
+    backward, adam, made = torch.Tensor.backward, gencond.condense.adam, []
+    steps = iter(range(100))
 
-    def overflows(self: torch.Tensor, *args, **options) -> None:  # the loss is finite, and what is learned is not
+    def overflows(self: torch.Tensor, *args, **options) -> None:
+        """In the fourth step: its loss is finite, and what it learns is not."""
         backward(self, *args, **options)
-        if next((run / "state" / stage).glob("step_00000002"), None):
-            for group in new.param_groups:
-                group["params"][0].grad.fill_(torch.nan)
+        if (run / "state" / stage / "step_00000002").exists() and next(steps) == 1:
+            made[-1].param_groups[0]["params"][0].grad.fill_(torch.nan)
 
-    adam = gencond.condense.adam
-    monkeypatch.setattr("gencond.condense.adam", lambda *args: globals().__setitem__("new", adam(*args)) or new)
+    def noted(*args) -> torch.optim.Adam:
+        made.append(adam(*args))
+        return made[-1]
+
+    monkeypatch.setattr("gencond.condense.adam", noted)
     monkeypatch.setattr("torch.Tensor.backward", overflows)
     with pytest.raises(InputError, match=f"{stage}: a weight at step 4 is not finite: lower .*{rate}") as raised:
         condense(tiny_recipe(number), few_digits, run)
