@@ -110,7 +110,8 @@ def spy(name, globals=None, locals=None, fromlist=(), level=0):
 builtins.__import__ = spy
 import hubconf
 model = hubconf.condensed("digits")
-model.sample(1), model.stream(), hubconf.condensed("cifar10_1mbit"), hubconf.biggan(32), hubconf.biggan_deep(128)
+model.sample(1), model.stream(), hubconf.condensed("cifar10_1mbit"), hubconf.biggan(32)
+import gencond.generator.biggan_deep, gencond.generator.pretrained
 print(*(found - sys.stdlib_module_names - {"gencond"} - set(hubconf.dependencies)))
 """
 
