@@ -64,7 +64,7 @@ class DeviceWithoutFloat64(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         options = kwargs or {}
-        if func is torch.ops.aten._to_copy.default and args[0].is_meta and options["device"] == torch.device("cpu"):
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta and options.get("device") == torch.device("cpu"):
             return torch.zeros(args[0].shape, dtype=options.get("dtype") or args[0].dtype)
         made = func(*args, **options)
         for tensor in made if isinstance(made, list | tuple) else [made]:
