@@ -18,7 +18,7 @@ from gencond.augment import Augmentation
 from gencond.backbones import IMAGENET1K, new_generator
 from gencond.config import Recipe
 from gencond.data import LabeledImages
-from gencond.distributed import from_all, main_process_first, new_accelerator, own_share, rank_and_world
+from gencond.distributed import from_all, main_process_first, own_share, rank_and_world
 from gencond.errors import InputError
 from gencond.extractors import (
     SETTLING_IMAGES,
