@@ -27,7 +27,7 @@ from gencond.eval.memorization import memorisation
 from gencond.eval.metrics import compare_sets
 from gencond.eval.protocols import Protocol, check_protocol, get_protocol
 from gencond.eval.report import write_reports
-from gencond.eval.scoring import GENCOND, Row, score_tables
+from gencond.eval.scoring import EVALUATOR, GENCOND, Row, score_tables
 from gencond.eval.wording import markdown_results, outside_summary, summary_table
 from gencond.files import read_json, short_hash, write_json, write_text
 from gencond.foreign import ForeignSet, is_foreign, read_foreign, side_of
@@ -299,7 +299,10 @@ def judge(
     if condensed is not None:
         condensed.to(device)
     samples = subject.sample(max(ipcs))
-    known: list[Row] = old["rows"] if old.get("augmentation") == augmentation else []
+    earlier: list[Row] = old["rows"] if old.get("augmentation") == augmentation else []
+    known = [row for row in earlier if row.get("evaluator") == EVALUATOR]
+    if len(known) < len(earlier):
+        logger.info("evaluation: %d rows of an older evaluator leave the report in %s", len(earlier) - len(known), out)
     if taught_by is not None:  # the report names one teacher
         known = [row for row in known if row.get("teacher", taught_by.key) == taught_by.key]
     command = _command(

@@ -118,6 +118,20 @@ def test_a_second_evaluation_reuses_its_rows_and_says_so(run: Path, caplog: pyte
     assert "4 of 7 rows were measured before" in caplog.text
 
 
+def test_rows_of_an_older_evaluator_leave_the_report_and_that_is_said(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = ["--out", str(tmp_path), "--seeds", "1", "--baselines"]
+    main(["evaluate", str(run), "--ipc", "1", *few])
+    content = json.loads((tmp_path / "report.json").read_text())
+    content["rows"][0]["evaluator"] -= 1
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    caplog.set_level("INFO", logger="gencond")
+    main(["evaluate", str(run), "--ipc", "2", *few])
+    assert f"1 rows of an older evaluator leave the report in {tmp_path}" in caplog.text
+    assert [row["ipc"] for row in json.loads((tmp_path / "report.json").read_text())["rows"]] == [2]
+
+
 def test_an_artefact_alone_is_judged_with_its_data_named(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

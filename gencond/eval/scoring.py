@@ -75,8 +75,8 @@ def score_tables(
     Returns:
         Rows with `images`, `mode` (`fixed`, or `stream`: no image twice), `ipc` (None for the whole set and streams),
         `network`, `protocol`, `top1_mean`, `top1_std` (over seeds, in [0, 1]), `top1` (each seed), `num_seeds`,
-        `num_images` (trained on, or seen of a stream), `bytes`, `bits_per_class`, `key`, and `teacher` where one
-        answers. Notes say what was left out and why.
+        `num_images` (trained on, or seen of a stream), `bytes`, `bits_per_class`, `key`, `evaluator`, `teacher` where
+        one answers, and `codec` of photographs. Notes say what was left out and why.
     Raises:
         InputError: an unknown network or baseline, or a network that does not fit the images.
     """
@@ -111,7 +111,7 @@ def score_tables(
         )  # fmt: skip
         row = {
             "images": images, "mode": mode, "ipc": ipc, "network": network, "protocol": protocol.name,
-            "num_seeds": num_seeds, "key": key, **({"teacher": teacher.key} if teacher else {}),
+            "num_seeds": num_seeds, "key": key, "evaluator": EVALUATOR, **({"teacher": teacher.key} if teacher else {}),
         }  # fmt: skip
         if key in known_rows:
             row = known_rows[key]
