@@ -252,6 +252,9 @@ def check_parts(recipe: Recipe) -> None:
         "a transform knows no prior: set codes.fresh to none or mixed": makes_images
         and recipe.generator.backbone == "transform"
         and recipe.codes.fresh == "prior",
+        "batch norm learns nothing from one image at a time: set features.batch_size to 2 or more": trained
+        and features.batch_size == 1
+        and (features.norm == "batch" or features.network not in ("convnet", "resnet_ap10")),
         "synthesizer.by_parts needs parts: set synthesizer.factor to 2 or more": makes_images
         and recipe.synthesizer.by_parts
         and recipe.synthesizer.factor == 1,

@@ -158,6 +158,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises InputError where it is missing, not JSON or not an object."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        raise InputError(f"{path} is no file: restore it")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -206,6 +208,8 @@ def read_state_dict(path: Path, source: str | Path) -> "dict[str, Tensor]":
     import torch
     from safetensors.torch import load_file
 
+    if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        raise InputError(f"{source} is no file: name the file of the weights")
     try:
         with path.open("rb") as file:  # safetensors begin with a length and a JSON object; names say little
             is_safetensors = file.read(9)[8:] == b"{"

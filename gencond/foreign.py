@@ -314,6 +314,7 @@ def _signed(
     elif float(images.min()) < -1e-3 or float(images.max()) > 1 + 1e-3:
         raise InputError(
             f"{path} holds floats from {float(images.min()):.2f} to {float(images.max()):.2f}, not in [0, 1]: say what "
-            "they were normalised with, --normalised-by MEAN STD (0.5 0.5 where they are in [-1, 1])"
+            "they were normalised with, --normalised-by MEAN STD (0.5 0.5 where they are in [-1, 1]); what ZCA "
+            "whitened is not read"
         )
     return from_unit(images)

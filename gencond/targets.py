@@ -23,6 +23,7 @@ from gencond.distributed import gather_rows, own_share, rank_and_world, wait_for
 from gencond.features import Extractor
 from gencond.losses.anchor import contrast, pooled_pixels
 from gencond.losses.gradient import Metric, gradient_matching_loss
+from gencond.losses.kernels import pair_distances
 from gencond.losses.mean import mean_matching_loss
 from gencond.losses.mmd import Kernel, fourier_mmd_loss, mmd_loss
 from gencond.ranges import to_signed
@@ -219,7 +220,7 @@ class BatchSide:
 
     def gap(self, extractor: Extractor, centers: Float[Tensor, "classes d"]) -> Float[Tensor, ""]:
         """Mean squared distance between the centers of two classes, of the step's classes."""
-        return F.pdist(centers).square().sum().div(max(1, math.comb(len(centers), 2))).clamp_min(1e-12)
+        return pair_distances(centers).square().sum().div(max(1, math.comb(len(centers), 2))).clamp_min(1e-12)
 
 
 class RepresentativeSide(BatchSide):

@@ -31,7 +31,7 @@ from gencond.distributed import new_accelerator
 from gencond.eval.classifier import train_and_test
 from gencond.eval.protocols import check_protocol, get_protocol
 from gencond.eval.scoring import EVALUATOR
-from gencond.files import file_hash, read_json, short_hash, write_json
+from gencond.files import file_hash, read_json, require_writable, short_hash, write_json
 from gencond.judge import data_source, load_data, sampled_images
 from gencond.pictures import new_figure, write_figure
 
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="part.field=value", help="for all recipes")
     args = parser.parse_args()
     device = new_accelerator().device
-    args.out.mkdir(parents=True, exist_ok=True)
+    require_writable(args.out)
     file = args.out / STATE
     lines = [parse_line(line, args) for line in args.lines]
     check_protocol(args.protocol, from_labels=True)

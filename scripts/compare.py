@@ -32,7 +32,7 @@ from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol, check_protocol, get_protocol
 from gencond.eval.scoring import EVALUATOR, over_seeds
 from gencond.eval.wording import markdown_table, percent, spoken_seeds
-from gencond.files import file_hash, read_json, short_hash, write_json
+from gencond.files import file_hash, read_json, require_writable, short_hash, write_json
 from gencond.judge import data_source, load_data, sampled_images
 from gencond.selection import random_subset
 
@@ -146,6 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = build_parser().parse_args()
+    require_writable(args.out)
     shared, train, test = checked_data(args)
     protocols = [get_protocol(name, train.num_classes, train.image_size) for name in args.protocols]
     device = new_accelerator().device

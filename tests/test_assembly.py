@@ -210,6 +210,7 @@ def start_pixels(recipe: Recipe, data: LabeledImages) -> Matching:
         ([*SMALL, *TRANSFORM, "codes.fresh=prior"], "set codes.fresh to none or mixed"),
         (["codes.fresh=none", "condense.stream_probability=0.1"], "nothing to match past the learned slots"),
         (["synthesizer.by_parts=true"], "by_parts needs parts"),
+        (["features.batch_size=1", "features.norm=batch"], "set features.batch_size to 2 or more"),
         (
             ["synthesizer.kind=pixels", "condense.stream_probability=0", "codes.encode_steps=0", "pixels.ipc=1"],
             "asks for 2 slots of pixels.ipc=1",

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from gencond.errors import InputError
-from gencond.files import alone_in, read_json, require_writable, take_lock, write_json, write_text, written_whole
+from gencond.files import (
+    alone_in,
+    read_json,
+    read_state_dict,
+    require_writable,
+    take_lock,
+    write_json,
+    write_text,
+    written_whole,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -145,3 +154,11 @@ def test_json_round_trips_and_broken_json_is_named(tmp_path: Path) -> None:
         read_json(tmp_path / "a.json")
     with pytest.raises(InputError, match="b.json is missing"):
         read_json(tmp_path / "b.json")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe is no file"):
+        read_json(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe is no file"):
+        read_state_dict(tmp_path / "pipe", tmp_path / "pipe")

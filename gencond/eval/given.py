@@ -17,7 +17,7 @@ from gencond.eval.classifier import top1_on_real, trained_on_all
 from gencond.eval.networks import build_network, is_own
 from gencond.eval.protocols import Protocol
 from gencond.features import Extractor
-from gencond.files import cache_dir, short_hash, state_fingerprint
+from gencond.files import all_finite, cache_dir, short_hash, state_fingerprint
 from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import CifarResNet
 from gencond.networks.weights import load_weights
@@ -137,6 +137,8 @@ def _trained_here(name: str, train: LabeledImages, augmentation: str, device: to
     file = cache_dir() / "teachers" / f"{key}.safetensors"
     if (weights := read_checked(file)) is None:
         network = trained_on_all(name, train, TEACHING, augmentation, device, "teacher")
+        if not all_finite(network.state_dict()):
+            raise InputError(f"teacher {name} diverged on {train.words}: choose another --teacher")
         write_checked(file, network.state_dict(), f"{name} of {train.words}")
     else:
         logger.info("teacher: taken from %s", file)

@@ -14,6 +14,7 @@ from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import CifarResNet, ResNet18, ResNetAP10
 from gencond.seeding import seeded
 
+LARGEST = 4096  # depth and width: more is a slip of the fingers, and would be allocated
 CONVNET = r"convnet(\d+)(?:w(\d+))?"
 # How the options of a ConvNet are written in a name; `none` would not say of what.
 OPTIONS: dict[str, tuple[str, str]] = {
@@ -73,6 +74,8 @@ def _builder(name: str) -> Callable[[int, int, int], nn.Module]:
         options[option] = value
     if convnet is None:
         return partial(BUILDERS[base], **options)
+    if max(int(convnet[1]), int(convnet[2] or 0)) > LARGEST:
+        raise InputError(f"network {name}: depth and width of a convnet are {LARGEST} at most")
     return partial(ConvNet, depth=int(convnet[1]), width=int(convnet[2] or 128), **options)
 
 

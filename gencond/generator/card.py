@@ -33,6 +33,11 @@ def model_card(condensed: "Condensed", results: str = "") -> str:
         "Condensed from": f"{data.get('num_images', '?')} training images of {source} "
         f"(fingerprint `{data.get('fingerprint', '?')}`)",
         "Recipe": f"`{_as_text(recipe.get('name', '?'))}`, seed {recipe.get('seed', '?')}; all of it in `config.json`",
+        **(
+            {"Started from weights": ", ".join(f"{part} `{key}`" for part, key in made["weights"].items())}
+            if made.get("weights")
+            else {}
+        ),
         "Made with": f"{versions or '?'}; commit {made.get('commit') or 'unknown'}",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())

@@ -4,6 +4,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from gencond.losses.kernels import pair_distances
+
 
 def center_loss(
     centers_real: Float[Tensor, "classes d"], centers_syn: Float[Tensor, "classes d"], margin: float = 1.0
@@ -25,5 +27,5 @@ def center_loss(
         return centers_syn.new_zeros(())
     # Distances of pairs and no differences: of 1000 classes there are half a million. Two coinciding centers get a
     # gradient of 0, not NaN.
-    gap_real, gap_syn = F.pdist(centers_real), F.pdist(centers_syn)
+    gap_real, gap_syn = pair_distances(centers_real), pair_distances(centers_syn)
     return F.relu(margin * gap_real - gap_syn).square().mean() / gap_real.square().mean().clamp_min(1e-12)

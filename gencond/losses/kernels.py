@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -52,6 +53,11 @@ def m3d_kernel(
     return tuple(sum(torch.exp(-block / (width * factor)) for factor in M3D_MULTIPLIERS) for block in blocks)
 
 
+def pair_distances(points: Float[Tensor, "n d"]) -> Float[Tensor, " pairs"]:
+    """Distances of all pairs of rows, with gradient; on the CPU for Apple's GPUs, which have no kernel for them."""
+    return F.pdist(points.cpu()).to(points.device) if points.device.type == "mps" else F.pdist(points)
+
+
 def median_bandwidth(features: Float[Tensor, "n d"]) -> float:
     """The median distance between two rows: a starting value for a kernel's width, in feature units.
 
@@ -60,7 +66,7 @@ def median_bandwidth(features: Float[Tensor, "n d"]) -> float:
     """
     if len(features) < 2:
         raise ValueError("a median distance needs two rows or more")
-    return max(float(torch.pdist(features.float()).median()), 1e-12)
+    return max(float(pair_distances(features.float()).median()), 1e-12)
 
 
 def fourier_frequencies(

@@ -459,3 +459,8 @@ def test_reports_are_self_contained_and_escape_names(digits: tuple, tmp_path: Pa
     assert "published, other protocols" in (tmp_path / "report.html").read_text()
     write_reports(tmp_path, content, [])  # without a log: no loss curve, no cost of the stages
     assert "losses.png" not in (tmp_path / "report.md").read_text()
+
+
+def test_a_network_wider_than_any_use_is_refused_before_it_is_allocated() -> None:
+    with pytest.raises(InputError, match="convnet3w999999999: depth and width of a convnet are 4096 at most"):
+        build_network("convnet3w999999999", 3, 10, 32, seed=0)
