@@ -75,7 +75,7 @@ class Condensed(FiniteModel):
 
         The config is counted without the account of how it was made.
         """
-        config = {**self.config, "provenance": None}
+        config = {"_class_name": type(self).__name__, **arguments_of(self), "provenance": None}
         return num_stored_bytes(self.state_dict(), self.config.storage) + len(json.dumps(config, indent=2).encode())
 
     @property

@@ -252,7 +252,7 @@ def test_a_classifier_sees_whole_batches_however_many_images_a_slot_gives(batch_
     batches = [source(torch.Generator()) for _ in range(3)]
     images = torch.cat([images for images, _ in batches])
     assert fresh.num_images == len(images) == len(images.flatten(1).unique(dim=0)) == 3 * batch_size
-    assert all(len(labels) == batch_size for _, labels in batches) and images.min() < -0.01  # in [-1, 1]
+    assert all(len(labels) == batch_size for _, labels in batches) and images.dtype == torch.uint8  # as exported
     stream = condensed.stream(batch_size=-(-batch_size // 4) * 4)  # of whole slots
     assert torch.equal(batches[0][1], stream.batch(2**24)[1][:batch_size])
 
@@ -414,7 +414,8 @@ def test_saving_and_loading_repeats_the_samples_bit_for_bit(condensed: Condensed
         again = gencond.load(path)
         assert torch.equal(again.sample(5)[0], condensed.sample(5)[0])
         assert again.class_names == NAMES and not again.training
-    assert condensed.num_bytes < (tmp_path / "run/condensed/diffusion_pytorch_model.safetensors").stat().st_size
+    sizes = [file.stat().st_size for file in (tmp_path / "run/condensed").iterdir()]
+    assert max(sizes) < condensed.num_bytes < 1.05 * sum(sizes)  # the weights' file and the config
 
 
 def test_what_is_no_artefact_is_explained(condensed: CondensedDataset, tmp_path: Path) -> None:
