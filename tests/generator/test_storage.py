@@ -104,7 +104,7 @@ def test_an_artefact_in_fewer_bits_samples_the_same_bits_before_and_after_it_is_
     config = json.loads((tmp_path / "small" / "config.json").read_text())
     needed = len(json.dumps(config, indent=2)) - len(json.dumps(config["provenance"], indent=2))
     file = (tmp_path / "small" / WEIGHTS_NAME).stat().st_size
-    assert file + 0.9 * needed < loaded.num_bytes < file + 1.1 * needed  # who made it with what is not counted
+    assert file + 0.8 * needed < loaded.num_bytes < file + 1.1 * needed  # who made it with what is not counted
     learned = sum(one.nbytes for one in original.state_dict().values())  # without what is around so small a model
     assert sum(one.nbytes for one in on_disk.values()) < learned * (0.51 if storage == "float16" else 0.45)
     assert original.stored_as("float32").num_bytes == original.num_bytes  # and the original is left as it was
