@@ -19,7 +19,7 @@ import gencond
 from gencond.cli import main, run_cleanly
 from gencond.data import LabeledImages, load_real
 from gencond.errors import InputError
-from gencond.eval.baselines import BASELINES
+from gencond.eval.baselines import usual_baselines
 from gencond.progress import progress
 from gencond.ranges import to_signed
 from gencond.selection import random_subset
@@ -60,7 +60,7 @@ def test_condense_sample_evaluate_and_report_work_together(
     assert ours[header.index("fresh")].startswith(f"{100 * stream[0]['top1_mean']:.1f}")
     content["rows"] = [row for row in content["rows"] if row["mode"] == "fixed"]
     assert {(row["images"], row["ipc"]) for row in content["rows"]} == {
-        (images, ipc) for images in ("gencond", *BASELINES[:-1]) for ipc in (1, 2)
+        (images, ipc) for images in ("gencond", *usual_baselines(1)[:-1]) for ipc in (1, 2)
     } | {("whole_set", None)}
     assert "gencond (ours)" in capsys.readouterr().out
     assert "## Results" in (run / "condensed" / "README.md").read_text()
