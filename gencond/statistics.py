@@ -206,7 +206,7 @@ def real_statistics(
     for extractor in extractors:
         started = time.monotonic()
         features = torch.cat([extractor(some) for some in probe.split(at_once)])
-        distance = median_bandwidth(features)
+        distance = median_bandwidth(features.to(summing_device(device)))
         seconds_per_net.append(time.monotonic() - started)  # of the first one also for compiling: the median counts
         bandwidths = tuple(factor * distance for factor in BANDWIDTH_FACTORS)
         frequencies.append(fourier_frequencies(extractor.feature_dim, num_frequencies, bandwidths, rng))
