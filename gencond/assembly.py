@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from gencond.extractors import (
     build_pool,
 )
 from gencond.features import Embedding
-from gencond.files import cache_dir, file_hash, short_hash
+from gencond.files import cache_dir, short_hash, weights_hash
 from gencond.generator.packing import pack
 from gencond.generator.pixels import CondensedPixels
 from gencond.mapped import CPU, MappedImages
@@ -300,16 +299,11 @@ def _depth(recipe: Recipe, data: LabeledImages) -> int:
     return recipe.features.depth or automatic_depth(recipe.features.resize or data.image_size)
 
 
-def weights_fingerprint(weights: str | None) -> str | None:
-    """What identifies them: of a file its content, since a path may hold other weights tomorrow."""
-    return file_hash(Path(weights)) if weights is not None and Path(weights).is_file() else weights
-
-
 def _architecture(recipe: Recipe, data: LabeledImages) -> str:
     """What identifies the networks that an `extractor_maker` makes, and how they compute."""
     part = recipe.features
     return short_hash(
-        part.network, weights_fingerprint(part.weights), part.resize, part.width, _depth(recipe, data),
+        part.network, part.weights and weights_hash(part.weights), part.resize, part.width, _depth(recipe, data),
         part.activation, part.norm, part.pooling, part.precision, part.compile,
     )  # fmt: skip
 

@@ -8,8 +8,10 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,11 +165,12 @@ def prune(older_than_days: float, root: Path | None = None) -> tuple[list[Entry]
         if _is_used(entry.path):
             used.append(entry)
             continue
-        if entry.path.is_dir():
-            shutil.rmtree(entry.path)
+        try:
+            shutil.rmtree(entry.path) if entry.path.is_dir() else entry.path.unlink(missing_ok=True)
+        except OSError:  # somebody works in it or owns it
+            used.append(entry)
         else:
-            entry.path.unlink(missing_ok=True)
-        removed.append(entry)
+            removed.append(entry)
     return removed, used
 
 
@@ -196,9 +199,13 @@ def _is_used(path: Path) -> bool:
 
 
 def _entry(path: Path, kind: str, is_made: bool) -> Entry:
-    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-    sizes = [file.stat().st_size for file in files]
-    latest = max((file.stat().st_mtime for file in (path, *(files if _is_temporary(path) else ()))), default=0.0)
+    files = [path, *path.rglob("*")] if _is_temporary(path) or path.is_dir() else [path]
+    facts = []
+    for file in files:
+        with suppress(OSError):  # a process that works there may have renamed or removed it
+            facts.append((file, file.stat()))
+    sizes = [fact.st_size for _, fact in facts if stat.S_ISREG(fact.st_mode)]
+    latest = max((fact.st_mtime for file, fact in facts if file == path or _is_temporary(path)), default=time.time())
     words = "left half-written" if _is_temporary(path) else _about(path)
     if path.name.endswith(".unfinished.safetensors"):
         words = f"unfinished; {words}"

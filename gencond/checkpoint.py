@@ -106,10 +106,9 @@ class RunFolder:
         run = cls(path)
         run.weights = dict(weights or {})
         recipe_file = path / "recipe.yaml"
+        run.require_free(recipe)
         if recipe_file.is_file():
             run._require_same(recipe, data)
-        elif path.exists() and (path.is_file() or any(not run._is_own(entry) for entry in path.iterdir())):
-            raise InputError(f"{path} exists and is no run folder: choose another --out")
         require_writable(path)
         run._lock()
         for folder in (path, run.samples, *(path / "state").glob("*/")):
@@ -120,6 +119,24 @@ class RunFolder:
             write_text(recipe_file, to_yaml(recipe))  # last: with it, the folder is a run
         run._write_log(run.read_log())  # whole lines only
         return run
+
+    def require_free(self, recipe: Recipe) -> None:
+        """Raises InputError where something else than a run of this recipe lies in the folder; reads alone."""
+        if not (self.path / "recipe.yaml").is_file():
+            if self.path.exists() and (
+                self.path.is_file() or any(not self._is_own(entry) for entry in self.path.iterdir())
+            ):
+                raise InputError(f"{self.path} exists and is no run folder: choose another --out")
+            return
+        old, new = to_dict(load_recipe(str(self.path / "recipe.yaml"))), to_dict(recipe)
+        for values in (old, new):
+            values.pop("evaluate")  # how a result is judged may change afterwards, and
+            values.pop("save_every_steps")  # how often a state is kept changes no bit
+            values["data"].pop("source")  # the images count, not their path
+        if difference := first_difference(old, new):
+            raise InputError(
+                f"{self.path} holds a run of another recipe ({difference}): choose another --out or remove it"
+            )
 
     def _is_own(self, entry: Path) -> bool:
         """Whether a run that was killed in its first moments may have left an entry."""
@@ -140,15 +157,6 @@ class RunFolder:
             self._descriptor = None
 
     def _require_same(self, recipe: Recipe, data: LabeledImages) -> None:
-        old, new = to_dict(load_recipe(str(self.path / "recipe.yaml"))), to_dict(recipe)
-        for values in (old, new):
-            values.pop("evaluate")  # how a result is judged may change afterwards, and
-            values.pop("save_every_steps")  # how often a state is kept changes no bit
-            values["data"].pop("source")  # the images count, not their path
-        if difference := first_difference(old, new):
-            raise InputError(
-                f"{self.path} holds a run of another recipe ({difference}): choose another --out or remove it"
-            )
         known = read_json(self.path / "data.json")
         if known.get("fingerprint") != data.fingerprint:
             raise InputError(
@@ -158,8 +166,9 @@ class RunFolder:
         for part in sorted(before.keys() | self.weights.keys()):
             if before.get(part) != self.weights.get(part):
                 raise InputError(
-                    f"{self.path} was started {_with(part, before)}, and is now asked for {_with(part, self.weights)}: "
-                    "choose another --out"
+                    f"{self.path} was started {_with(part, before)}"
+                    + ("" if before else " (or by gencond 0.1.0, which did not note them)")
+                    + f", and is now asked for {_with(part, self.weights)}: choose another --out"
                 )
 
     def log(self, **entry: Any) -> None:

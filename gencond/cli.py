@@ -24,7 +24,7 @@ logger = logging.getLogger("gencond")
 
 REPORT_LOCK = ".report.lock"
 SECONDS_OF_MAIN = 5.0  # that other processes leave the main one to say what is wrong
-ON_STATE = "the same command goes on from the last saved state"
+ON_STATE = "the same command goes on from what is saved"
 
 DEMO_RECIPE, DEMO_DATA, DEMO_OUT = "demo", "digits", Path("runs/demo")
 
@@ -229,6 +229,7 @@ def _numbers(text: str) -> list[float]:
 def run_demo(args: argparse.Namespace) -> None:
     from gencond.judge import judge
 
+    _require_one_process("demo")
     recipe = load_recipe(DEMO_RECIPE, source=DEMO_DATA)
     out = _condensed_run(recipe, args.out)
     with alone_in(out, REPORT_LOCK):
@@ -310,6 +311,7 @@ def run_store(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
+    _require_one_process("evaluate")
     out = args.out or Path(args.path)
     if args.out is None and not (out / "recipe.yaml").is_file():
         raise InputError(
@@ -398,6 +400,12 @@ def _outside_settings(args: argparse.Namespace) -> "Settings":
         "learning_rate": args.judge_lr,
     }
     return Settings(**{field: value for field, value in given.items() if value is not None})
+
+
+def _require_one_process(what: str) -> None:
+    """Raises InputError where a launcher started several: they would do the same work and write the same files."""
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise InputError(f"gencond {what} is done by one process: start it without accelerate launch")
 
 
 def _require_generator(recipe: Recipe, what: str) -> None:

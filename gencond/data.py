@@ -211,7 +211,7 @@ def split_off(
 
     Args:
         part: a validation set is chosen by other digits of the digest than a test set, since it is taken from what that
-            left over.
+            left over. What is split by the same digits again gives next to nothing.
         closed: nothing is ever added to this set, so exactly the share is taken: the images of lowest digest.
     Raises:
         InputError: a class with fewer than two images.

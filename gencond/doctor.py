@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gencond.assembly import check_counts, check_networks, check_parts
 from gencond.backbones import IMAGENET1K
+from gencond.checkpoint import RunFolder
 from gencond.config import Recipe
 from gencond.data import (
     NAMED_SETS,
@@ -41,7 +42,7 @@ from gencond.generator.pretrained import IMAGENET1K as PUBLISHED
 from gencond.judge import notes_on_overlap, overlap_said
 from gencond.mapped import FACTS
 from gencond.progress import spoken_time
-from gencond.room import require_place
+from gencond.room import require_place, require_text
 from gencond.sources import ImageSource, find_images, read_image, stacked, white_of
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,9 @@ def doctor(recipe: Recipe, out: Path | None) -> None:
     print(_line("machine", _machine(device)))
     found.hold(lambda: require_writable(cache_dir()))
     if out is not None:
+        found.hold(lambda: require_text(out, "--out"))
         found.hold(lambda: require_place(out))
+        found.hold(lambda: RunFolder(out).require_free(recipe))
     has_meaning = found.hold(lambda: check_parts(recipe))
     ready = check_weights(recipe, found)
     if recipe.features.compile and not can_compile():

@@ -1,5 +1,6 @@
 """Files that are whole or absent: everything gencond writes goes to a temporary name first."""
 
+import errno
 import glob
 import hashlib
 import json
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WRITER = "writer"  # in a temporary folder: locked while the process that fills it lives
+NAMES_OF_WEIGHTS = ("imagenet1k", "pretrained")  # in a recipe: never a path, whatever lies in the working directory
 ABANDONED_SECONDS = 10  # a younger folder may be one whose writer has not locked it yet
 
 
@@ -88,20 +90,30 @@ def remove_abandoned(folder: Path, pattern: str) -> None:
     """Removes what killed writers of names like `pattern` left in `folder`; what a living process writes stays."""
     for left in folder.glob(f".{pattern}.*.tmp"):
         with suppress(OSError):  # another process removes it too, or it is another user's
-            writer, age = left / WRITER, time.time() - left.stat().st_mtime
-            if age > ABANDONED_SECONDS and left.is_dir() and not is_locked(writer):
+            age = time.time() - left.stat().st_mtime
+            if age > ABANDONED_SECONDS and left.is_dir() and _is_abandoned(left):
                 shutil.rmtree(left)
 
 
+def _is_abandoned(folder: Path) -> bool:
+    """Whether a writer of ours that is gone made a folder; one without its mark is somebody's own, unless empty."""
+    writer = folder / WRITER
+    return not is_locked(writer) if writer.is_file() else not any(folder.iterdir())
+
+
 def take_lock(file: Path) -> int | None:
-    """A descriptor that keeps other processes from taking this lock until it is closed; None where one has it."""
+    """A descriptor that keeps other processes from taking this lock until it is closed; None where one has it.
+
+    On a file system without locks nobody is kept out.
+    """
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if fcntl is not None:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(descriptor)
+            return None
     return descriptor
 
 
@@ -117,6 +129,9 @@ def alone_in(folder: Path, lock_name: str) -> Iterator[None]:
     is_new, lock_file = not folder.exists(), folder / lock_name
     require_writable(folder)
     lock = take_lock(lock_file)
+    while lock is not None and not _is_still(lock, lock_file):  # the one before removed it meanwhile
+        os.close(lock)
+        lock = take_lock(lock_file)
     if lock is None:
         raise InputError(f"another process works in {folder}: wait for it or choose another --out")
     try:
@@ -129,13 +144,29 @@ def alone_in(folder: Path, lock_name: str) -> Iterator[None]:
                 folder.rmdir()
 
 
+def _is_still(descriptor: int, file: Path) -> bool:
+    """Whether an open file is the one that has this name now."""
+    try:
+        return os.fstat(descriptor).st_ino == file.stat().st_ino
+    except FileNotFoundError:
+        return False
+
+
 def is_locked(file: Path) -> bool:
     """Whether another process has a lock; where the system has no such locks, as if one had it."""
     if fcntl is None:
         return True
-    if (descriptor := take_lock(file)) is not None:
+    try:
+        descriptor = os.open(file, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
         os.close(descriptor)
-    return descriptor is None
+    return False
 
 
 def _give_usual_mode(file: Path) -> None:
@@ -247,6 +278,8 @@ def all_finite(tensors: "Mapping[str, Tensor]") -> bool:
 
 def weights_hash(weights: str | Path) -> str:
     """What identifies weights: 16 hex digits of what is in a file or a folder, else their name."""
+    if weights in NAMES_OF_WEIGHTS:
+        return str(weights)
     path = Path(weights)
     if path.is_dir():
         return short_hash([(file.name, file_hash(file)) for file in sorted(path.iterdir()) if file.is_file()])

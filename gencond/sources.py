@@ -212,7 +212,9 @@ def _find(root: Path, left_out: LeftOut) -> ImageSource:
     shards_of_test = [] if test_root is None else _shards_of(test_root)
     beside = [folder for folder in folders if folder not in split_of]
     if train:
-        if test_root is None and (odd := next((folder for folder in beside if image_files(folder)), None)):
+        if test_root is None and (
+            odd := next((folder for folder in beside if not _split_named(folder.name) and image_files(folder)), None)
+        ):
             raise InputError(
                 f"{odd} holds images and lies beside {train_root}: move it into there if it is a class, or away"
             )

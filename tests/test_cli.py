@@ -388,7 +388,7 @@ def test_signals_end_with_their_own_status(capsys: pytest.CaptureFixture, reques
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     for number, status, word in ((signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")):
         found, said = ends(capsys, lambda number=number: os.kill(os.getpid(), number))
-        assert (found, said) == (status, [f"gencond: {word}; the same command goes on from the last saved state"])
+        assert (found, said) == (status, [f"gencond: {word}; the same command goes on from what is saved"])
 
 
 def test_an_error_and_a_message_have_lines_of_their_own_beside_a_progress_bar(capsys: pytest.CaptureFixture) -> None:
@@ -449,3 +449,11 @@ def test_hub_load_from_another_working_directory(run: Path, tmp_path: Path, monk
     root = Path(__file__).parent.parent
     model = torch.hub.load(str(root), "condensed", str(run), source="local")
     assert not model.training and torch.equal(model.sample(ipc=3)[0], gencond.load(run).sample(ipc=3)[0])
+
+
+@pytest.mark.parametrize("command", [["demo"], ["evaluate", "somewhere", "--out", "out"]])
+def test_what_one_process_does_is_refused_where_several_are_launched(
+    command: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "is done by one process: start it without accelerate launch" in fails(capsys, *command)

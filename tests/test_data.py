@@ -431,6 +431,9 @@ def test_a_test_folder_without_classes_beside_a_training_folder_is_said(
     root = touch(tmp_path, "train/cat/0.png", "train/dog/0.png", "val/cat/0.png", "test/0.png", "a.tar", "train/b.tar")
     assert find_images(root).names == ["train/cat/0.png", "train/dog/0.png", "val/cat/0.png"]
     assert "1 folder(s) beside train (test first)" in caplog.text and "2 shard(s) beside folders (a.tar" in caplog.text
+    caplog.clear()
+    root = touch(tmp_path / "unlabelled", "train/cat/0.png", "train/dog/0.png", "test/0.png")  # as for a competition
+    assert not find_images(root).has_test and "1 folder(s) beside train (test first)" in caplog.text
 
 
 def test_two_training_folders_are_refused(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import errno
 import os
 import stat
 import subprocess
@@ -14,6 +15,7 @@ from gencond.files import (
     read_state_dict,
     require_writable,
     take_lock,
+    weights_hash,
     write_json,
     write_text,
     written_whole,
@@ -162,3 +164,31 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         read_json(tmp_path / "pipe")
     with pytest.raises(InputError, match="pipe is no file"):
         read_state_dict(tmp_path / "pipe", tmp_path / "pipe")
+
+
+def test_a_folder_of_the_users_that_is_named_like_a_leftover_stays(tmp_path: Path) -> None:
+    mine, empty, left = (tmp_path / f".a.txt.{name}.tmp" for name in ("mine", "empty", "left"))
+    for folder in (mine, empty, left):
+        folder.mkdir()
+    (mine / "notes").write_text("mine")
+    (left / "writer").touch()
+    for folder in (mine, empty, left):
+        os.utime(folder, (0, 0))
+    write_text(tmp_path / "a.txt", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.txt.mine.tmp", "a.txt"]
+
+
+def test_words_for_weights_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "imagenet1k").mkdir()
+    (tmp_path / "imagenet1k" / "0.bin").write_bytes(b"0")
+    monkeypatch.chdir(tmp_path)
+    assert weights_hash("imagenet1k") == "imagenet1k"
+
+
+def test_where_there_are_no_locks_nobody_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*args: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("gencond.files.fcntl.lockf", no_locks)
+    with alone_in(tmp_path, ".lock"):
+        pass

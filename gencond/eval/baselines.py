@@ -127,7 +127,8 @@ class RealImages:
             if len(qualities) == 1 or int(self.train.counts.min()) < 2:  # nothing to choose, or by
                 choice = Choice(qualities[0], {})
             else:
-                rest, held_out = split_off(self.train, HELD_OUT)
+                # By rank: the threshold that may have split the test set off would find nothing more here.
+                rest, held_out = split_off(self.train, HELD_OUT, closed=True)
                 choice = choose_quality(rest, num_bytes, lambda images: score(images, held_out), qualities)
             self._chosen[(num_bytes, *qualities)] = choice
         if choice is None or (stored := stored_photographs(self.train, num_bytes, seeds, choice.quality)) is None:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gencond.data import LabeledImages
+from gencond.data import LabeledImages, split_off
 from gencond.errors import InputError
 from gencond.eval import codec
-from gencond.eval.baselines import usual_baselines
+from gencond.eval.baselines import RealImages, usual_baselines
 from gencond.eval.classifier import fastest_way, top1_on_real, train_and_test
 from gencond.eval.codec import Album, choose_quality, stored_photographs
 from gencond.eval.drawing import plot_any_number, write_pictures
@@ -464,3 +464,14 @@ def test_reports_are_self_contained_and_escape_names(digits: tuple, tmp_path: Pa
 def test_a_network_wider_than_any_use_is_refused_before_it_is_allocated() -> None:
     with pytest.raises(InputError, match="convnet3w999999999: depth and width of a convnet are 4096 at most"):
         build_network("convnet3w999999999", 3, 10, 32, seed=0)
+
+
+def test_the_slice_that_chooses_a_quality_is_a_fifth_of_what_a_split_left_over(digits: tuple) -> None:
+    everything = LabeledImages(
+        torch.cat([part.images for part in digits]), torch.cat([part.labels for part in digits]), digits[0].class_names
+    )
+    train, _ = split_off(everything, 0.2)  # as of a folder without a test set
+    held = []
+    real = RealImages(train, "convnet2w8", "none", torch.device("cpu"))
+    real.photographs(2000, [0], lambda images, held_out: held.append(len(held_out)) or 0.5, qualities=(20, 60))
+    assert abs(held[0] / len(train) - 0.2) < 0.01
