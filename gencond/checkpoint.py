@@ -244,8 +244,8 @@ class RunFolder:
         """What to say where `what` of a stage is not finite: the same command would end there again."""
         again = f" and --pretrained {self.pretrained}" if self.pretrained.is_dir() else ""
         return InputError(
-            f"{stage}: {what} is not finite: lower {LEARNING_RATES[stage]}, in another --out{again} (the last state is "
-            "kept)"
+            f"{stage}: {what} is not finite: lower {LEARNING_RATES[stage]}, in another --out{again} (what "
+            "was saved before is kept)"
         )
 
     def drop_states(self, stage: str = "") -> None:

@@ -30,6 +30,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "tune ssim": {"advanced": {"tune": "ssim"}},
     "libavif's own tune": {"advanced": {}},
     "4:2:0": {"subsampling": "4:2:0"},
+    "Pillow's defaults": {"speed": 6, "advanced": {}, "autotiling": True, "subsampling": "4:2:0"},
 }
 
 
@@ -62,7 +63,10 @@ def main() -> None:
     train, _ = load_real(args.data)
     ipc = min(args.ipc, int(train.counts.min()))
     usual, subsampling = dict(codec.ENCODER), dict(codec.SUBSAMPLING)
-    ways = {name: way for name, way in WAYS.items() if train.channels == 3 or "subsampling" not in way}
+    ways = dict(WAYS)
+    if train.channels == 1:  # grey has no colours to save on
+        del ways["4:2:0"]
+        ways["Pillow's defaults"] = {**ways["Pillow's defaults"], "subsampling": "4:0:0"}
     found: dict[str, list[tuple[int, float, float]]] = {}
     for name, way in ways.items():
         changed = dict(way)
