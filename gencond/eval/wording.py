@@ -270,7 +270,8 @@ def about_codec(codec: Mapping[str, Any]) -> str:
     qualities = " to ".join(str(codec["qualities"][at]) for at in ((0, -1) if len(codec["qualities"]) > 1 else (0,)))
     tried = ", ".join(f"{quality}: {100 * share:.1f} %" for quality, share in codec["held_out_top1"].items())
     how = f" ({codec['chosen']} was best on held-out training images, one seed: {tried})" if tried else ""
-    return f"quality {qualities}{how}, {codec['encoder']}"
+    finer = ", made finer by bytes that were left over" if codec["qualities"] != [codec["chosen"]] else ""
+    return f"quality {qualities}{finer}{how}, {codec['encoder']}"
 
 
 def _evaluation_cost(content: Mapping[str, Any]) -> Mapping[str, Any]:
