@@ -204,9 +204,7 @@ class RunFolder:
         Raises:
             InputError: a weight that is not finite, so that the state before it stays the last; no space.
         """
-        with main_process_first():
-            if is_main_process():
-                self._write_state({name: one.state_dict() for name, one in states.items()}, stage, step)
+        from_main(lambda: self._write_state({name: one.state_dict() for name, one in states.items()}, stage, step))
 
     def _write_state(self, content: Mapping[str, Any], stage: str, step: int) -> None:
         tensors: dict[str, Tensor] = {}
@@ -357,9 +355,7 @@ def run_stage(
                 last_time = now
                 bar.set_postfix({name: f"{value:.3g}" for name, value in list(means.items())[:3]}, refresh=False)
         if saves:
-            with main_process_first():
-                if main:
-                    on_save(done)
+            from_main(functools.partial(on_save, done))
             run.save_state(states, stage, done)
 
 

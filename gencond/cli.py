@@ -250,7 +250,9 @@ def run_condense(args: argparse.Namespace) -> None:
     if args.pretrained is not None:
         _require_generator(recipe, "starts from --pretrained")
     out = _condensed_run(recipe, _out(args), args.pretrained)
-    if _is_main_process():
+    from gencond.distributed import is_main_process
+
+    if is_main_process():
         ipc = recipe.pixels.ipc if recipe.synthesizer.kind == "pixels" else 10
         print(f"\n{out}/condensed is ready.   gencond evaluate {out}   gencond sample {out} --ipc {ipc} --out DIR")
 
@@ -263,6 +265,7 @@ def run_pretrain(args: argparse.Namespace) -> None:
     from gencond.assembly import check_fit
     from gencond.checkpoint import prepare_run
     from gencond.condense import identities_of_weights
+    from gencond.distributed import is_main_process
     from gencond.judge import load_data
     from gencond.pretrain import pretrained_generator
 
@@ -272,7 +275,7 @@ def run_pretrain(args: argparse.Namespace) -> None:
     check_fit(recipe, train)
     with prepare_run(out, recipe, train, identities_of_weights(recipe, train)) as run:
         pretrained_generator(recipe, train, run)
-    if _is_main_process():
+    if is_main_process():
         print(f"\n{run.pretrained} is ready; `gencond condense` with the same arguments goes on from it")
 
 
@@ -418,12 +421,6 @@ def _out(args: argparse.Namespace) -> Path:
         raise InputError("--out is missing: name a folder for the run")
     require_text(args.out, "--out")
     return args.out
-
-
-def _is_main_process() -> bool:
-    from gencond.distributed import new_accelerator
-
-    return new_accelerator().is_main_process
 
 
 def _condensed_run(recipe: Recipe, out: Path, pretrained: Path | None = None) -> Path:

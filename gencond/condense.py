@@ -28,7 +28,6 @@ from gencond.config import Recipe
 from gencond.data import LabeledImages
 from gencond.distributed import (
     from_main,
-    is_main_process,
     main_process_first,
     memory_used,
     new_accelerator,
@@ -84,25 +83,33 @@ def condense(recipe: Recipe, data: LabeledImages, out: Path, pretrained: Path | 
 def identities_of_weights(recipe: Recipe, data: LabeledImages, pretrained: Path | None = None) -> dict[str, str]:
     """What identifies the weights that a run takes from elsewhere: their content, whatever their path.
 
+    One process reads them for all.
+
     Args:
         pretrained: see `condense`.
     Raises:
         InputError: `pretrained` is no generator, or one of another shape.
     """
     named = {"generator": recipe.generator.weights, "features": recipe.features.weights}
-    found = {part: weights_hash(weights) for part, weights in named.items() if weights is not None}
-    if pretrained is not None:
-        found["pretrained"] = state_fingerprint(read_generator(pretrained, recipe, data))
-    return found
+
+    def read() -> dict[str, str]:
+        found = {part: weights_hash(weights) for part, weights in named.items() if weights is not None}
+        if pretrained is not None:
+            found["pretrained"] = state_fingerprint(read_generator(pretrained, recipe, data))
+        return found
+
+    return from_main(read)
 
 
 def _condense_in(run: RunFolder, recipe: Recipe, data: LabeledImages, pretrained: Path | None) -> Condensed:
     """The stages, one after the other."""
     condensed = start(recipe, data, run, pretrained).run(run)
-    with main_process_first():
-        if is_main_process():
-            write_artefact(run.artefact, condensed, model_card(condensed))
-            run.drop_states()
+
+    def write() -> None:
+        write_artefact(run.artefact, condensed, model_card(condensed))
+        run.drop_states()
+
+    from_main(write)
     return condensed
 
 

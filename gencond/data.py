@@ -131,8 +131,12 @@ class LabeledImages:
             for facts in self.images.facts():
                 yield from map(bytes, facts["digest"])
         else:
-            for image in as_bytes(self.images).numpy():
-                yield hashlib.sha256(image.tobytes()).digest()
+            yield from self._digests
+
+    @cached_property
+    def _digests(self) -> list[bytes]:
+        """Kept, since the split, the search for images seen twice and the codec's held-out slice all ask."""
+        return [hashlib.sha256(image.tobytes()).digest() for image in as_bytes(self.images).numpy()]
 
 
 def _mean_std_of(images: MappedImages) -> tuple[tuple[float, ...], tuple[float, ...]]:

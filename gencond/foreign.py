@@ -18,7 +18,7 @@ from gencond.files import numpy_scalars
 from gencond.generator.exporting import NAMES_FILE, by_numbers, class_folders
 from gencond.generator.packing import decode
 from gencond.ranges import from_unit, to_signed
-from gencond.sources import ImageSource, find_images, read_into_memory, short_sides, told_apart
+from gencond.sources import class_list, find_images, read_into_memory, short_sides, told_apart
 
 logger = logging.getLogger(__name__)
 
@@ -164,15 +164,8 @@ def _read_folder(root: Path, real: LabeledImages) -> tuple[Tensor, Tensor, float
     images = read_into_memory(found, real.image_size)
     if images.shape[1] != real.channels:
         raise InputError(f"{root} holds images of {images.shape[1]} channels, the real ones have {real.channels}")
-    sizes = _file_sizes(found)
-    return images[: found.num_train], found.labels[: found.num_train], sum(sizes) / len(sizes), "image files"
-
-
-def _file_sizes(source: ImageSource) -> list[int]:
-    """Of each training image's file in bytes; in shards, of what is in there under its name."""
-    if source.places is not None:
-        return source.places[: source.num_train, 2].tolist()
-    return [(source.root / name).stat().st_size for name in source.names[: source.num_train]]
+    count = found.num_train
+    return images[:count], found.labels[:count], sum(map(found.num_bytes, range(count))) / count, "image files"
 
 
 def _read_tensors(path: Path) -> tuple[Tensor, Tensor, list[str] | None]:
@@ -237,11 +230,9 @@ def _class_names(path: Path, names: Any) -> list[str] | None:
         if names is not None:
             names = names.tolist() if isinstance(names, np.ndarray | Tensor) else names
             return [name.decode() if isinstance(name, bytes) else str(name) for name in np.atleast_1d(names).tolist()]
-        if not (listed := path.with_name(NAMES_FILE)).is_file():
-            return None
-        return [line for line in listed.read_text(encoding="utf-8-sig").split("\n") if line]
     except UnicodeDecodeError:
         raise InputError(f"{path}: the names of the classes are no UTF-8 text: write them anew") from None
+    return class_list(listed) if (listed := path.with_name(NAMES_FILE)).is_file() else None
 
 
 def _as_classes(

@@ -13,7 +13,7 @@ from gencond.backbones import has_pretraining, new_generator, published_generato
 from gencond.checkpoint import RunFolder, run_stage, step_rng
 from gencond.config import Recipe
 from gencond.data import LabeledImages
-from gencond.distributed import from_main, is_main_process, main_process_first, new_accelerator, own_share
+from gencond.distributed import from_main, new_accelerator, own_share
 from gencond.files import written_whole
 from gencond.generator.backbone import Backbone
 from gencond.generator.biggan import set_standing_statistics
@@ -59,11 +59,13 @@ def pretrained_generator(
         from_main(lambda: run.drop_states(STAGE))
         return read_generator(run.pretrained, recipe, data)
     generator = pretrain(recipe, data, run)
-    with main_process_first():
-        if is_main_process():
-            with written_whole(run.pretrained) as temporary:
-                generator.save_pretrained(temporary)
-            run.drop_states(STAGE)
+
+    def write() -> None:
+        with written_whole(run.pretrained) as temporary:
+            generator.save_pretrained(temporary)
+        run.drop_states(STAGE)
+
+    from_main(write)
     return generator
 
 

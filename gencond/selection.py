@@ -12,10 +12,10 @@ from gencond.data import LabeledImages
 from gencond.errors import InputError
 
 
-def subset_of_each_class(
+def rows_of_each_class(
     data: LabeledImages, ipc: int, choose: Callable[[Int64[Tensor, " n"]], Int64[Tensor, " k"]]
-) -> LabeledImages:
-    """`ipc` images of every class, class-major.
+) -> Int64[Tensor, "classes k"]:
+    """Where `ipc` images of every class are.
 
     Args:
         choose: rows of a class -> positions among them, of `ipc` images.
@@ -28,13 +28,28 @@ def subset_of_each_class(
         if len(rows) < ipc:
             raise InputError(f"class {data.class_names[label]!r} has {len(rows)} images, fewer than IPC {ipc}")
         chosen.append(rows[choose(rows)])
-    return data.subset(torch.cat(chosen))
+    return torch.stack(chosen)
+
+
+def subset_of_each_class(
+    data: LabeledImages, ipc: int, choose: Callable[[Int64[Tensor, " n"]], Int64[Tensor, " k"]]
+) -> LabeledImages:
+    """`ipc` images of every class, class-major; see `rows_of_each_class`."""
+    return data.subset(rows_of_each_class(data, ipc, choose).flatten())
+
+
+def random_rows(data: LabeledImages, ipc: int, seed: int) -> Int64[Tensor, "classes k"]:
+    """Where `ipc` images of every class are, drawn without replacement: the first k of each are those for IPC k.
+
+    Raises as `rows_of_each_class`.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    return rows_of_each_class(data, ipc, lambda rows: torch.randperm(len(rows), generator=rng)[:ipc])
 
 
 def random_subset(data: LabeledImages, ipc: int, seed: int) -> LabeledImages:
-    """`ipc` images of every class, drawn without replacement, class-major. Raises as `subset_of_each_class`."""
-    rng = torch.Generator().manual_seed(seed)
-    return subset_of_each_class(data, ipc, lambda rows: torch.randperm(len(rows), generator=rng)[:ipc])
+    """The images of `random_rows`, class-major."""
+    return data.subset(random_rows(data, ipc, seed).flatten())
 
 
 def some_of_each_class(data: LabeledImages, at_most: int, seed: int) -> LabeledImages:

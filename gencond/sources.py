@@ -113,10 +113,7 @@ class ImageSource:
         """What Pillow opens to read an image."""
         if self.places is None:
             return self.root / self.names[row]
-        shard, offset, size = self.places[row].tolist()
-        with (self.root / self.shards[shard]).open("rb") as file:
-            file.seek(offset)
-            return io.BytesIO(file.read(size))
+        return io.BytesIO(self.head(row))
 
     def num_bytes(self, row: int) -> int:
         """Of an encoded image; 0 of a dangling link."""
@@ -492,18 +489,22 @@ def _listed_classes(root: Path, folders: Sequence[Path]) -> list[str] | None:
     """
     listed: dict[Path, list[str]] = {}
     for file in dict.fromkeys(folder / "classes.txt" for folder in (*folders, root)):
-        if not file.is_file():
-            continue
-        try:
-            lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
-        except UnicodeDecodeError:
-            raise InputError(f"{file} is no UTF-8 text: write a class name on each line") from None
-        if not all(line.strip() for line in lines):
-            raise InputError(f"{file} has an empty line where a class name is expected: a class's index is its line")
-        listed[file] = lines
+        if file.is_file():
+            listed[file] = class_list(file)
     if len({tuple(lines) for lines in listed.values()}) > 1:
         raise InputError(f"{' and '.join(map(str, listed))} differ: keep the one whose lines the class indices count")
     return told_apart(next(iter(listed.values()))) if listed else None
+
+
+def class_list(file: Path) -> list[str]:
+    """The lines of a `classes.txt`. Raises InputError where it is no UTF-8, or has an empty line between names."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+    except UnicodeDecodeError:
+        raise InputError(f"{file} is no UTF-8 text: write a class name on each line") from None
+    if not all(line.strip() for line in lines):
+        raise InputError(f"{file} has an empty line where a class name is expected: a class's index is its line")
+    return lines
 
 
 def told_apart(names: Sequence[str]) -> list[str]:

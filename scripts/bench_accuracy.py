@@ -31,7 +31,7 @@ from gencond.distributed import new_accelerator
 from gencond.eval.classifier import train_and_test
 from gencond.eval.protocols import check_protocol, get_protocol
 from gencond.eval.scoring import EVALUATOR
-from gencond.files import file_hash, read_json, require_writable, short_hash, write_json
+from gencond.files import read_json, require_writable, short_hash, weights_hash, write_json
 from gencond.judge import data_source, load_data, sampled_images
 from gencond.pictures import new_figure, write_figure
 
@@ -89,9 +89,7 @@ def measure(
 
 def depends_on(recipe: Recipe, train: LabeledImages, held_out: LabeledImages, args: argparse.Namespace) -> str:
     """A key of all that a line's points depend on, but for the machine."""
-    weights = (
-        None if args.pretrained is None else [file_hash(one) for one in sorted(args.pretrained.glob("*.safetensors"))]
-    )
+    weights = args.pretrained and weights_hash(args.pretrained)
     protocol = get_protocol(args.protocol, train.num_classes, train.image_size)
     return short_hash(
         EVALUATOR, to_dict(recipe), weights, protocol.describe(), args.network, args.seeds, args.ipc,

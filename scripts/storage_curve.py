@@ -48,7 +48,7 @@ from gencond.selection import random_subset
 PICTURE, IMAGES = "storage_curve.png", "first_images.png"
 CODEC_NAME = "real photographs in AVIF"
 PICTURED_QUALITIES = (QUALITIES[0], QUALITIES[-1])
-Top1 = Callable[..., list[float]]  # (seeds, images, real images to judge by, on_share=...) -> accuracies in [0, 1]
+Top1 = Callable[..., list[float]]  # `train_and_test`, but for images, judges, seeds and on_share
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def questions_of(
 
     def of_codec(num_bytes: int) -> Images | None:
         def score(images: LabeledImages, held_out: LabeledImages) -> float:
-            return top1([0], RepeatedImages(lambda seed: images, batch_size, num_steps), held_out)[0]
+            return top1(RepeatedImages(lambda seed: images, batch_size, num_steps), held_out, seeds=[0])[0]
 
         found = real.photographs(num_bytes, seeds, score, args.codec_quality)
         if found is None:
@@ -225,7 +225,7 @@ def measure(
             for together in [seeds] if real.device.type != "cpu" else [[seed] for seed in seeds]:
                 bar.set_postfix_str(f"{question.name}, seed {', '.join(map(str, together))}")
                 on_share = partial(advance, bar.n, seen * len(together))
-                scores = top1(together, images.train, test, on_share=on_share)
+                scores = top1(images.train, test, seeds=together, on_share=on_share)
                 for seed, share in zip(together, scores, strict=True):
                     score = {"row": question.name, "seed": seed, "top1": share, "images_seen": seen}
                     score |= {"bytes": images.num_bytes, "ipc": images.ipc, "steps": num_steps, "codec": images.codec}
@@ -314,25 +314,14 @@ def main() -> None:
     notes += [f"{path}: {note}" for path, about in made.items() for note in notes_on_origin(about, train)]
 
     real = RealImages(train, args.network, recipe.data.augmentation, new_accelerator().device)
-
-    def top1(
-        seeds: Sequence[int],
-        images: FreshImages | RepeatedImages,
-        judged_on: LabeledImages,
-        on_share: Callable[[float], None] = lambda share: None,
-    ) -> list[float]:
-        return train_and_test(
-            images,
-            judged_on,
-            network=args.network,
-            protocol=protocol,
-            augmentation=real.augmentation,
-            normalisation=train.mean_std,
-            seeds=seeds,
-            device=real.device,
-            on_share=on_share,
-        )
-
+    top1 = partial(
+        train_and_test,
+        network=args.network,
+        protocol=protocol,
+        augmentation=real.augmentation,
+        normalisation=train.mean_std,
+        device=real.device,
+    )
     questions = questions_of(runs, real, top1, batch_size, num_steps, args)
     rows, notes_on_rows = measure(questions, real, top1, test, protocol, batch_size, num_steps, args)
     print(

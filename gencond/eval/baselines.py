@@ -82,7 +82,6 @@ class RealImages:
     ) -> None:
         self.train, self.network, self.augmentation, self.device = train, network, augmentation, device
         self.factor = factor
-        self._chosen: dict[tuple[int, ...], Choice | None] = {}
 
     def draw(self, name: str, ipc: int | None, seeds: Sequence[int]) -> tuple[list[LabeledImages], int]:
         """(training images for each seed, the bytes that store one of them).
@@ -122,15 +121,12 @@ class RealImages:
             score: (training images, held-out images) -> accuracy in [0, 1]; asked for each quality, where there are
                 several, with a fifth of the training images held out.
         """
-        choice = self._chosen.get((num_bytes, *qualities))
-        if choice is None:
-            if len(qualities) == 1 or int(self.train.counts.min()) < 2:  # nothing to choose, or by
-                choice = Choice(qualities[0], {})
-            else:
-                # By rank: the threshold that may have split the test set off would find nothing more here.
-                rest, held_out = split_off(self.train, HELD_OUT, closed=True)
-                choice = choose_quality(rest, num_bytes, lambda images: score(images, held_out), qualities)
-            self._chosen[(num_bytes, *qualities)] = choice
+        if len(qualities) == 1 or int(self.train.counts.min()) < 2:  # nothing to choose, or by
+            choice = Choice(qualities[0], {})
+        else:
+            # By rank: the threshold that may have split the test set off would find nothing more here.
+            rest, held_out = split_off(self.train, HELD_OUT, closed=True)
+            choice = choose_quality(rest, num_bytes, lambda images: score(images, held_out), qualities)
         if choice is None or (stored := stored_photographs(self.train, num_bytes, seeds, choice.quality)) is None:
             return None
         return Photographs(

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from gencond.data import LabeledImages
+from gencond.selection import random_rows
 
 logger = logging.getLogger(__name__)
 
@@ -97,12 +98,9 @@ class Album:
     """
 
     def __init__(self, train: LabeledImages, seed: int) -> None:
-        rng = torch.Generator().manual_seed(seed)
-        most = int(train.counts.min())
-        of_class = [train.rows_of(label) for label in range(train.num_classes)]
-        chosen = [rows[torch.randperm(len(rows), generator=rng)[:most]] for rows in of_class]
-        self.train, self.rows = train, torch.stack(chosen, 1)
+        self.train, self.rows = train, random_rows(train, int(train.counts.min()), seed).T
         self.num_in_mosaic = max(1, MOSAIC_PIXELS // train.image_size**2)
+        self.ipc_of_mosaic = min(len(self.rows), max(1, self.num_in_mosaic // train.num_classes))  # about one mosaic
         self._files: dict[tuple[int, int, int], bytes] = {}
 
     @property
@@ -130,7 +128,7 @@ class Album:
     def most_that_fit(self, num_bytes: int, quality: int) -> int:
         """How many photographs of each class fit, to one in a hundred; 0 where not one does."""
         held, too_many = 0, self.most + 1
-        ipc = min(self.most, max(1, self.num_in_mosaic // self.train.num_classes))  # a mosaic says what one takes
+        ipc = self.ipc_of_mosaic  # which says what one takes
         while True:
             size = self.size(ipc, quality)
             if size <= num_bytes:
@@ -146,7 +144,7 @@ class Album:
         """Photographs that fit at a quality; where they leave bytes over, at the finest that still fits."""
         if (size := self.size(ipc, quality)) < WELL_FILLED * num_bytes:
             # The first mosaic foretells what all of them take: a large set is not encoded at every quality in between.
-            first = min(ipc, max(1, self.num_in_mosaic // self.train.num_classes))
+            first = min(ipc, self.ipc_of_mosaic)
             bytes_per_byte = size / self.size(first, quality)
             coarse, fine = quality, 100
             while coarse < fine:

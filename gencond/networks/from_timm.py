@@ -39,8 +39,7 @@ class TimmNetwork(nn.Module):
         if not timm.is_model(name):
             raise InputError(f"unknown network {name!r}: timm has no such model")
         from_hub = weights == "pretrained"
-        options: dict[str, int] = {}
-        while True:
+        for options in ({}, {"img_size": image_size}):  # transformers and mixers are built for one size
             try:
                 self.model = timm.create_model(
                     name, pretrained=from_hub, num_classes=num_classes, in_chans=channels, **options
@@ -59,7 +58,6 @@ class TimmNetwork(nn.Module):
                     raise InputError(
                         f"network {name} cannot take {image_size} px images: {first_line(error)}"
                     ) from None
-            options["img_size"] = image_size  # of transformers and mixers, which are built for one size
         known = self.model.pretrained_cfg.get("num_classes")
         if from_hub and with_head and known != num_classes:  # timm then draws the head
             raise InputError(f"network {name}: its head knows {known} classes, the data has {num_classes}")
