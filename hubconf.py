@@ -23,7 +23,7 @@ def condensed(name="digits", device=None):
         >>> model = torch.hub.load("OWNER/gencond", "condensed", "digits")
         >>> images, labels = model.sample(ipc=10)
     """
-    from gencond.generator.condensed import load
+    from gencond.generator.dataset import load
 
     shipped = _ROOT / "checkpoints" / str(name)
     return load(shipped if shipped.is_dir() else name, device)
@@ -44,20 +44,20 @@ def biggan_deep(resolution=128, weights=None, truncation=1.0, sha256=None, devic
         [n, 3, resolution, resolution] in [-1, 1], with gradient; `sample(labels, rng=...)` draws latents too and gives
         images in [0, 1].
     Raises:
-        gencond.errors.InputError: an unknown resolution, weights that cannot be had or are others than asked for.
+        gencond.InputError: an unknown resolution, weights that cannot be had or are others than asked for.
     Example:
         >>> model = torch.hub.load("OWNER/gencond", "biggan_deep", 256, weights="imagenet1k", truncation=0.4)
         >>> images = model.sample([207, 250], rng=torch.Generator().manual_seed(0))
     """
-    from gencond.generator import backbone, biggan_deep, pretrained
+    from gencond.generator import backbone, biggan_deep, published
 
     config = {**biggan_deep.published_config(resolution), "truncation": backbone.check_truncation(truncation)}
     if weights is None:
         model = biggan_deep.BigGANDeepGenerator(**config).eval()
     elif weights == "imagenet1k":
-        model = pretrained.load_imagenet1k(resolution, truncation, sha256)
+        model = published.load_imagenet1k(resolution, truncation, sha256)
     else:
-        model = pretrained.load_biggan_deep(weights, truncation, sha256)
+        model = published.load_biggan_deep(weights, truncation, sha256)
     return _of_resolution(model, resolution, weights).to(device)
 
 
@@ -75,23 +75,23 @@ def biggan(resolution=128, weights=None, sha256=None, device=None):
         [n, 3, resolution, resolution] in [-1, 1], with gradient; `sample(labels, rng=...)` draws latents too and gives
         images in [0, 1].
     Raises:
-        gencond.errors.InputError: an unknown resolution, weights that cannot be had or are others than asked for.
+        gencond.InputError: an unknown resolution, weights that cannot be had or are others than asked for.
     Example:
         >>> model = torch.hub.load("OWNER/gencond", "biggan", 128, weights="G_ema.pth")
         >>> images = model.sample([207, 250], truncation=0.5)
     """
-    from gencond.generator import biggan, pretrained
+    from gencond.generator import biggan, published
 
     if weights is None:
         model = biggan.BigGANGenerator(**biggan.published_config(resolution)).eval()
     else:
-        model = pretrained.load_biggan(weights, sha256)
+        model = published.load_biggan(weights, sha256)
     return _of_resolution(model, resolution, weights).to(device)
 
 
 def _of_resolution(model, resolution, weights):
     if model.config.sample_size != resolution:
-        from gencond.errors import InputError
+        from gencond.common.errors import InputError
 
         raise InputError(f"{weights} makes {model.config.sample_size} px images, not {resolution}: say resolution=...")
     return model

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gencond
+from gencond.common.errors import InputError, first_line
+from gencond.common.files import alone_in, read_json, require_new
+from gencond.common.progress import LogAboveBars, close_bars
+from gencond.common.room import require_place, require_text
 from gencond.config import Recipe, available_recipes, load_recipe, to_yaml
-from gencond.errors import InputError, first_line
-from gencond.files import alone_in, read_json, require_new
-from gencond.progress import LogAboveBars, close_bars
-from gencond.room import require_place, require_text
 
 if TYPE_CHECKING:
-    from gencond.outside.lrs import Settings
+    from gencond.eval.outside.lrs import Settings
 
 logger = logging.getLogger("gencond")
 
@@ -227,7 +227,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def run_demo(args: argparse.Namespace) -> None:
-    from gencond.judge import judge
+    from gencond.eval.judge import judge
 
     _require_one_process("demo")
     recipe = load_recipe(DEMO_RECIPE, source=DEMO_DATA)
@@ -250,7 +250,7 @@ def run_condense(args: argparse.Namespace) -> None:
     if args.pretrained is not None:
         _require_generator(recipe, "starts from --pretrained")
     out = _condensed_run(recipe, _out(args), args.pretrained)
-    from gencond.distributed import is_main_process
+    from gencond.common.distributed import is_main_process
 
     if is_main_process():
         ipc = recipe.pixels.ipc if recipe.synthesizer.kind == "pixels" else 10
@@ -262,12 +262,12 @@ def run_pretrain(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(to_yaml(recipe), end="")
         return
-    from gencond.assembly import check_fit
-    from gencond.checkpoint import prepare_run
-    from gencond.condense import identities_of_weights
-    from gencond.distributed import is_main_process
-    from gencond.judge import load_data
-    from gencond.pretrain import pretrained_generator
+    from gencond.common.distributed import is_main_process
+    from gencond.condensing.build import check_fit
+    from gencond.condensing.pretrain import pretrained_generator
+    from gencond.condensing.run import identities_of_weights
+    from gencond.condensing.run_folder import prepare_run
+    from gencond.eval.judge import load_data
 
     out = _out(args)
     _require_generator(recipe, "is pretrained")
@@ -286,7 +286,7 @@ def run_doctor(args: argparse.Namespace) -> None:
 
 
 def run_sample(args: argparse.Namespace) -> None:
-    from gencond.distributed import new_accelerator
+    from gencond.common.distributed import new_accelerator
 
     accelerator = new_accelerator()
     condensed = gencond.load(args.path, accelerator.device)
@@ -299,7 +299,7 @@ def run_sample(args: argparse.Namespace) -> None:
 
 
 def run_store(args: argparse.Namespace) -> None:
-    from gencond.checkpoint import write_artefact
+    from gencond.condensing.run_folder import write_artefact
     from gencond.generator.card import model_card
 
     condensed = gencond.load(args.path)
@@ -327,7 +327,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 
 def _evaluate_into(out: Path, args: argparse.Namespace) -> None:
-    from gencond.judge import judge, judge_outside
+    from gencond.eval.judge import judge, judge_outside
 
     normalised_by = args.normalised_by and tuple(args.normalised_by)
     if args.judge is not None:
@@ -347,7 +347,7 @@ def _evaluate_into(out: Path, args: argparse.Namespace) -> None:
 
 
 def run_report(args: argparse.Namespace) -> None:
-    from gencond.checkpoint import RunFolder
+    from gencond.condensing.run_folder import RunFolder
     from gencond.eval.report import write_reports
 
     content = read_json(args.path / "report.json")
@@ -358,8 +358,8 @@ def run_report(args: argparse.Namespace) -> None:
 
 
 def run_cache(args: argparse.Namespace) -> None:
-    from gencond.cache import entries, prune, table
-    from gencond.files import cache_dir
+    from gencond.common.cache import entries, prune, table
+    from gencond.common.files import cache_dir
 
     if args.action == "list":
         print(table(entries()))
@@ -377,14 +377,14 @@ def run_cache(args: argparse.Namespace) -> None:
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
-    from gencond.judge import data_source
+    from gencond.eval.judge import data_source
 
     return load_recipe(args.recipe, args.overrides, data_source(args.data))
 
 
 def _outside_settings(args: argparse.Namespace) -> "Settings":
     """How the outside judge trains. Raises InputError where options are of our own evaluator alone."""
-    from gencond.outside.lrs import Settings
+    from gencond.eval.outside.lrs import Settings
 
     name, colon, epochs = args.judge.partition(":")
     if name != "ddranking":
@@ -424,10 +424,10 @@ def _out(args: argparse.Namespace) -> Path:
 
 
 def _condensed_run(recipe: Recipe, out: Path, pretrained: Path | None = None) -> Path:
-    from gencond.condense import condense
+    from gencond.condensing.run import condense
+    from gencond.eval.judge import load_data
     from gencond.eval.networks import build_network
     from gencond.eval.protocols import check_protocol
-    from gencond.judge import load_data
 
     train, _ = load_data(recipe)
     check_protocol(recipe.evaluate.protocol)  # what the run will be judged by has to fit before it starts

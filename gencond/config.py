@@ -11,7 +11,7 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from gencond.errors import InputError
+from gencond.common.errors import InputError
 
 RECIPES = Path(__file__).parent / "recipes"
 

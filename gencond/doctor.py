@@ -16,11 +16,18 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from gencond.assembly import check_counts, check_networks, check_parts
-from gencond.backbones import IMAGENET1K
-from gencond.checkpoint import RunFolder
+from gencond.common.distributed import new_accelerator
+from gencond.common.errors import InputError
+from gencond.common.files import cache_dir, free_space, require_writable
+from gencond.common.progress import spoken_time
+from gencond.common.room import require_place, require_text
+from gencond.condensing.backbones import IMAGENET1K
+from gencond.condensing.build import check_counts, check_networks, check_parts
+from gencond.condensing.forecast import Amount, Forecast, forecast
+from gencond.condensing.run_folder import RunFolder
 from gencond.config import Recipe
-from gencond.data import (
+from gencond.data.find import ImageSource, find_images, read_image, stacked, white_of
+from gencond.data.load import (
     NAMED_SETS,
     LabeledImages,
     is_mapped,
@@ -30,20 +37,13 @@ from gencond.data import (
     size_of,
     split_off,
 )
-from gencond.distributed import new_accelerator
-from gencond.errors import InputError
+from gencond.data.mapped import FACTS
+from gencond.eval.judge import notes_on_overlap, overlap_said
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import check_protocol
-from gencond.features import advice_on_bfloat16, can_compile
-from gencond.files import cache_dir, free_space, require_writable
-from gencond.forecast import Amount, Forecast, forecast
-from gencond.generator.pretrained import HUB_FILE, kept_file
-from gencond.generator.pretrained import IMAGENET1K as PUBLISHED
-from gencond.judge import notes_on_overlap, overlap_said
-from gencond.mapped import FACTS
-from gencond.progress import spoken_time
-from gencond.room import require_place, require_text
-from gencond.sources import ImageSource, find_images, read_image, stacked, white_of
+from gencond.generator.published import HUB_FILE, kept_file
+from gencond.generator.published import IMAGENET1K as PUBLISHED
+from gencond.networks.extractor import advice_on_bfloat16, can_compile
 
 logger = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 
 from gencond.cli import run_cleanly
-from gencond.condense import condense
+from gencond.common.distributed import new_accelerator
+from gencond.common.files import short_hash, written_whole
+from gencond.condensing.run import condense
 from gencond.config import load_recipe, to_dict
-from gencond.distributed import new_accelerator
 from gencond.eval.classifier import train_and_test
+from gencond.eval.judge import load_data, sampled_images
 from gencond.eval.protocols import check_protocol, get_protocol
-from gencond.files import short_hash, written_whole
-from gencond.judge import load_data, sampled_images
 
 
 def main() -> None:

@@ -21,19 +21,19 @@ from typing import Any
 
 import torch
 
-from gencond.assembly import check_fit
-from gencond.checkpoint import library_versions, prepare_run
 from gencond.cli import run_cleanly
-from gencond.condense import start
+from gencond.common.distributed import new_accelerator
+from gencond.common.files import read_json, require_writable, short_hash, weights_hash, write_json
+from gencond.common.pictures import new_figure, write_figure
+from gencond.condensing.build import check_fit
+from gencond.condensing.run import start
+from gencond.condensing.run_folder import library_versions, prepare_run
 from gencond.config import Recipe, load_recipe, to_dict
-from gencond.data import LabeledImages
-from gencond.distributed import new_accelerator
+from gencond.data.load import LabeledImages
 from gencond.eval.classifier import train_and_test
+from gencond.eval.judge import data_source, load_data, sampled_images
 from gencond.eval.protocols import check_protocol, get_protocol
 from gencond.eval.scoring import EVALUATOR
-from gencond.files import read_json, require_writable, short_hash, weights_hash, write_json
-from gencond.judge import data_source, load_data, sampled_images
-from gencond.pictures import new_figure, write_figure
 
 STATE = "bench_accuracy.json"
 

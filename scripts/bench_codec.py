@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from gencond.cli import run_cleanly
-from gencond.data import load_real
-from gencond.errors import InputError
+from gencond.common.errors import InputError
+from gencond.data.load import load_real
 from gencond.eval import codec
 from gencond.eval.codec import Album, encoder_version
 from gencond.eval.wording import markdown_table

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from gencond.cli import run_cleanly
-from gencond.sources import image_files, read_image
+from gencond.data.find import image_files, read_image
 
 SIDES = (8, 16, 32, 64, 128)
 

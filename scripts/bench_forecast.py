@@ -23,16 +23,16 @@ from pathlib import Path
 
 import torch
 
-from gencond import forecast as forecasting
-from gencond.assembly import extractor_maker, matching_augmentation
-from gencond.checkpoint import step_rng
 from gencond.cli import run_cleanly
-from gencond.condense import Matching, start
+from gencond.common.distributed import new_accelerator
+from gencond.condensing import forecast as forecasting
+from gencond.condensing.build import extractor_maker, matching_augmentation
+from gencond.condensing.real_statistics import real_statistics
+from gencond.condensing.run import Matching, start
+from gencond.condensing.run_folder import step_rng
 from gencond.config import Recipe, load_recipe
-from gencond.data import LabeledImages
-from gencond.distributed import new_accelerator
+from gencond.data.load import LabeledImages
 from gencond.doctor import SAMPLE_IMAGES
-from gencond.statistics import real_statistics
 
 RECIPES = (
     "dm:cifar10:quick", "m3d:cifar10:quick", "dream:cifar10:quick", "cached:cifar10:quick", "generative:cifar10:quick",

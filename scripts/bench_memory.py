@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 
-from gencond.checkpoint import prepare_run
 from gencond.cli import run_cleanly
-from gencond.condense import start
+from gencond.common.distributed import memory_used, peak_memory
+from gencond.condensing.run import start
+from gencond.condensing.run_folder import prepare_run
 from gencond.config import load_recipe
-from gencond.data import LabeledImages
-from gencond.distributed import memory_used, peak_memory
+from gencond.data.load import LabeledImages
 
 ONE_IMAGE = ("condense.prefix_lengths=[1]", "condense.stream_probability=0", "codes.num_slots=1")
 

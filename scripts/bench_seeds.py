@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gencond.augment import Augmentation
 from gencond.cli import run_cleanly
-from gencond.distributed import new_accelerator
+from gencond.common.distributed import new_accelerator
+from gencond.data.augment import Augmentation
 from gencond.eval.classifier import compiled_forward, fastest_way
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import get_protocol
-from gencond.training import Shuffled, Source, train_network, train_networks
+from gencond.networks.training import Shuffled, Source, train_network, train_networks
 
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
 REPETITIONS = 5

@@ -24,13 +24,13 @@ import psutil
 import torch
 from PIL import Image
 
-import gencond.sources
-from gencond.augment import Augmentation
+import gencond.data.find
 from gencond.cli import run_cleanly
-from gencond.data import load_real
-from gencond.features import Extractor
+from gencond.condensing.real_statistics import real_statistics
+from gencond.data.augment import Augmentation
+from gencond.data.load import load_real
 from gencond.networks.convnet import ConvNet
-from gencond.statistics import real_statistics
+from gencond.networks.extractor import Extractor
 
 CLASSES = 100
 STATUS = Path("/proc/self/status")
@@ -69,7 +69,7 @@ class Peak(threading.Thread):
 
 def measure(root: Path, side: int, kept_in: str, width: int) -> dict[str, float]:
     """Both stages in this process."""
-    gencond.sources.MAPPED_ABOVE_BYTES = 0 if kept_in == "file" else sys.maxsize
+    gencond.data.find.MAPPED_ABOVE_BYTES = 0 if kept_in == "file" else sys.maxsize
     before, peak = memory_now(), Peak()
     peak.start()
     times = [time.perf_counter()]

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import torch
 
-from gencond.assembly import check_fit, new_extractors, new_real_side
-from gencond.checkpoint import prepare_run
 from gencond.cli import run_cleanly
-from gencond.condense import start
+from gencond.common.distributed import peak_memory
+from gencond.condensing.build import check_fit, new_extractors, new_real_side
+from gencond.condensing.run import start
+from gencond.condensing.run_folder import prepare_run
 from gencond.config import Recipe, load_recipe
-from gencond.data import LabeledImages
-from gencond.distributed import peak_memory
+from gencond.data.load import LabeledImages
 
 RECIPES = ("dm", "m3d", "dream", "cached")
 CLASSES, SIDE = 10, 32

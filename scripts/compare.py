@@ -18,23 +18,23 @@ from functools import partial
 from pathlib import Path
 
 import gencond
-from gencond.assembly import check_fit
 from gencond.cli import run_cleanly
-from gencond.condense import condense
+from gencond.common.distributed import new_accelerator
+from gencond.common.errors import InputError
+from gencond.common.files import file_hash, read_json, require_writable, short_hash, write_json
+from gencond.condensing.build import check_fit
+from gencond.condensing.run import condense
 from gencond.config import Recipe, first_difference, load_recipe, to_dict
-from gencond.data import LabeledImages
-from gencond.distributed import new_accelerator
-from gencond.errors import InputError
+from gencond.data.load import LabeledImages
+from gencond.data.select import random_subset
 from gencond.eval.baselines import KMEANS_REAL, PACKED, RANDOM_REAL, RealImages
 from gencond.eval.classifier import train_and_test
 from gencond.eval.drawing import write_first_images
+from gencond.eval.judge import data_source, load_data, sampled_images
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol, check_protocol, get_protocol
 from gencond.eval.scoring import EVALUATOR, over_seeds
 from gencond.eval.wording import markdown_table, percent, spoken_seeds
-from gencond.files import file_hash, read_json, require_writable, short_hash, write_json
-from gencond.judge import data_source, load_data, sampled_images
-from gencond.selection import random_subset
 
 BASELINES = (RANDOM_REAL, KMEANS_REAL, *PACKED)
 USUAL_FACTOR = 2  # of packed images beside no recipe that cuts its own

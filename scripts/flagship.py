@@ -38,19 +38,19 @@ import storage_curve
 import torch
 
 from gencond import cli
-from gencond.assembly import check_counts, check_fit
-from gencond.backbones import has_pretraining
-from gencond.checkpoint import current_commit, library_versions
 from gencond.cli import run_cleanly
+from gencond.common.distributed import new_accelerator
+from gencond.common.errors import InputError
+from gencond.common.files import read_json, require_writable, short_hash, take_lock, write_json, write_text
+from gencond.common.progress import spoken_time
+from gencond.condensing.backbones import has_pretraining
+from gencond.condensing.build import check_counts, check_fit
+from gencond.condensing.run_folder import current_commit, library_versions
 from gencond.config import Data, Recipe, load_recipe, to_dict, to_yaml
-from gencond.data import LabeledImages
-from gencond.distributed import new_accelerator
-from gencond.errors import InputError
+from gencond.data.load import LabeledImages
 from gencond.eval.given import quality_network
+from gencond.eval.judge import data_source, load_data
 from gencond.eval.published import PUBLISHED
-from gencond.files import read_json, require_writable, short_hash, take_lock, write_json, write_text
-from gencond.judge import data_source, load_data
-from gencond.progress import spoken_time
 
 SCRIPTS = Path(os.path.relpath(Path(__file__).parent))  # as short as it is called by
 DATASETS = ("digits", "fashion_mnist", "cifar10")  # of which every paper's recipe has a variant

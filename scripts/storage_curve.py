@@ -25,25 +25,25 @@ from typing import Any
 
 import gencond
 from gencond.cli import run_cleanly
+from gencond.common.distributed import new_accelerator
+from gencond.common.errors import InputError
+from gencond.common.files import read_json, require_writable, short_hash, write_json, written_whole
+from gencond.common.progress import progress
 from gencond.config import Recipe, first_difference, to_dict
-from gencond.data import LabeledImages
-from gencond.distributed import new_accelerator
-from gencond.errors import InputError
+from gencond.data.load import LabeledImages
+from gencond.data.select import random_subset
 from gencond.eval.baselines import CODEC_REAL, WHOLE_SET, RealImages
 from gencond.eval.classifier import FreshImages, RepeatedImages, train_and_test
 from gencond.eval.codec import QUALITIES, decode_mosaic, encode_mosaic, encoder_version
 from gencond.eval.drawing import plot_any_number, write_first_images
+from gencond.eval.judge import judged_artefact, load_data, notes_on_origin, notes_on_overlap, recipe_of, require_fit
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol, check_protocol, get_protocol
 from gencond.eval.published import curves_of
 from gencond.eval.scoring import EVALUATOR, Row, measured
 from gencond.eval.wording import about_codec, kinds, markdown_table, percent, spoken_seeds
-from gencond.files import read_json, require_writable, short_hash, write_json, written_whole
-from gencond.generator.face import Condensed
+from gencond.generator.artefact import Condensed
 from gencond.generator.storage import check_storage
-from gencond.judge import judged_artefact, load_data, notes_on_origin, notes_on_overlap, recipe_of, require_fit
-from gencond.progress import progress
-from gencond.selection import random_subset
 
 PICTURE, IMAGES = "storage_curve.png", "first_images.png"
 CODEC_NAME = "real photographs in AVIF"

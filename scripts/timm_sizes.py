@@ -13,7 +13,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from gencond.errors import InputError
+from gencond.common.errors import InputError
 from gencond.eval.networks import build_network
 
 SIDES = (8, 16, 24, 28, 32, 48, 64, 96, 128)

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from gencond.condensing.step import CondenseStep
 from gencond.config import Recipe, load_recipe
-from gencond.data import LabeledImages, load_real
-from gencond.selection import random_subset
-from gencond.step import CondenseStep
+from gencond.data.load import LabeledImages, load_real
+from gencond.data.select import random_subset
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -18,7 +18,10 @@ from safetensors.torch import save_file
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from gencond.assembly import (
+from gencond.common.errors import InputError
+from gencond.common.ranges import to_signed
+from gencond.condensing.backbones import new_generator
+from gencond.condensing.build import (
     Representatives,
     check_parts,
     choose_representatives,
@@ -27,22 +30,19 @@ from gencond.assembly import (
     new_pixels,
     new_real_side,
 )
-from gencond.augment import Augmentation
-from gencond.backbones import new_generator
-from gencond.checkpoint import RunFolder
-from gencond.condense import Matching, condense, new_condensed, start_from_transform
+from gencond.condensing.extractors import FreshExtractors
+from gencond.condensing.real import BatchSide, Draw, RepresentativeSide
+from gencond.condensing.run import Matching, condense, new_condensed, start_from_transform
+from gencond.condensing.run_folder import RunFolder
+from gencond.condensing.step import CondenseStep
 from gencond.config import RECIPES, Recipe, available_recipes, load_recipe
-from gencond.data import LabeledImages
-from gencond.errors import InputError
-from gencond.extractors import FreshExtractors
-from gencond.features import Embedding, Extractor
+from gencond.data.augment import Augmentation
+from gencond.data.load import LabeledImages
+from gencond.data.select import class_batches, nested_representatives
 from gencond.generator.packing import decode
 from gencond.generator.pixels import CondensedPixels
 from gencond.networks.convnet import ConvNet
-from gencond.ranges import to_signed
-from gencond.selection import class_batches, nested_representatives
-from gencond.step import CondenseStep
-from gencond.targets import BatchSide, Draw, RepresentativeSide
+from gencond.networks.extractor import Embedding, Extractor
 
 TERMS = ("mean", "mmd", "gradient", "diversity", "center", "classification", "representative", "pixel")
 NONE = [f"objective.{term}_weight=0" for term in TERMS]
@@ -520,11 +520,11 @@ def test_each_process_chooses_for_its_own_classes_what_one_chooses_for_all(
     one = choose_representatives(recipe, few_digits, extractors)
     calls: list[int] = []
     nested = nested_representatives
-    monkeypatch.setattr("gencond.assembly.nested_representatives", lambda *a: calls.append(1) or nested(*a))
+    monkeypatch.setattr("gencond.condensing.build.nested_representatives", lambda *a: calls.append(1) or nested(*a))
     shares: list[Tensor] = []
-    monkeypatch.setattr("gencond.assembly.from_all", lambda own: shares.extend(own) or shares)
+    monkeypatch.setattr("gencond.condensing.build.from_all", lambda own: shares.extend(own) or shares)
     for rank in range(3):
-        monkeypatch.setattr("gencond.assembly.rank_and_world", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr("gencond.condensing.build.rank_and_world", lambda rank=rank: (rank, 3))
         several = choose_representatives(recipe, few_digits, extractors)
     assert len(calls) == 10  # k-means of each class once
     assert torch.equal(several.rows, one.rows) and torch.equal(several.labels, one.labels)
@@ -629,7 +629,7 @@ def test_bfloat16_features_are_close_to_float32_ones(few_digits: LabeledImages) 
 
 COMPILED = """
 import torch
-from gencond.features import Embedding
+from gencond.networks.extractor import Embedding
 from gencond.networks.convnet import ConvNet
 
 embed = Embedding(compile=True)
@@ -655,7 +655,7 @@ def test_compiled_features_and_image_gradients_are_those_of_plain_code_with_one_
 
 
 def test_compiling_without_a_compiler_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gencond.features.shutil.which", lambda name: None)
-    monkeypatch.setattr("gencond.features.torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("gencond.networks.extractor.shutil.which", lambda name: None)
+    monkeypatch.setattr("gencond.networks.extractor.torch.cuda.is_available", lambda: False)
     with pytest.raises(InputError, match=r"needs a C\+\+ compiler .* set features.compile=false"):
         Embedding(compile=True)

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gencond.augment import Augmentation, AugmentParams
-from gencond.errors import InputError
+from gencond.common.errors import InputError
+from gencond.data.augment import Augmentation, AugmentParams
 
 ALL = "color_crop_cutout_flip_scale_rotate"
 # What the code that DSA and DM (VICO-UoE/DatasetCondensation at 53f63a6) and IDC (snu-mllab/

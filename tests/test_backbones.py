@@ -4,14 +4,14 @@ import pytest
 import torch
 from conftest import tiny_recipe
 
-from gencond.assembly import check_parts
-from gencond.backbones import for_classes, new_generator, published_generator
-from gencond.condense import adam, condense
+from gencond.common.errors import InputError
+from gencond.condensing.backbones import for_classes, new_generator, published_generator
+from gencond.condensing.build import check_parts
+from gencond.condensing.run import adam, condense
 from gencond.config import Recipe
-from gencond.data import LabeledImages
-from gencond.errors import InputError
+from gencond.data.load import LabeledImages
 from gencond.generator.biggan_deep import BigGANDeepGenerator
-from gencond.generator.condensed import CondensedDataset, backbone_config
+from gencond.generator.dataset import CondensedDataset, backbone_config
 
 DEEP = (
     "generator.backbone=biggan_deep", "generator.width=2", "generator.latent_dim=8", "pretrain.num_steps=0",

@@ -14,10 +14,10 @@ from test_ranking import of as difficulties_of
 from test_statistics import cached_twice
 from torch import Tensor
 
-from gencond.cache import entries, prune, read_checked, write_checked
 from gencond.cli import main
-from gencond.data import LabeledImages
-from gencond.files import state_fingerprint
+from gencond.common.cache import entries, prune, read_checked, write_checked
+from gencond.common.files import state_fingerprint
+from gencond.data.load import LabeledImages
 
 
 def tensors() -> dict[str, Tensor]:
@@ -145,14 +145,14 @@ def test_what_a_living_process_uses_is_never_pruned(own_cache: Path) -> None:
     folder.mkdir(parents=True)
     write_checked(file, tensors())
     program = (
-        "import sys; from pathlib import Path; from gencond.cache import hold, prune, read_checked\n"
+        "import sys; from pathlib import Path; from gencond.common.cache import hold, prune, read_checked\n"
         f"read_checked(Path({str(file)!r})); hold(Path({str(folder)!r})); print('ready', flush=True); sys.stdin.read()"
     )
-    import gencond.cache
+    import gencond.common.cache
 
-    for descriptor in gencond.cache._held.values():  # this process lets go
+    for descriptor in gencond.common.cache._held.values():  # this process lets go
         os.close(descriptor)
-    gencond.cache._held.clear()
+    gencond.common.cache._held.clear()
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as user:

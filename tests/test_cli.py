@@ -17,12 +17,12 @@ from PIL import Image
 
 import gencond
 from gencond.cli import main, run_cleanly
-from gencond.data import LabeledImages, load_real
-from gencond.errors import InputError
+from gencond.common.errors import InputError
+from gencond.common.progress import progress
+from gencond.common.ranges import to_signed
+from gencond.data.load import LabeledImages, load_real
+from gencond.data.select import random_subset
 from gencond.eval.baselines import usual_baselines
-from gencond.progress import progress
-from gencond.ranges import to_signed
-from gencond.selection import random_subset
 
 
 @pytest.fixture(scope="module")
@@ -436,7 +436,7 @@ def test_of_several_processes_the_main_one_says_it_first(
 
 
 def test_two_evaluations_into_one_folder_do_not_meet(run: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-    hold = "import sys, time; from pathlib import Path; from gencond.files import alone_in\nwith alone_in(Path(sys.argv[1]), '.report.lock'):\n    print('held', flush=True); time.sleep(60)"  # noqa: E501
+    hold = "import sys, time; from pathlib import Path; from gencond.common.files import alone_in\nwith alone_in(Path(sys.argv[1]), '.report.lock'):\n    print('held', flush=True); time.sleep(60)"  # noqa: E501
     with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         line = fails(capsys, "evaluate", str(run), "--ipc", "1", "--out", str(tmp_path))

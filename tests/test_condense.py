@@ -15,22 +15,22 @@ import yaml
 from conftest import tiny_recipe, whole
 
 import gencond
-import gencond.condense
-from gencond.assembly import Representatives, choose_representatives, new_extractors, new_real_side
-from gencond.augment import Augmentation
-from gencond.backbones import new_generator
-from gencond.checkpoint import RunFolder
-from gencond.condense import condense
+import gencond.condensing.run
+from gencond.common.errors import InputError
+from gencond.common.files import cache_dir, file_sha256, state_fingerprint, weights_hash
+from gencond.condensing.backbones import new_generator
+from gencond.condensing.build import Representatives, choose_representatives, new_extractors, new_real_side
+from gencond.condensing.real import BatchSide, Draw
+from gencond.condensing.run import condense
+from gencond.condensing.run_folder import RunFolder
+from gencond.condensing.step import CondenseStep
 from gencond.config import Recipe, to_yaml
-from gencond.data import LabeledImages
-from gencond.errors import InputError
-from gencond.files import cache_dir, file_sha256, state_fingerprint, weights_hash
-from gencond.generator.condensed import CondensedDataset
+from gencond.data.augment import Augmentation
+from gencond.data.load import LabeledImages
+from gencond.generator.dataset import CondensedDataset
 from gencond.losses.center import center_loss
 from gencond.losses.diversity import diversity_loss
 from gencond.losses.kernels import fourier_embedding
-from gencond.step import CondenseStep
-from gencond.targets import BatchSide, Draw
 
 WEIGHTS = {
     "mean": 1.0, "mmd": 0.7, "diversity": 0.3, "center": 0.2, "classification": 0.5, "pixel": 0.4,
@@ -219,7 +219,7 @@ def test_resume_equals_uninterrupted_run(
     recipe = tiny_recipe()
     condense(recipe, few_digits, tmp_path / "whole")
 
-    import gencond.checkpoint as checkpoint
+    import gencond.condensing.run_folder as checkpoint
 
     save, rng = checkpoint.RunFolder.save_state, checkpoint.step_rng
 
@@ -364,7 +364,7 @@ def killed_before_its_artefact(
     recipe: Recipe, data: LabeledImages, run: Path, monkeypatch: pytest.MonkeyPatch, pretrained: Path | None = None
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("gencond.condense.write_artefact", lambda *args: (_ for _ in ()).throw(Killed()))
+        patch.setattr("gencond.condensing.run.write_artefact", lambda *args: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             condense(recipe, data, run, pretrained)
 
@@ -474,7 +474,7 @@ def test_weights_that_are_not_finite_are_no_state_and_the_advice_works(
     run = tmp_path / "run"
     number = {"encode": "codes.encode_steps=40", "condense": "condense.num_steps=40"}[stage]
     rate = {"encode": "codes.encode_generator_lr", "condense": "condense.generator_lr"}[stage]
-    backward, adam, made = torch.Tensor.backward, gencond.condense.adam, []
+    backward, adam, made = torch.Tensor.backward, gencond.condensing.run.adam, []
     steps = iter(range(100))
 
     def overflows(self: torch.Tensor, *args, **options) -> None:
@@ -487,7 +487,7 @@ def test_weights_that_are_not_finite_are_no_state_and_the_advice_works(
         made.append(adam(*args))
         return made[-1]
 
-    monkeypatch.setattr("gencond.condense.adam", noted)
+    monkeypatch.setattr("gencond.condensing.run.adam", noted)
     monkeypatch.setattr("torch.Tensor.backward", overflows)
     with pytest.raises(InputError, match=f"{stage}: a weight at step 4 is not finite: lower .*{rate}") as raised:
         condense(tiny_recipe(number), few_digits, run)

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gencond.assembly import check_networks
-from gencond.condense import check_fit
+from gencond.common.errors import InputError
+from gencond.condensing.build import check_networks
+from gencond.condensing.run import check_fit
 from gencond.config import available_recipes, first_difference, load_recipe, parse_recipe, to_dict, to_yaml
-from gencond.data import GENERATOR_SIZES, LabeledImages
-from gencond.errors import InputError
+from gencond.data.load import GENERATOR_SIZES, LabeledImages
 
 
 @pytest.mark.parametrize("name", available_recipes())

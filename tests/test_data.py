@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from gencond.data import LabeledImages, automatic_image_size, load_real, split_off
-from gencond.errors import InputError
-from gencond.sources import find_images, read_image, read_into_memory
+from gencond.common.errors import InputError
+from gencond.data.find import find_images, read_image, read_into_memory
+from gencond.data.load import LabeledImages, automatic_image_size, load_real, split_off
 
 MakeFolder = Callable[..., Path]
 PUBLISHED_DIGITS = (
@@ -352,7 +352,7 @@ def test_a_class_that_is_a_link_to_nothing_or_to_another_or_cannot_be_listed_is_
             raise PermissionError(13, "Permission denied")
         return listed(folder)
 
-    monkeypatch.setattr("gencond.sources.os.scandir", forbidden)
+    monkeypatch.setattr("gencond.data.find.os.scandir", forbidden)
     with pytest.raises(InputError, match=r"dog cannot be read \(Permission denied\)"):
         find_images(root)
 

@@ -20,23 +20,23 @@ from test_condense import WEIGHTS, a_step, untrained
 from torch.nn.parallel import DistributedDataParallel
 
 import gencond
-import gencond.distributed
-import gencond.sources
-import gencond.statistics
-from gencond.assembly import choose_representatives, new_extractors
-from gencond.augment import Augmentation
-from gencond.backbones import new_generator
-from gencond.checkpoint import prepare_run
+import gencond.common.distributed
+import gencond.condensing.real_statistics
+import gencond.data.find
 from gencond.cli import run_cleanly
-from gencond.condense import condense, start
+from gencond.common.distributed import from_main, gather_rows, main_process_first, new_accelerator, own_share
+from gencond.common.errors import InputError
+from gencond.common.files import cache_dir
+from gencond.condensing.backbones import new_generator
+from gencond.condensing.build import choose_representatives, new_extractors
+from gencond.condensing.run import condense, start
+from gencond.condensing.run_folder import prepare_run
 from gencond.config import load_recipe
-from gencond.data import LabeledImages, load_real
-from gencond.distributed import from_main, gather_rows, main_process_first, new_accelerator, own_share
-from gencond.errors import InputError
-from gencond.features import Extractor
-from gencond.files import cache_dir
+from gencond.data.augment import Augmentation
+from gencond.data.load import LabeledImages, load_real
+from gencond.data.select import random_subset
 from gencond.networks.convnet import ConvNet
-from gencond.selection import random_subset
+from gencond.networks.extractor import Extractor
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 7])
@@ -106,7 +106,7 @@ IN_PIECES = (
 def launched(rank: int, world: int, port: int) -> None:
     """This process as one of several that `accelerate launch` started on a CPU."""
     torch.set_num_threads(1)
-    gencond.distributed.TIMEOUT = timedelta(minutes=1)
+    gencond.common.distributed.TIMEOUT = timedelta(minutes=1)
     os.environ |= {
         "ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank),
         "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
@@ -151,7 +151,7 @@ def test_two_processes_make_the_step_of_one_where_they_need_different_numbers_of
 def waiting_worker(rank: int, world: int, port: int, out: str) -> None:
     """The main process works for longer than a collective may wait, then says what is wrong, then never comes."""
     launched(rank, world, port)
-    gencond.distributed.TIMEOUT, gencond.distributed.SECONDS_BETWEEN_WORDS = timedelta(seconds=10), 0.5
+    gencond.common.distributed.TIMEOUT, gencond.common.distributed.SECONDS_BETWEEN_WORDS = timedelta(seconds=10), 0.5
     logging.basicConfig(filename=f"{out}/{rank}.log", level=logging.INFO)
     new_accelerator()
     said = [from_main(lambda: (time.sleep(12), "found")[1])]
@@ -183,8 +183,11 @@ def test_processes_wait_for_long_work_of_one_with_a_word_and_not_in_a_collective
 def pass_worker(rank: int, world: int, port: int, images: str, out: str) -> None:
     """One process that decodes its share of a folder and takes its share of the pass over the images."""
     torch.set_num_threads(1)
-    gencond.sources.MAPPED_ABOVE_BYTES, gencond.sources.CHUNK_BYTES = 0, 7 * 64
-    gencond.statistics.BATCHES_BETWEEN_SUMS, gencond.statistics.SECONDS_BETWEEN_STATES = 4, 0.0
+    gencond.data.find.MAPPED_ABOVE_BYTES, gencond.data.find.CHUNK_BYTES = 0, 7 * 64
+    (
+        gencond.condensing.real_statistics.BATCHES_BETWEEN_SUMS,
+        gencond.condensing.real_statistics.SECONDS_BETWEEN_STATES,
+    ) = 4, 0.0
     if world > 1:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         dist.init_process_group("gloo", rank=rank, world_size=world)
@@ -196,7 +199,7 @@ def pass_worker(rank: int, world: int, port: int, images: str, out: str) -> None
         torch.manual_seed(seed)
         for weight in extractor.network.parameters():
             weight.copy_(torch.randn(weight.shape) * 0.3)
-    found = gencond.statistics.cached_statistics(
+    found = gencond.condensing.real_statistics.cached_statistics(
         data, extractors, "pool", cache_dir(), augmentation=Augmentation("crop_scale", 8), num_passes=2,
         num_frequencies=12, seed=0,
     )  # fmt: skip
@@ -213,10 +216,10 @@ def test_processes_share_decoding_and_the_pass_and_get_what_one_gets(
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[0].numpy()).save(path)
     monkeypatch.setenv("GENCOND_CACHE", os.environ["GENCOND_CACHE"])  # set back afterwards
-    monkeypatch.setattr("gencond.sources.MAPPED_ABOVE_BYTES", 0)
-    monkeypatch.setattr("gencond.sources.CHUNK_BYTES", 0)
-    monkeypatch.setattr("gencond.statistics.BATCHES_BETWEEN_SUMS", 0)
-    monkeypatch.setattr("gencond.statistics.SECONDS_BETWEEN_STATES", 0)
+    monkeypatch.setattr("gencond.data.find.MAPPED_ABOVE_BYTES", 0)
+    monkeypatch.setattr("gencond.data.find.CHUNK_BYTES", 0)
+    monkeypatch.setattr("gencond.condensing.real_statistics.BATCHES_BETWEEN_SUMS", 0)
+    monkeypatch.setattr("gencond.condensing.real_statistics.SECONDS_BETWEEN_STATES", 0)
     arguments = (str(tmp_path / "images"), str(tmp_path / "out"))
     pass_worker(0, 1, 0, *arguments)
     mp.spawn(pass_worker, (2, free_port(), *arguments), nprocs=2)

@@ -13,15 +13,15 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-import gencond.sources
+import gencond.data.find
 from gencond.cli import main
+from gencond.common.progress import spoken_time
+from gencond.condensing.forecast import Amount, Cost, _Case, cost_of, forecast
 from gencond.config import load_recipe
-from gencond.data import LabeledImages
+from gencond.data.load import LabeledImages
 from gencond.doctor import Findings, check_weights
-from gencond.forecast import Amount, Cost, _Case, cost_of, forecast
-from gencond.generator.pretrained import kept_file
-from gencond.judge import load_data, notes_on_overlap
-from gencond.progress import spoken_time
+from gencond.eval.judge import load_data, notes_on_overlap
+from gencond.generator.published import kept_file
 
 
 def asked(capsys: pytest.CaptureFixture, *arguments: str, fails: bool = False) -> str:
@@ -97,7 +97,7 @@ def test_of_a_long_step_a_small_one_is_timed(
     recipe, sample = load_recipe("demo", TINY, "digits"), digits[0].subset(torch.arange(64))
     amount = Amount(1797, 1198, 120, 115008, False, 0.5, 0)
     assert not forecast(recipe, sample, amount, torch.device("cpu")).notes
-    monkeypatch.setattr("gencond.forecast.LONGEST_STEP", 0.0)
+    monkeypatch.setattr("gencond.condensing.forecast.LONGEST_STEP", 0.0)
     found = forecast(recipe, sample, amount, torch.device("cpu"))
     assert "smaller ones were timed" in found.notes[0] and found.stages[-1].name == "condense"
 
@@ -109,7 +109,7 @@ def test_what_is_fixed_in_a_step_is_not_scaled_with_the_classes(
     longest_step: float, num_classes: int, fixed: float, of_class: float, of_slot: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("gencond.forecast.LONGEST_STEP", longest_step)
+    monkeypatch.setattr("gencond.condensing.forecast.LONGEST_STEP", longest_step)
     lengths, probability, fresh = [1, 10, 10, 50], 0.25, 20
     recipe = load_recipe("gencond", [
         f"condense.prefix_lengths={lengths}", f"condense.stream_probability={probability}", "condense.num_steps=800",
@@ -141,7 +141,7 @@ def test_a_folder_is_counted_and_only_some_of_it_is_read(
     photographs: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:
     monkeypatch.setattr("gencond.doctor.SAMPLE_IMAGES", 4)
-    monkeypatch.setattr(gencond.sources, "MAPPED_ABOVE_BYTES", 0)
+    monkeypatch.setattr(gencond.data.find, "MAPPED_ABOVE_BYTES", 0)
     (photographs / "ant" / "1.png").write_bytes(b"broken, but not among those that are read")
     said = asked(capsys, "--recipe", "demo", "--data", str(photographs), *TINY, "generator.num_blocks=null")
     assert "12 training and 6 test images, 3 classes, 3x20x20 px, 0.1 MB decoded once into the cache" in said
@@ -173,7 +173,7 @@ def test_what_is_missing_is_named_line_by_line_and_ends_with_status_2(
 def test_a_recipe_in_bfloat16_is_advised_against_where_a_cpu_emulates_it(
     emulated: bool, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gencond.features.emulates_bfloat16", lambda device: emulated)
+    monkeypatch.setattr("gencond.networks.extractor.emulates_bfloat16", lambda device: emulated)
     recipe = ["--recipe", "demo", "--data", "digits", *TINY]
     assert "bfloat16" not in asked(capsys, *recipe)
     assert ("set features.precision=float32" in asked(capsys, *recipe, "features.precision=bfloat16")) == emulated

@@ -3,14 +3,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from gencond.data import LabeledImages
-from gencond.errors import InputError
-from gencond.extractors import ExtractorMaker, FreshExtractors, OnlineExtractors, build_pool
-from gencond.features import Extractor, advice_on_bfloat16, emulates_bfloat16
-from gencond.files import state_fingerprint
+from gencond.common.errors import InputError
+from gencond.common.files import state_fingerprint
+from gencond.common.ranges import to_signed
+from gencond.condensing.extractors import ExtractorMaker, FreshExtractors, OnlineExtractors, build_pool
+from gencond.data.load import LabeledImages
 from gencond.networks.convnet import ConvNet
-from gencond.ranges import to_signed
-from gencond.training import Shuffled, train_network
+from gencond.networks.extractor import Extractor, advice_on_bfloat16, emulates_bfloat16
+from gencond.networks.training import Shuffled, train_network
 
 
 def make(seed: int, width: int = 4, norm: str = "instance") -> ConvNet:
@@ -109,7 +109,7 @@ def test_each_part_that_computes_in_bfloat16_is_advised_on_its_own(monkeypatch: 
     def advised(device: str = "cpu", **parts: bool) -> list[str]:
         return [line.split(": ")[1] for line in advice_on_bfloat16(torch.device(device), **parts)]
 
-    monkeypatch.setattr("gencond.features.emulates_bfloat16", lambda device: device.type == "cpu")
+    monkeypatch.setattr("gencond.networks.extractor.emulates_bfloat16", lambda device: device.type == "cpu")
     extractors, generator = "set features.precision=float32", "start without mixed precision bf16"
     assert advised(extractors=True, generator=True) == [extractors, generator]
     assert advised(extractors=True, generator=False) == [extractors]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gencond.errors import InputError
-from gencond.files import (
+from gencond.common.errors import InputError
+from gencond.common.files import (
     alone_in,
     read_json,
     read_state_dict,
@@ -80,7 +80,7 @@ def test_a_probe_of_the_users_stays_and_many_may_probe_at_once(tmp_path: Path) -
 WRITES = """
 import sys, time
 from pathlib import Path
-from gencond.files import written_whole
+from gencond.common.files import written_whole
 with written_whole(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     print(temporary, flush=True)
@@ -119,8 +119,8 @@ def test_new_files_have_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
 ENTERS = """
 import sys
 from pathlib import Path
-from gencond.errors import InputError
-from gencond.files import alone_in
+from gencond.common.errors import InputError
+from gencond.common.files import alone_in
 try:
     with alone_in(Path(sys.argv[1]), ".report.lock"):
         print("in")
@@ -189,6 +189,6 @@ def test_where_there_are_no_locks_nobody_is_kept_out(tmp_path: Path, monkeypatch
     def no_locks(*args: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("gencond.files.fcntl.lockf", no_locks)
+    monkeypatch.setattr("gencond.common.files.fcntl.lockf", no_locks)
     with alone_in(tmp_path, ".lock"):
         pass

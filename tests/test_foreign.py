@@ -11,13 +11,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gencond.data import LabeledImages
-from gencond.errors import InputError
-from gencond.foreign import is_foreign, read_foreign, side_of
+from gencond.common.errors import InputError
+from gencond.common.ranges import to_signed, to_unit
+from gencond.data.foreign import is_foreign, read_foreign, side_of
+from gencond.data.load import LabeledImages
+from gencond.data.select import random_subset
 from gencond.generator.packing import decode
 from gencond.generator.pixels import CondensedPixels
-from gencond.ranges import to_signed, to_unit
-from gencond.selection import random_subset
 
 
 @pytest.fixture

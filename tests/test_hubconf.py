@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from gencond.common.errors import InputError
+from gencond.common.ranges import to_uint8
 from gencond.config import parse_recipe
-from gencond.data import LabeledImages
-from gencond.errors import InputError
+from gencond.data.load import LabeledImages
 from gencond.eval.classifier import train_and_test
 from gencond.eval.protocols import Protocol
-from gencond.ranges import to_uint8
 
 ROOT = Path(__file__).parent.parent
 
@@ -111,7 +111,7 @@ builtins.__import__ = spy
 import hubconf
 model = hubconf.condensed("digits")
 model.sample(1), model.stream(), hubconf.condensed("cifar10_1mbit"), hubconf.biggan(32)
-import gencond.generator.biggan_deep, gencond.generator.pretrained
+import gencond.generator.biggan_deep, gencond.generator.published
 print(*(found - sys.stdlib_module_names - {"gencond"} - set(hubconf.dependencies)))
 """
 

@@ -3,9 +3,9 @@
 import torch
 from test_condense import untrained
 
-from gencond.data import LabeledImages
-from gencond.judge import fresh_images
-from gencond.ranges import to_uint8
+from gencond.common.ranges import to_uint8
+from gencond.data.load import LabeledImages
+from gencond.eval.judge import fresh_images
 
 
 def test_classifiers_train_on_fresh_images_in_the_eight_bits_of_an_exported_image(few_digits: LabeledImages) -> None:

@@ -6,11 +6,11 @@ import timm
 import torch
 from torch import nn
 
-from gencond.errors import InputError
-from gencond.features import Extractor
-from gencond.files import state_fingerprint
+from gencond.common.errors import InputError
+from gencond.common.files import state_fingerprint
 from gencond.networks.classic import alexnet, lenet, mlp, vgg11
 from gencond.networks.convnet import ConvNet, automatic_depth
+from gencond.networks.extractor import Extractor
 from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import CifarResNet, ResNet18, ResNetAP10
 from gencond.networks.weights import load_weights

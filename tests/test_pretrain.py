@@ -6,17 +6,17 @@ import pytest
 import torch
 from conftest import tiny_recipe
 
-import gencond.pretrain as pretraining
-from gencond.backbones import new_generator
-from gencond.checkpoint import RunFolder
-from gencond.data import LabeledImages
-from gencond.errors import InputError
-from gencond.files import state_fingerprint
+import gencond.condensing.pretrain as pretraining
+from gencond.common.errors import InputError
+from gencond.common.files import state_fingerprint
+from gencond.common.ranges import to_signed
+from gencond.condensing.backbones import new_generator
+from gencond.condensing.pretrain import averaged, pretrain, pretrained_generator
+from gencond.condensing.run_folder import RunFolder
+from gencond.data.load import LabeledImages
 from gencond.generator.biggan import BigGANGenerator
 from gencond.networks.convnet import ConvNet
-from gencond.pretrain import averaged, pretrain, pretrained_generator
-from gencond.ranges import to_signed
-from gencond.training import Shuffled, train_network
+from gencond.networks.training import Shuffled, train_network
 
 
 def test_the_average_carries_parameters_and_buffers_with_the_stated_half_life() -> None:

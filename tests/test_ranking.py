@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gencond.data import LabeledImages
-from gencond.extractors import ExtractorMaker
+from gencond.condensing.difficulty import difficulties
+from gencond.condensing.extractors import ExtractorMaker
+from gencond.data.load import LabeledImages
 from gencond.networks.convnet import ConvNet
-from gencond.ranking import difficulties
 
 
 def make(seed: int) -> ConvNet:

@@ -15,11 +15,11 @@ from conftest import TINY, tiny_recipe
 from PIL import Image
 
 import gencond
-from gencond.condense import condense
-from gencond.data import LabeledImages
+from gencond.common.ranges import to_signed
+from gencond.condensing.run import condense
+from gencond.data.load import LabeledImages
 from gencond.eval.protocols import PROTOCOLS, Protocol
 from gencond.generator.pixels import CondensedPixels
-from gencond.ranges import to_signed
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 SMALL = ["features.width=4", "features.train_images=16", "real.batch_size=4", "condense.num_steps=4"]

@@ -1,11 +1,11 @@
 import torch
 from conftest import tiny_recipe
 
-from gencond.assembly import extractor_maker
-from gencond.backbones import new_generator
-from gencond.data import LabeledImages
+from gencond.common.seeding import seeded
+from gencond.condensing.backbones import new_generator
+from gencond.condensing.build import extractor_maker
+from gencond.data.load import LabeledImages
 from gencond.eval.networks import build_network
-from gencond.seeding import seeded
 
 
 def test_draws_depend_on_the_seed_and_no_generator_of_the_process_moves(monkeypatch, few_digits: LabeledImages) -> None:

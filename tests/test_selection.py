@@ -3,9 +3,9 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from gencond.data import LabeledImages
-from gencond.errors import InputError
-from gencond.selection import (
+from gencond.common.errors import InputError
+from gencond.data.load import LabeledImages
+from gencond.data.select import (
     herding,
     k_center,
     kmeans_representatives,

@@ -7,13 +7,19 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gencond.augment import Augmentation
-from gencond.data import LabeledImages
-from gencond.features import Extractor
+from gencond.common.ranges import to_signed
+from gencond.condensing.real_statistics import (
+    RealStatistics,
+    cached_statistics,
+    images_at_once,
+    real_statistics,
+    summing_device,
+)
+from gencond.data.augment import Augmentation
+from gencond.data.load import LabeledImages
 from gencond.losses.kernels import fourier_embedding
 from gencond.networks.convnet import ConvNet
-from gencond.ranges import to_signed
-from gencond.statistics import RealStatistics, cached_statistics, images_at_once, real_statistics, summing_device
+from gencond.networks.extractor import Extractor
 
 
 @pytest.fixture
@@ -79,13 +85,15 @@ def test_a_device_without_float64_embeds_and_the_cpu_adds_up(
     assert summing_device(torch.device("mps")) == torch.device("cpu")
     assert summing_device(torch.device("cuda")) == torch.device("cuda")
     expected = compute(few_digits, extractors)
-    monkeypatch.setattr("gencond.features.Embedding._autocast", lambda *args: nullcontext())  # knows no such device
+    monkeypatch.setattr(
+        "gencond.networks.extractor.Embedding._autocast", lambda *args: nullcontext()
+    )  # knows no such device
     for extractor in extractors:
         extractor.to("meta")
     with DeviceWithoutFloat64():
         with pytest.raises(TypeError, match="no float64"):
             torch.zeros(1, device="meta").double()
-        monkeypatch.setattr("gencond.statistics.WITHOUT_FLOAT64", ("meta",))
+        monkeypatch.setattr("gencond.condensing.real_statistics.WITHOUT_FLOAT64", ("meta",))
         found = compute(few_digits, extractors)
     for name, tensor in vars(found).items():
         assert tensor.device.type == "cpu" and tensor.dtype == torch.float32, name
@@ -160,7 +168,7 @@ def test_a_killed_pass_goes_on_and_ends_with_the_same_bits(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     caplog.set_level("INFO", logger="gencond")
-    monkeypatch.setattr("gencond.statistics.SECONDS_BETWEEN_STATES", 0.0)
+    monkeypatch.setattr("gencond.condensing.real_statistics.SECONDS_BETWEEN_STATES", 0.0)
 
     def cached(cache: Path) -> RealStatistics:
         return cached_statistics(
@@ -168,7 +176,9 @@ def test_a_killed_pass_goes_on_and_ends_with_the_same_bits(
             num_frequencies=12, seed=0,
         )  # fmt: skip
 
-    monkeypatch.setattr("gencond.statistics.images_at_once", lambda side: 50)  # 3 batches a pass; 3 of the probe
+    monkeypatch.setattr(
+        "gencond.condensing.real_statistics.images_at_once", lambda side: 50
+    )  # 3 batches a pass; 3 of the probe
     whole = cached(tmp_path / "whole")
     for calls in (5, 6, 5):  # after 2, 5 and 7 of 9 batches
         mend = kill_after(extractors[1], calls)
@@ -199,6 +209,6 @@ def test_a_large_set_is_told_what_the_pass_will_take(
     caplog.set_level("INFO", logger="gencond")
     compute(few_digits, extractors)
     assert not caplog.text
-    monkeypatch.setattr("gencond.statistics.FORECAST_FROM_IMAGES", 100)
+    monkeypatch.setattr("gencond.condensing.real_statistics.FORECAST_FROM_IMAGES", 100)
     compute(few_digits, extractors)
     assert re.search(r"120 images, 2 networks, 1 pass\(es\): about .* s, sums of 0.0 GB", caplog.text)

@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gencond.augment import Augmentation, AugmentParams
-from gencond.data import LabeledImages
-from gencond.features import Extractor
+from gencond.common.ranges import to_signed
+from gencond.condensing.real import BatchTargets, CachedTargets, class_gradients, gradient_loss
+from gencond.condensing.real_statistics import real_statistics
+from gencond.data.augment import Augmentation, AugmentParams
+from gencond.data.load import LabeledImages
+from gencond.data.select import class_batches
 from gencond.networks.convnet import ConvNet
-from gencond.ranges import to_signed
-from gencond.selection import class_batches
-from gencond.statistics import real_statistics
-from gencond.targets import BatchTargets, CachedTargets, class_gradients, gradient_loss
+from gencond.networks.extractor import Extractor
 
 CLASSES = torch.tensor([1, 4, 8])
 

@@ -3,11 +3,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gencond.augment import Augmentation
-from gencond.data import LabeledImages
+from gencond.common.ranges import to_signed
+from gencond.data.augment import Augmentation
+from gencond.data.load import LabeledImages
 from gencond.networks.convnet import ConvNet
-from gencond.ranges import to_signed
-from gencond.training import Shuffled, Teacher, WholeBatches, draw_cutmix, train_network, train_networks
+from gencond.networks.training import Shuffled, Teacher, WholeBatches, draw_cutmix, train_network, train_networks
 
 
 def test_one_epoch_matches_a_plain_sgd_loop(few_digits: LabeledImages) -> None:

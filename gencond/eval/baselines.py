@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gencond.data import LabeledImages, split_off
+from gencond.common.ranges import as_bytes, to_signed
+from gencond.data.load import LabeledImages, split_off
+from gencond.data.select import herding, k_center, kmeans_subset, random_subset, subset_of_each_class
 from gencond.eval.classifier import trained_on_all
 from gencond.eval.codec import QUALITIES, Choice, choose_quality, encoder_version, stored_photographs
 from gencond.eval.protocols import PROTOCOLS
-from gencond.features import Extractor
 from gencond.generator.packing import decode, pack
-from gencond.ranges import as_bytes, to_signed
-from gencond.selection import herding, k_center, kmeans_subset, random_subset, subset_of_each_class
+from gencond.networks.extractor import Extractor
 
 RANDOM_REAL, KMEANS_REAL, WHOLE_SET = "random_real", "kmeans_real", "whole_set"
 HERDING_REAL, K_CENTER_REAL, CODEC_REAL = "herding_real", "k_center_real", "codec_real"

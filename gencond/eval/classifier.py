@@ -9,13 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gencond.augment import Augmentation
-from gencond.data import LabeledImages
+from gencond.common.ranges import to_signed
+from gencond.data.augment import Augmentation
+from gencond.data.load import LabeledImages
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol
-from gencond.features import Embedding, can_compile
-from gencond.ranges import to_signed
-from gencond.training import Shuffled, Source, Teacher, WholeBatches, new_sgd, train_network, train_networks
+from gencond.networks.extractor import Embedding, can_compile
+from gencond.networks.training import Shuffled, Source, Teacher, WholeBatches, new_sgd, train_network, train_networks
 
 TESTED_AT_ONCE = 500
 # Measured with ConvNet-3 of 128 channels on two cores (scripts/bench_seeds.py). Compiled code saves 40 % of a step and

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from gencond.data import LabeledImages
-from gencond.selection import random_rows
+from gencond.data.load import LabeledImages
+from gencond.data.select import random_rows
 
 logger = logging.getLogger(__name__)
 

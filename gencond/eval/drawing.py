@@ -10,13 +10,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gencond.data import LabeledImages
+from gencond.common.pictures import (
+    PICTURED_CLASSES,
+    PICTURED_IMAGES,
+    grid,
+    new_figure,
+    screen_scale,
+    write_figure,
+    write_png,
+)
+from gencond.common.ranges import as_bytes
+from gencond.data.load import LabeledImages
 from gencond.eval.baselines import CODEC_REAL, HERDING_REAL, K_CENTER_REAL, KMEANS_REAL, RANDOM_REAL, WHOLE_SET
 from gencond.eval.memorization import Nearest
 from gencond.eval.scoring import Row
 from gencond.eval.wording import kinds
-from gencond.pictures import PICTURED_CLASSES, PICTURED_IMAGES, grid, new_figure, screen_scale, write_figure, write_png
-from gencond.ranges import as_bytes
 
 OUR_COLORS = ("#e4572e", "#b5489a", "#c79a2b", "#8e6bbf")  # of several artefacts in one plot
 OURS_COLOR = OUR_COLORS[0]

@@ -10,18 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gencond.cache import read_checked, write_checked
-from gencond.data import LabeledImages
-from gencond.errors import InputError, first_line
+from gencond.common.cache import read_checked, write_checked
+from gencond.common.errors import InputError, first_line
+from gencond.common.files import all_finite, cache_dir, short_hash, state_fingerprint
+from gencond.common.ranges import as_bytes
+from gencond.data.load import LabeledImages
 from gencond.eval.classifier import top1_on_real, trained_on_all
 from gencond.eval.networks import build_network, is_own
 from gencond.eval.protocols import Protocol
-from gencond.features import Extractor
-from gencond.files import all_finite, cache_dir, short_hash, state_fingerprint
+from gencond.networks.extractor import Extractor
 from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import CifarResNet
 from gencond.networks.weights import load_weights
-from gencond.ranges import as_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from gencond.data import LabeledImages
-from gencond.ranges import to_signed
-from gencond.selection import some_of_each_class
+from gencond.common.ranges import to_signed
+from gencond.data.load import LabeledImages
+from gencond.data.select import some_of_each_class
 
 AT_ONCE = 2000  # training images: memory follows the samples, not the real set
 HELD_OUT = 2000

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from gencond.data import LabeledImages
-from gencond.errors import InputError
-from gencond.features import Extractor
-from gencond.mapped import MappedImages
-from gencond.progress import progress
-from gencond.ranges import as_bytes, to_signed
+from gencond.common.errors import InputError
+from gencond.common.progress import progress
+from gencond.common.ranges import as_bytes, to_signed
+from gencond.data.load import LabeledImages
+from gencond.data.mapped import MappedImages
+from gencond.networks.extractor import Extractor
 
 EMBEDDED_AT_ONCE = 64
 NEIGHBOURS = 5

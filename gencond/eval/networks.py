@@ -7,12 +7,12 @@ from typing import Any, get_args
 
 from torch import nn
 
-from gencond.errors import InputError
+from gencond.common.errors import InputError
+from gencond.common.seeding import seeded
 from gencond.networks.classic import alexnet, lenet, mlp, vgg11
 from gencond.networks.convnet import ACTIVATIONS, ConvNet, Norm, Pooling
 from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import CifarResNet, ResNet18, ResNetAP10
-from gencond.seeding import seeded
 
 LARGEST = 4096  # depth and width: more is a slip of the fingers, and would be allocated
 CONVNET = r"convnet(\d+)(?:w(\d+))?"

@@ -7,8 +7,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from gencond.augment import Mode
-from gencond.errors import InputError
+from gencond.common.errors import InputError
+from gencond.data.augment import Mode
 
 
 @dataclass(frozen=True)

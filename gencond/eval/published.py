@@ -4,7 +4,7 @@ Source: the labelled points of the rate-utility plots of 2507.17221 (float32 pix
 included), ConvNet-3 of 128 channels. Unlabelled points were read off by eye, to 0.3 points.
 """
 
-from gencond.errors import InputError
+from gencond.common.errors import InputError
 
 # Megabits a class -> top-1 %.
 CIFAR10: dict[str, dict[float, float]] = {

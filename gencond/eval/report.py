@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gencond.common.files import write_text, written_whole
 from gencond.eval.drawing import (
     NEAREST_PICTURE,
     PAIRS_PICTURE,
@@ -31,7 +32,6 @@ from gencond.eval.wording import (
     table,
     verdicts,
 )
-from gencond.files import write_text, written_whole
 
 
 def write_reports(out: Path, content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> None:

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from gencond.data import LabeledImages
-from gencond.errors import InputError
+from gencond.common.errors import InputError
+from gencond.common.files import short_hash
+from gencond.common.progress import progress
+from gencond.data.load import LabeledImages
 from gencond.eval.baselines import BASELINES, CODEC_REAL, PACKED, SAME_NUMBER, WHOLE_SET, RealImages, usual_baselines
 from gencond.eval.classifier import FreshImages, train_and_test
 from gencond.eval.codec import QUALITIES, encoder_version
 from gencond.eval.given import GivenTeacher
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol
-from gencond.files import short_hash
-from gencond.progress import progress
 
 GENCOND = "gencond"
 EVALUATOR = 3  # counts up when the same question gets another answer, so that older rows are measured again

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gencond.errors import InputError
+from gencond.common.errors import InputError
+from gencond.common.ranges import to_unit
 from gencond.generator.loading import FiniteModel
-from gencond.ranges import to_unit
 
 ATTENTION_REDUCTION = 8  # of the channels in queries and keys; values are halved
 

@@ -9,7 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from gencond.errors import InputError
+from gencond.common.errors import InputError
 from gencond.generator.backbone import Backbone, SelfAttention, attention_stage, doublings
 from gencond.generator.biggan import orthogonal_init
 

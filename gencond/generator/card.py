@@ -4,7 +4,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gencond.generator.face import Condensed
+    from gencond.generator.artefact import Condensed
 
 LISTED_CLASSES = 12
 

@@ -6,7 +6,7 @@ import constriction
 import numpy as np
 import numpy.typing as npt
 
-from gencond.errors import InputError
+from gencond.common.errors import InputError
 
 Matrix = npt.NDArray[np.int8]  # [rows, columns]
 

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from gencond.errors import InputError
-from gencond.files import require_new, written_whole
+from gencond.common.errors import InputError
+from gencond.common.files import require_new, written_whole
 
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation")
 # `datasets` of Hugging Face takes a folder for a split that has one of these between any of "-._ 0-9", and `sources.py`

@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 from diffusers import ConfigMixin, ModelMixin
 
-from gencond.errors import InputError, first_line
-from gencond.ranges import require_finite
+from gencond.common.errors import InputError, first_line
+from gencond.common.ranges import require_finite
 
 HUB_ID = r"[\w.-]+/[\w.-]+"  # owner/name
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"  # of one file, as diffusers calls it

@@ -8,8 +8,8 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from gencond.errors import InputError
-from gencond.generator.face import Condensed
+from gencond.common.errors import InputError
+from gencond.generator.artefact import Condensed
 
 
 class CondensedPixels(Condensed):

@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from gencond.distributed import rank_and_world
-from gencond.errors import InputError
-from gencond.progress import progress
-from gencond.ranges import to_unit
+from gencond.common.distributed import rank_and_world
+from gencond.common.errors import InputError
+from gencond.common.progress import progress
+from gencond.common.ranges import to_unit
 
 # m is a multiple of n: as many images for each (class, slot), one after the other.
 Synthesize = Callable[[Int64[Tensor, " n"], Int64[Tensor, " n"]], Float[Tensor, "m c h w"]]

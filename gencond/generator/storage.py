@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gencond.errors import InputError
+from gencond.common.errors import InputError
 from gencond.generator.entropy import decode, encode
 
 Storage = Literal["float32", "float16", "int8", "coded"]

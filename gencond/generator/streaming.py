@@ -20,14 +20,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from gencond.distributed import wait_for_everyone
-from gencond.errors import InputError
-from gencond.files import is_locked, read_json, take_lock, write_json
+from gencond.common.distributed import wait_for_everyone
+from gencond.common.errors import InputError
+from gencond.common.files import is_locked, read_json, take_lock, write_json
+from gencond.common.pictures import png_bytes
+from gencond.common.progress import progress
+from gencond.common.ranges import as_bytes
 from gencond.generator.exporting import PART_WRITERS, EncodedImage, Layout, class_folders, lay_out
 from gencond.generator.sampling import Block, Synthesize, blocks_of, in_threads, sample_block
-from gencond.pictures import png_bytes
-from gencond.progress import progress
-from gencond.ranges import as_bytes
 
 logger = logging.getLogger(__name__)
 

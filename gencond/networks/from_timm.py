@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gencond.errors import InputError, first_line
+from gencond.common.errors import InputError, first_line
 from gencond.networks.weights import load_weights
 
 

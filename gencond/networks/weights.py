@@ -4,9 +4,9 @@ from pathlib import Path
 
 from torch import nn
 
-from gencond.errors import InputError
-from gencond.files import read_state_dict
-from gencond.ranges import require_finite
+from gencond.common.errors import InputError
+from gencond.common.files import read_state_dict
+from gencond.common.ranges import require_finite
 
 
 def load_weights(network: nn.Module, path: Path, but: nn.Module | None = None) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gencond.data import LabeledImages, split_off
-from gencond.errors import InputError
+from gencond.common.errors import InputError
+from gencond.data.load import LabeledImages, split_off
+from gencond.data.select import random_subset
 from gencond.eval import codec
 from gencond.eval.baselines import RealImages, usual_baselines
 from gencond.eval.classifier import fastest_way, top1_on_real, train_and_test
@@ -19,7 +20,6 @@ from gencond.eval.report import write_reports
 from gencond.eval.scoring import score_tables
 from gencond.eval.wording import summary_table, table, verdicts
 from gencond.networks.convnet import ConvNet
-from gencond.selection import random_subset
 
 SHORT = Protocol("short", 60, 64, 0.05, min_steps=60, max_steps=60)
 
@@ -89,10 +89,10 @@ def test_compiled_classifiers_judge_as_eager_ones_do() -> None:
     """In a process of its own, since what the type checker wraps cannot be compiled."""
     code = """
 import sys, torch
-from gencond.data import load_real
+from gencond.data.load import load_real
 from gencond.eval import classifier
 from gencond.eval.protocols import PROTOCOLS
-from gencond.selection import random_subset
+from gencond.data.select import random_subset
 train, test = load_real("digits", test_fraction=0.3333)
 classifier.PIXELS_SIDE_BY_SIDE = 0
 found = []

@@ -7,12 +7,12 @@ import pytest
 import timm
 import torch
 
-from gencond.data import LabeledImages
-from gencond.errors import InputError
+from gencond.common.errors import InputError
+from gencond.data.load import LabeledImages
+from gencond.data.select import random_subset
 from gencond.eval.given import GivenNetwork, quality_network
 from gencond.eval.memorization import memorisation, nearest_training_images
 from gencond.eval.metrics import compare_sets, density_and_coverage, embed, quality, spread_of_classes
-from gencond.selection import random_subset
 
 CPU = torch.device("cpu")
 

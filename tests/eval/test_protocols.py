@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from gencond.errors import InputError
+from gencond.common.errors import InputError
 from gencond.eval.protocols import PROTOCOLS, Protocol, check_protocol, get_protocol
-from gencond.training import draw_cutmix
+from gencond.networks.training import draw_cutmix
 
 # Outputs of VICO-UoE/DatasetCondensation at 53f63a6 (`evaluate_synset` with 20 epochs, 300 images) and of snu-mllab/
 # Efficient-Dataset-Condensation at ceac95a (`train` with 24 epochs, 150 images; `ipc_epoch`, `rand_bbox`), torch 2.14.

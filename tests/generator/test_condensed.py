@@ -14,17 +14,17 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import normalize, to_tensor
 
 import gencond
-from gencond.data import load_real
-from gencond.errors import InputError
+from gencond.common.errors import InputError
+from gencond.data.find import find_images
+from gencond.data.load import load_real
+from gencond.eval.judge import fresh_images
 from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.biggan_deep import BigGANDeepGenerator
 from gencond.generator.card import model_card
-from gencond.generator.condensed import CondensedDataset, backbone_config, load, new_backbone
+from gencond.generator.dataset import CondensedDataset, backbone_config, load, new_backbone
 from gencond.generator.exporting import class_folders, export_images
 from gencond.generator.packing import decode
 from gencond.generator.sampling import LARGEST_BLOCK, block_of
-from gencond.judge import fresh_images
-from gencond.sources import find_images
 
 NAMES = ["ant", "bee", "cat"]
 

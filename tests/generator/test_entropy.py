@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from gencond.errors import InputError
+from gencond.common.errors import InputError
 from gencond.generator.entropy import decode, encode
 
 

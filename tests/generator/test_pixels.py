@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import gencond
-from gencond.errors import InputError
+from gencond.common.errors import InputError
 from gencond.generator.packing import decode, pack
 from gencond.generator.pixels import CondensedPixels
 

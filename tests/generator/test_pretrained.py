@@ -6,39 +6,39 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import published_layouts as published
+import published_layouts as layouts
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gencond.errors import InputError
-from gencond.files import cache_dir, file_sha256
-from gencond.generator import biggan, biggan_deep, pretrained
+from gencond.common.errors import InputError
+from gencond.common.files import cache_dir, file_sha256
+from gencond.generator import biggan, biggan_deep, published
 from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.biggan_deep import BigGANDeepGenerator
-from gencond.generator.condensed import backbone_config
+from gencond.generator.dataset import backbone_config
 from gencond.generator.loading import read_model
-from gencond.generator.pretrained import PublishedFile, converted, load_biggan, load_biggan_deep, load_imagenet1k
+from gencond.generator.published import PublishedFile, converted, load_biggan, load_biggan_deep, load_imagenet1k
 
 CLASSES = 5
 DEEP: dict[str, Callable[[], nn.Module]] = {
-    "HuggingFace 128": lambda: published.HuggingFaceDeep(128, 4, CLASSES, 6),
-    "HuggingFace 256": lambda: published.HuggingFaceDeep(256, 4, CLASSES, 6),
-    "BigGAN-PyTorch deep": lambda: published.PyTorchDeep(64, 4, CLASSES, 6, outputs=3, attention=32),
-    "BigGAN-PyTorch deep, all outputs": lambda: published.PyTorchDeep(64, 4, CLASSES, 6, outputs=8, attention=16),
-    "StudioGAN deep": lambda: published.StudioBigGAN(64, 8, CLASSES, 6, 7, attention=2, deep=True),
+    "HuggingFace 128": lambda: layouts.HuggingFaceDeep(128, 4, CLASSES, 6),
+    "HuggingFace 256": lambda: layouts.HuggingFaceDeep(256, 4, CLASSES, 6),
+    "BigGAN-PyTorch deep": lambda: layouts.PyTorchDeep(64, 4, CLASSES, 6, outputs=3, attention=32),
+    "BigGAN-PyTorch deep, all outputs": lambda: layouts.PyTorchDeep(64, 4, CLASSES, 6, outputs=8, attention=16),
+    "StudioGAN deep": lambda: layouts.StudioBigGAN(64, 8, CLASSES, 6, 7, attention=2, deep=True),
 }
 PLAIN: dict[str, Callable[[], nn.Module]] = {
-    "BigGAN-PyTorch ImageNet": lambda: published.PyTorchBigGAN(64, 4, CLASSES, 3, 7, attention=32),
-    "BigGAN-PyTorch CIFAR": lambda: published.PyTorchBigGAN(32, 2, CLASSES, chunk=0, latent_dim=9, attention=None),
-    "StudioGAN CIFAR": lambda: published.StudioBigGAN(32, 4, CLASSES, 3, 7, attention=2),
-    "StudioGAN Tiny ImageNet": lambda: published.StudioBigGAN(64, 4, CLASSES, 3, 7, attention=3),
+    "BigGAN-PyTorch ImageNet": lambda: layouts.PyTorchBigGAN(64, 4, CLASSES, 3, 7, attention=32),
+    "BigGAN-PyTorch CIFAR": lambda: layouts.PyTorchBigGAN(32, 2, CLASSES, chunk=0, latent_dim=9, attention=None),
+    "StudioGAN CIFAR": lambda: layouts.StudioBigGAN(32, 4, CLASSES, 3, 7, attention=2),
+    "StudioGAN Tiny ImageNet": lambda: layouts.StudioBigGAN(64, 4, CLASSES, 3, 7, attention=3),
 }
 
 
 def small(name: str, seed: int = 0) -> nn.Module:
-    return published.randomise({**DEEP, **PLAIN}[name](), seed)
+    return layouts.randomise({**DEEP, **PLAIN}[name](), seed)
 
 
 def saved(network: nn.Module, path: Path, **torch_save) -> Path:
@@ -112,31 +112,31 @@ def test_weights_of_unconverged_power_iterations_are_divided_by_what_was_stored(
     ("network", "entries", "elements", "digest", "config"),
     [
         (
-            lambda: published.HuggingFaceDeep(128), 506, 52_687_425, "46a76f57a24d9ecf",
+            lambda: layouts.HuggingFaceDeep(128), 506, 52_687_425, "46a76f57a24d9ecf",
             lambda: {**biggan_deep.published_config(128), "truncation": 1.0},
         ),
         (
-            lambda: published.HuggingFaceDeep(256), 602, 58_573_185, "46f80d3b112b77a5",
+            lambda: layouts.HuggingFaceDeep(256), 602, 58_573_185, "46f80d3b112b77a5",
             lambda: {**biggan_deep.published_config(256), "truncation": 1.0},
         ),
         (
-            lambda: published.HuggingFaceDeep(512), 698, 58_908_865, "1bd28297845bd0bb",
+            lambda: layouts.HuggingFaceDeep(512), 698, 58_908_865, "1bd28297845bd0bb",
             lambda: {**biggan_deep.published_config(512), "truncation": 1.0},
         ),
         (
-            lambda: published.PyTorchBigGAN(), 166, 70_497_632, "459292636951839d",
+            lambda: layouts.PyTorchBigGAN(), 166, 70_497_632, "459292636951839d",
             lambda: biggan.published_config(128),
         ),
         (
-            lambda: published.PyTorchBigGAN(32, 64, 10, chunk=0, latent_dim=128, attention=None), 72, 4_314_385,
+            lambda: layouts.PyTorchBigGAN(32, 64, 10, chunk=0, latent_dim=128, attention=None), 72, 4_314_385,
             "109cc1ccfa9eca98", lambda: biggan.published_config(32),
         ),
         (
-            lambda: published.StudioBigGAN(), 177, 70_573_062, "03ff52d6115645b5",
+            lambda: layouts.StudioBigGAN(), 177, 70_573_062, "03ff52d6115645b5",
             lambda: {**biggan.published_config(128), "norm_eps": 1e-4},
         ),
         (
-            lambda: published.StudioBigGAN(32, 96, 10, attention=2), 117, 9_464_946, "c8be2c7e1f063b9c",
+            lambda: layouts.StudioBigGAN(32, 96, 10, attention=2), 117, 9_464_946, "c8be2c7e1f063b9c",
             lambda: {
                 "sample_size": 32, "num_class_embeds": 10, "latent_dim": 80, "class_embed_dim": 128,
                 "block_out_channels": [384, 384, 384], "attention_resolution": 16,
@@ -150,7 +150,7 @@ def test_the_published_entries_are_those_and_give_the_published_configuration(
     """The digest is of the same lines of each published implementation's own state dict, built at full size."""
     with torch.device("meta"):
         weights = network().state_dict()
-        lines = published.key_list(weights)
+        lines = layouts.key_list(weights)
         assert len(lines) == entries and sum(value.numel() for value in weights.values()) == elements
         assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == digest
         generator = converted(weights, "a file", 1.0, {})
@@ -159,7 +159,7 @@ def test_the_published_entries_are_those_and_give_the_published_configuration(
 
 
 def test_weights_without_logged_norms_have_tensorflows_eps(tmp_path: Path) -> None:
-    network = published.randomise(published.PyTorchBigGAN(64, 4, CLASSES, 3, 7, attention=32, eps=1e-4))
+    network = layouts.randomise(layouts.PyTorchBigGAN(64, 4, CLASSES, 3, 7, attention=32, eps=1e-4))
     weights = {name: value for name, value in network.state_dict().items() if not name.endswith("sv0")}
     torch.save(weights, tmp_path / "a.pth")
     generator = load_biggan(tmp_path / "a.pth")
@@ -243,13 +243,13 @@ def test_published_files_without_a_hash_are_held_to_their_size(
 ) -> None:
     path = saved(small("HuggingFace 128"), tmp_path / "pytorch_model.bin")
     size, digest = path.stat().st_size, file_sha256(path)
-    monkeypatch.setitem(pretrained.IMAGENET1K, 128, PublishedFile(path.as_uri(), size + 1, None))
+    monkeypatch.setitem(published.IMAGENET1K, 128, PublishedFile(path.as_uri(), size + 1, None))
     with pytest.raises(InputError, match=f"gave {size:,} bytes, and the published weights take {size + 1:,}"):
         load_imagenet1k(128)
-    monkeypatch.setitem(pretrained.IMAGENET1K, 128, PublishedFile(path.as_uri(), size, None))
+    monkeypatch.setitem(published.IMAGENET1K, 128, PublishedFile(path.as_uri(), size, None))
     assert load_imagenet1k(128, 0.4).config.truncation == 0.4
     assert f"no hash of {path.as_uri()} is published; what was read has sha256 {digest}" in caplog.text
-    monkeypatch.setitem(pretrained.IMAGENET1K, 128, PublishedFile(path.as_uri(), size, "0" * 64))
+    monkeypatch.setitem(published.IMAGENET1K, 128, PublishedFile(path.as_uri(), size, "0" * 64))
     with pytest.raises(InputError, match="expected 0000"):
         load_imagenet1k(128)
     with pytest.raises(InputError, match="128, 256 or 512 px, not 64"):

@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import gencond
-from gencond.errors import InputError
-from gencond.generator.condensed import CondensedDataset
-from gencond.generator.face import WEIGHTS_NAME, Condensed
+from gencond.common.errors import InputError
+from gencond.generator.artefact import WEIGHTS_NAME, Condensed
+from gencond.generator.dataset import CondensedDataset
 from gencond.generator.pixels import CondensedPixels
 from gencond.generator.storage import from_stored, num_stored_bytes, to_stored
 

@@ -23,9 +23,9 @@ from test_distributed import accelerate_launch
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
-from gencond.errors import InputError
+from gencond.common.errors import InputError
 from gencond.generator import streaming
-from gencond.generator.condensed import CondensedDataset
+from gencond.generator.dataset import CondensedDataset
 from gencond.generator.sampling import blocks_of
 from gencond.generator.streaming import num_images_of, parts_of
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from gencond.generator.condensed import CondensedDataset
+from gencond.generator.dataset import CondensedDataset
 from gencond.generator.transform import TransformGenerator
 
 NAMES = ["ant", "bee", "cat"]

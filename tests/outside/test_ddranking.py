@@ -13,11 +13,11 @@ import torch
 from torchvision import datasets
 
 from gencond.cli import main
-from gencond.data import LabeledImages
-from gencond.errors import InputError
-from gencond.outside import environment
-from gencond.outside.environment import made_python
-from gencond.outside.lrs import (
+from gencond.common.errors import InputError
+from gencond.data.load import LabeledImages
+from gencond.eval.outside import environment
+from gencond.eval.outside.environment import made_python
+from gencond.eval.outside.lrs import (
     VERSION,
     Settings,
     ddranking_python,
@@ -25,7 +25,7 @@ from gencond.outside.lrs import (
     require_known,
     score_by_ddranking,
 )
-from gencond.outside.runner import without_checksums, write_cifar
+from gencond.eval.outside.runner import without_checksums, write_cifar
 
 NAMES = tuple(f"class{label}" for label in range(10))
 

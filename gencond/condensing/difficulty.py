@@ -1,0 +1,76 @@
+"""How hard each real image is to a network that has learned the classes for a while."""
+
+import logging
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gencond.common.cache import read_checked, write_checked
+from gencond.common.errors import InputError
+from gencond.common.files import short_hash
+from gencond.condensing.extractors import ExtractorMaker
+from gencond.condensing.real import embed_all
+from gencond.data.load import LabeledImages
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZE, LEARNING_RATE = 128, 0.05  # of the network that says it, by a cosine
+
+
+def ranking_network(data: LabeledImages, maker: ExtractorMaker, num_steps: int, strategy: str, seed: int) -> nn.Module:
+    """One that knows the classes well enough to say which images are easy."""
+    network = maker.network(seed).to(maker.device)
+    maker.train(
+        network,
+        data.images,
+        data.labels,
+        strategy=strategy,
+        batch_size=BATCH_SIZE,
+        num_steps=num_steps,
+        learning_rate=LEARNING_RATE,
+        schedule=lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+        seed=seed,
+        description="ranking images",
+    )
+    return network
+
+
+def difficulties(
+    data: LabeledImages,
+    cache: Path,
+    maker: ExtractorMaker,
+    *,
+    architecture: str,
+    num_steps: int,
+    strategy: str,
+    seed: int,
+) -> Float[Tensor, " n"]:
+    """Each image's cross-entropy under a network trained on all of them; read from `cache` if it was found before.
+
+    Args:
+        cache: the folder that keeps them.
+        architecture: says which networks `maker` makes, and from which weights.
+        num_steps: of training.
+        strategy: augmentation of the training.
+    """
+    key = short_hash("difficulties-2", data.fingerprint, architecture, num_steps, strategy, seed)
+    file = cache / "difficulties" / f"{key}.safetensors"
+    if (stored := read_checked(file)) is not None:
+        logger.info("difficulties: reusing those of %d images (%s)", len(data), key)
+        return stored["losses"]
+    judge = maker.wrap(ranking_network(data, maker, num_steps, strategy, seed), knows_classes=True)
+    losses = torch.empty(len(data))
+    for label in range(data.num_classes):
+        rows = data.rows_of(label)
+        logits = judge.logits(embed_all(judge, data.images[rows]))
+        losses[rows] = F.cross_entropy(logits, data.labels[rows].to(maker.device), reduction="none").cpu()
+    if not losses.isfinite().all():
+        raise InputError(
+            "ranking images: the network diverged: set codes.skip_easiest=null or another features.network"
+        )
+    write_checked(file, {"losses": losses}, data.words)
+    return losses

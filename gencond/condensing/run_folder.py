@@ -1,0 +1,418 @@
+"""The run folder: what was run on what, exact resume, the log.
+
+A run folder holds `recipe.yaml`, `data.json`, `pretrained/`, `condensed/` (the artefact), `state/` (resume),
+`log.jsonl`, `samples/` and the reports.
+
+Resume is exact because nothing random outlives a step: each step draws from a generator seeded by (seed, stage, step),
+so a state is weights, optimizer moments, a step number and whatever else depends on the steps before: a network that is
+trained along the way, the real images chosen last.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import gencond
+from gencond.common.distributed import from_main, is_main_process, main_process_first, memory_used
+from gencond.common.errors import InputError, first_line
+from gencond.common.files import (
+    all_finite,
+    file_sha256,
+    read_json,
+    remove_abandoned,
+    require_writable,
+    take_lock,
+    write_json,
+    write_text,
+    written_whole,
+)
+from gencond.common.progress import progress
+from gencond.config import Recipe, first_difference, load_recipe, to_dict, to_yaml
+from gencond.data.load import LabeledImages
+from gencond.generator.dataset import ARTEFACT_FOLDER
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY_STEPS = 10
+LOCK_NAME = ".lock"
+STATE_NAME, DIGEST_NAME = "state.safetensors", "sha256"
+LEARNING_RATES = {  # what to lower where a stage diverges
+    "pretrain": "pretrain.generator_lr or pretrain.discriminator_lr",
+    "encode": "codes.encode_generator_lr or codes.encode_code_lr",
+    "condense": "condense.generator_lr or condense.code_lr (pixels.learning_rate of pixels, features.learning_rate "
+    "where networks learn along the way)",
+}
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What a state is of: modules, optimizers, schedules and whatever else changes from step to step."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Any) -> Any: ...
+
+
+def step_rng(seed: int, stage: str, step: int) -> torch.Generator:
+    """The only source of randomness of a step: the same for a resumed run and on every process."""
+    digest = hashlib.sha256(f"{seed}/{stage}/{step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+class RunFolder:
+    """Paths and records of one run, and in a `with` block the right to write it.
+
+    Of several processes of a run only the main one writes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.artefact = path / ARTEFACT_FOLDER
+        self.pretrained = path / "pretrained"
+        self.samples = path / "samples"
+        self.log_file = path / "log.jsonl"
+        self.weights: dict[str, str] = {}  # what identifies those that came from elsewhere, by their part in the run
+        self._descriptor: int | None = None
+
+    @classmethod
+    def prepare(
+        cls, path: Path, recipe: Recipe, data: LabeledImages, weights: Mapping[str, str] | None = None
+    ) -> "RunFolder":
+        """A new run folder, or the one of the same recipe, data and weights to go on with.
+
+        Args:
+            weights: what identifies those that come from elsewhere, by their part in the run.
+        Raises:
+            InputError: the folder holds something else: no run, another recipe, other data or weights.
+        """
+        run = cls(path)
+        run.weights = dict(weights or {})
+        recipe_file = path / "recipe.yaml"
+        run.require_free(recipe)
+        if recipe_file.is_file():
+            run._require_same(recipe, data)
+        require_writable(path)
+        run._lock()
+        for folder in (path, run.samples, *(path / "state").glob("*/")):
+            remove_abandoned(folder, "*")
+        if not recipe_file.is_file():
+            about = describe_data(recipe.data.source, data) | ({"weights": run.weights} if run.weights else {})
+            write_json(path / "data.json", about)
+            write_text(recipe_file, to_yaml(recipe))  # last: with it, the folder is a run
+        run._write_log(run.read_log())  # whole lines only
+        return run
+
+    def require_free(self, recipe: Recipe) -> None:
+        """Raises InputError where something else than a run of this recipe lies in the folder; reads alone."""
+        if not (self.path / "recipe.yaml").is_file():
+            if self.path.exists() and (
+                self.path.is_file() or any(not self._is_own(entry) for entry in self.path.iterdir())
+            ):
+                raise InputError(f"{self.path} exists and is no run folder: choose another --out")
+            return
+        old, new = to_dict(load_recipe(str(self.path / "recipe.yaml"))), to_dict(recipe)
+        for values in (old, new):
+            values.pop("evaluate")  # how a result is judged may change afterwards, and
+            values.pop("save_every_steps")  # how often a state is kept changes no bit
+            values["data"].pop("source")  # the images count, not their path
+        if difference := first_difference(old, new):
+            raise InputError(
+                f"{self.path} holds a run of another recipe ({difference}): choose another --out or remove it"
+            )
+
+    def _is_own(self, entry: Path) -> bool:
+        """Whether a run that was killed in its first moments may have left an entry."""
+        return entry.name in ("data.json", LOCK_NAME) or (entry.name.startswith(".") and entry.suffix == ".tmp")
+
+    def _lock(self) -> None:
+        """Keeps other processes out of the folder until the `with` block of this run ends. Raises InputError."""
+        self._descriptor = take_lock(self.path / LOCK_NAME)
+        if self._descriptor is None:
+            raise InputError(f"another process works in {self.path}: wait for it or choose another --out")
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _require_same(self, recipe: Recipe, data: LabeledImages) -> None:
+        known = read_json(self.path / "data.json")
+        if known.get("fingerprint") != data.fingerprint:
+            raise InputError(
+                f"the images of {recipe.data.source} are not those {self.path} was started with: choose another --out"
+            )
+        before = known.get("weights", {})
+        for part in sorted(before.keys() | self.weights.keys()):
+            if before.get(part) != self.weights.get(part):
+                raise InputError(
+                    f"{self.path} was started {_with(part, before)}"
+                    + ("" if before else " (or by gencond 0.1.0, which did not note them)")
+                    + f", and is now asked for {_with(part, self.weights)}: choose another --out"
+                )
+
+    def log(self, **entry: Any) -> None:
+        """Appends a line to `log.jsonl`."""
+        with self.log_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """The entries of `log.jsonl`, without the half line that a killed run may have left."""
+        entries = []
+        if self.log_file.is_file():
+            for line in self.log_file.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    entries.append(json.loads(line))
+                except json.JSONDecodeError:
+                    continue
+        return [entry for entry in entries if isinstance(entry, dict)]
+
+    def _forget_log(self, stage: str, after_step: int) -> None:
+        """Drops what a killed run logged of steps that are done again."""
+        kept = [e for e in self.read_log() if e.get("stage") != stage or e.get("step", 0) <= after_step]
+        self._write_log(kept)
+
+    def _write_log(self, entries: list[dict[str, Any]]) -> None:
+        write_text(self.log_file, "".join(json.dumps(entry) + "\n" for entry in entries))
+
+    def _states(self, stage: str) -> list[Path]:
+        return sorted((self.path / "state" / stage).glob("step_*"))
+
+    def save_state(self, states: Mapping[str, Stateful], stage: str, step: int) -> None:
+        """Whole or not at all; the states before it are removed afterwards. The main process writes.
+
+        Raises:
+            InputError: a weight that is not finite, so that the state before it stays the last; no space.
+        """
+        from_main(lambda: self._write_state({name: one.state_dict() for name, one in states.items()}, stage, step))
+
+    def _write_state(self, content: Mapping[str, Any], stage: str, step: int) -> None:
+        tensors: dict[str, Tensor] = {}
+        structure = json.dumps(_packed(content, tensors))
+        if not all_finite(tensors):
+            raise self.diverged(stage, f"a weight at step {step}")
+        try:
+            with written_whole(self.path / "state" / stage / f"step_{step:08d}") as temporary:
+                temporary.mkdir()
+                save_file(tensors, temporary / STATE_NAME, metadata={"structure": structure})
+                (temporary / DIGEST_NAME).write_text(file_sha256(temporary / STATE_NAME))
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"the state of {stage} at step {step} could not be written into {self.path} ({first_line(error)}): "
+                "make space; the same command goes on from the state before it"
+            ) from error
+        for old in self._states(stage)[:-1]:
+            shutil.rmtree(old)
+
+    def load_state(self, states: Mapping[str, Stateful], stage: str) -> int:
+        """Puts the latest state back and returns its step; 0 where there is none.
+
+        Raises:
+            InputError: a state that is damaged, or that an older gencond saved in another format.
+        """
+        last = from_main(lambda: (self._states(stage) or [None])[-1])
+        if last is None:
+            return 0
+        content = _read_state(last, f"remove it to redo the {stage} stage")
+        for name in states.keys() & content.keys():  # a launch in another precision has a scaler, or has none
+            states[name].load_state_dict(content[name])
+        return int(last.name.removeprefix("step_"))
+
+    def diverged(self, stage: str, what: str) -> InputError:
+        """What to say where `what` of a stage is not finite: the same command would end there again."""
+        again = f" and --pretrained {self.pretrained}" if self.pretrained.is_dir() else ""
+        return InputError(
+            f"{stage}: {what} is not finite: lower {LEARNING_RATES[stage]}, in another --out{again} (what "
+            "was saved before is kept)"
+        )
+
+    def drop_states(self, stage: str = "") -> None:
+        """Once a stage's result is written, or that of all of them, its state is dead weight."""
+        shutil.rmtree(self.path / "state" / stage, ignore_errors=True)
+
+
+def _with(part: str, weights: Mapping[str, str]) -> str:
+    """For people."""
+    return f"with {part} weights {weights[part]}" if part in weights else f"without {part} weights"
+
+
+def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Nested dicts, lists, numbers and words as JSON, in which {"tensor": key} is one that is added to `tensors`."""
+    if isinstance(value, Tensor):
+        key = str(len(tensors))
+        tensors[key] = value.detach().cpu().contiguous()
+        return {"tensor": key}
+    if isinstance(value, Mapping):  # its keys may be numbers, which JSON's may not
+        return {"items": [[key, _packed(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_packed(item, tensors) for item in value]
+    return value
+
+
+def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What `_packed` was given, but for tuples, which come back as lists."""
+    if isinstance(value, list):
+        return [_unpacked(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    return {key: _unpacked(item, tensors) for key, item in value["items"]}
+
+
+def _read_state(folder: Path, advice: str) -> dict[str, Any]:
+    """The content of a state by the names it was saved with. Raises InputError as `RunFolder.load_state`."""
+    file = folder / STATE_NAME
+    if not file.is_file():
+        raise InputError(f"{folder} has no {STATE_NAME}, as states of an older gencond, which are not read: {advice}")
+    try:
+        if (folder / DIGEST_NAME).read_text() != file_sha256(file):
+            raise InputError(f"{file} is damaged (its SHA-256 is another): {advice}")
+        with safe_open(file, "pt") as opened:
+            structure = json.loads(opened.metadata()["structure"])
+        return _unpacked(structure, load_file(file))
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{folder} cannot be read ({first_line(error)}): {advice}") from error
+
+
+def prepare_run(path: Path, recipe: Recipe, data: LabeledImages, weights: Mapping[str, str] | None = None) -> RunFolder:
+    """`RunFolder.prepare`, done by the main process while the others wait."""
+    run = RunFolder(path)
+    run.weights = dict(weights or {})
+    with main_process_first():
+        if is_main_process():
+            run = RunFolder.prepare(path, recipe, data, weights)
+    return run
+
+
+def run_stage(
+    accelerator: "Accelerator",
+    run: RunFolder,
+    stage: str,
+    num_steps: int,
+    step_fn: Callable[[int], Mapping[str, Tensor]],
+    states: Mapping[str, Any],
+    *,
+    save_every_steps: int,
+    on_save: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Runs `step_fn(step)` for the steps that are left, with progress, log and states.
+
+    Args:
+        step_fn: does step number `step` (from 0) and returns the values to log, which are averaged over
+            `LOG_EVERY_STEPS`. It must draw all its randomness from `step_rng(seed, stage, step)`.
+        states: by name what a state is made of, not wrapped for data parallelism; what has no state is left out.
+        on_save: called on the main process with the number of steps done, before a state is written.
+    """
+    states = {name: one for name, one in states.items() if isinstance(one, Stateful)}
+    if accelerator.scaler is not None:
+        states["scaler"] = accelerator.scaler
+    start, last_time = run.load_state(states, stage), time.monotonic()
+    main = accelerator.is_main_process
+    if main:
+        run._forget_log(stage, start)
+    if start and main:
+        logger.info("%s: resumed at step %d of %d", stage, start, num_steps)
+        run.log(stage=stage, event="resumed", step=start)
+    bar = progress(range(start, num_steps), description=stage, total=num_steps, initial=start, disable=not main)
+    seen: dict[str, list[Tensor]] = {}  # a term may be left out of some steps
+    for step in bar:
+        for name, value in step_fn(step).items():
+            seen.setdefault(name, []).append(value.detach())
+        done = step + 1
+        saves = done % save_every_steps == 0 or done == num_steps
+        if saves or done % LOG_EVERY_STEPS == 0:
+            means = {
+                name: float(accelerator.reduce(torch.stack(values).mean(), "mean")) for name, values in seen.items()
+            }
+            seen = {}
+            if not all(math.isfinite(value) for value in means.values()):
+                raise run.diverged(stage, f"{means} at step {done}")
+            if main:
+                now = time.monotonic()
+                cost = {"seconds": round(now - last_time, 3), "memory": memory_used(accelerator.device)}
+                run.log(stage=stage, step=done, **means, **cost)
+                last_time = now
+                bar.set_postfix({name: f"{value:.3g}" for name, value in list(means.items())[:3]}, refresh=False)
+        if saves:
+            from_main(functools.partial(on_save, done))
+            run.save_state(states, stage, done)
+
+
+def describe_data(source: str, data: LabeledImages) -> dict[str, Any]:
+    """What was condensed, without its path."""
+    return {
+        "source": Path(source).name,
+        "fingerprint": data.fingerprint,
+        "num_images": len(data),
+        "num_classes": data.num_classes,
+        "image_size": data.image_size,
+        "channels": data.channels,
+    }
+
+
+def provenance(recipe: Recipe, data: LabeledImages, weights: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Recipe, data, commit and library versions. No time and no path: the same run writes the same bits.
+
+    Args:
+        weights: see `RunFolder.prepare`; `pretrained` among them says that the recipe's own pretraining was left out.
+    """
+    values = to_dict(recipe)
+    values["data"]["source"] = Path(recipe.data.source).name
+    for part in ("features", "generator"):
+        if values[part]["weights"] is not None:
+            values[part]["weights"] = Path(values[part]["weights"]).name
+    return {
+        "recipe": values,
+        "data": describe_data(recipe.data.source, data),
+        "commit": current_commit(),
+        "versions": library_versions(),
+        **({"weights": dict(weights)} if weights else {}),
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Of what a result depends on."""
+    return {"gencond": gencond.__version__} | {
+        name: version(name) for name in ("torch", "torchvision", "diffusers", "accelerate", "numpy")
+    }
+
+
+@functools.cache
+def current_commit() -> str | None:
+    """Of the working tree that gencond runs from, as it was when first asked; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_artefact(folder: Path, condensed: torch.nn.Module, card: str) -> None:
+    """Saves a `Condensed` with its model card, whole or not at all."""
+    with written_whole(folder) as temporary:
+        condensed.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")

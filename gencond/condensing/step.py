@@ -1,0 +1,231 @@
+"""The objective of one step of condensing, which reads like the method; in chunks of classes, so that memory stays.
+
+All terms but one are sums over classes, so a chunk of classes has its share of the objective and of the gradient, and
+its graph is gone before the next chunk begins. The inter-class center loss couples all classes through their centers
+alone: with several chunks the centers are computed first without gradient, then each chunk pushes the loss's gradient
+at its centers through its own images.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gencond.common.distributed import gather_rows, own_share
+from gencond.condensing.build import Representatives
+from gencond.condensing.real import Draw, RealSide, Targets, gradient_loss
+from gencond.data.augment import Augmentation, AugmentParams
+from gencond.generator.packing import decode
+from gencond.losses.anchor import pixel_anchor_loss, representative_loss
+from gencond.losses.center import center_loss
+from gencond.losses.classification import classification_loss
+from gencond.losses.diversity import diversity_loss
+from gencond.losses.gradient import Metric
+from gencond.losses.total import total_loss
+
+OF_FEATURES = frozenset(("mean", "mmd", "diversity", "center", "classification"))
+
+
+class CondenseStep:
+    """The objective of one step: what a step's classes, slots, extractor and augmentation say of the synthetic images.
+
+    Each process synthesizes and embeds its own share of the step's classes; only class centers are gathered. Averaged
+    over processes and summed over chunks, parts and gradients are those of one process with all the classes at once. A
+    term of weight 0 is not computed, nor classification by an extractor that was never trained.
+
+    Args:
+        synthesize: (labels, slots) -> images in [-1, 1]: a `Condensed`, possibly wrapped for data parallelism.
+        factor: every image is cut into factor x factor before it is looked at.
+        images_per_step: at most, of a class; more are drawn from at random.
+        images_at_once: bounds memory: a chunk holds as many classes as have this many images together, synthetic ones
+            or real ones of a batch. Where one class has more synthetic ones, they are made again, so many at a time,
+            when the gradient of its images is known (`torch.utils.checkpoint`); the extractor sees a class's images at
+            once all the same. None takes all classes at once.
+        scale: of the matching terms: `relative` is a mean over classes, in gaps between real classes; `sum` adds up.
+    """
+
+    def __init__(
+        self,
+        synthesize: nn.Module,
+        draw: Draw,
+        real: RealSide,
+        augmentation: Augmentation,
+        representatives: Representatives,
+        weights: Mapping[str, float],
+        *,
+        factor: int = 1,
+        images_per_step: int | None = None,
+        images_at_once: int | None = None,
+        scale: Literal["relative", "sum"] = "relative",
+        gradient_metric: Metric = "mse",
+        center_margin: float = 1.0,
+        rank: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        self.synthesize, self.draw, self.real, self.augmentation = synthesize, draw, real, augmentation
+        self.representatives, self.weights, self.factor, self.scale = representatives, weights, factor, scale
+        self.gradient_metric, self.center_margin, self.num_processes = gradient_metric, center_margin, num_processes
+        self.images_at_once = images_at_once
+        self.extractor, self.device = draw.extractor, draw.extractor.mean.device
+        self.num_classes = len(draw.classes)
+        self.on = {name for name, weight in weights.items() if weight}
+        if not self.extractor.knows_classes:
+            self.on -= {"classification"}
+
+        # All that is random is drawn for all classes, on every process and for every chunk alike.
+        of_class = draw.length * factor**2
+        self.num_images = of_class if images_per_step is None else min(of_class, images_per_step)
+        slots = torch.arange(draw.length).repeat(self.num_classes, 1)
+        self.kept: Int64[Tensor, "classes m"] | None = None  # of the images that the slots are cut into
+        if self.num_images < of_class:
+            order = torch.rand(self.num_classes, of_class, generator=draw.rng).argsort(1)
+            looked_at = order[:, : self.num_images]
+            if factor == 1:
+                slots = looked_at  # the others are not even made
+            else:
+                self.kept = looked_at.to(self.device)
+        self.slots: Int64[Tensor, "classes k"] = (draw.first_slot + slots).to(self.device)
+        self.most_of_class = max(self.slots.shape[1], self.num_images)  # at once: as made, or as looked at
+        self.params = augmentation.draw(self.num_classes * (1 if real.siamese else self.num_images), draw.rng)
+        self.targets_of = real.at(draw, augmentation)
+        self.kept_targets: tuple[int, Targets] | None = None
+
+        share = own_share(self.num_classes, rank, num_processes)
+        largest_share = classes_at_once = -(-self.num_classes // num_processes)
+        if images_at_once is not None:
+            classes_at_once = max(1, images_at_once // max(self.most_of_class, real.images_of_class))
+        self.in_chunks = classes_at_once < largest_share  # on some process: they all gather alike
+        self.chunks: list[slice] = [
+            slice(first, min(first + classes_at_once, share.stop))
+            for first in range(share.start, share.stop, classes_at_once)
+        ]
+        anchors = draw.anchors[own_share(len(draw.anchors), rank, num_processes)]
+        self.anchors = dict(
+            zip((chunk.start for chunk in self.chunks), anchors.tensor_split(len(self.chunks)), strict=True)
+        )
+        self.wire_bytes = 0  # of centers, gathered and their gradients summed, so far
+        self.centers_real, self.at_centers = self._centers()
+
+    def objective(self, chunk: slice) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """(weighted total, unweighted parts) of the classes of one of `chunks`, both with gradient."""
+        on, own, targets = self.on, self._classes(chunk), self._targets(chunk)
+        anchors = self.anchors[chunk.start].to(self.device)
+        images, images_anchored = self._images(own, chunk, anchors)
+        augmented = self._augmented(images, chunk)
+        share_of_mean = len(own) * self.num_processes / self.num_classes  # the mean over processes is over all classes
+        parts: dict[str, Tensor] = {}
+        if on & OF_FEATURES:
+            features = self.extractor(augmented)
+            features_syn = features.unflatten(0, (len(own), self.num_images))
+        if "mean" in on:
+            unit = self.real.gap(self.extractor, self.centers_real) if self.scale == "relative" else 1.0
+            parts["mean"] = targets.mean_loss(features_syn) / (len(own) * unit)
+        if "mmd" in on:
+            parts["mmd"] = targets.mmd_loss(features_syn) / len(own)
+        if "gradient" in on:
+            images_syn = augmented.unflatten(0, (len(own), self.num_images))
+            loss = gradient_loss(self.extractor, targets.augmented, images_syn, own, self.gradient_metric)
+            parts["gradient"] = loss / len(own)
+        if self.scale == "sum":
+            parts = {name: part * self.num_classes for name, part in parts.items()}
+        if "diversity" in on:
+            parts["diversity"] = diversity_loss(features_syn, targets.spread)
+        if "classification" in on:
+            labels = own.repeat_interleave(self.num_images)
+            parts["classification"] = classification_loss(self.extractor.logits(features), labels)
+        if "pixel" in on:
+            parts["pixel"] = pixel_anchor_loss(targets.pooled, targets.contrast, images)
+        parts = {name: part * share_of_mean for name, part in parts.items()}
+        if "representative" in on and len(self.draw.anchors):
+            anchored = self.representatives.read(anchors)
+            loss = representative_loss(anchored, images_anchored, len(self.draw.anchors))
+            parts["representative"] = loss * self.num_processes
+        if "center" in on:
+            parts["center"] = self._center_loss(features_syn.mean(1), chunk)
+        return total_loss(parts, self.weights), parts
+
+    # --- what the classes of a chunk are -----------------------------------------------------------------------------
+
+    def _classes(self, chunk: slice) -> Int64[Tensor, " classes"]:
+        return self.draw.classes[chunk].to(self.device)
+
+    def _params(self, chunk: slice) -> AugmentParams:
+        """Of the augmentation: a row a class where it is shared with the real images, otherwise a row an image."""
+        of_class = 1 if self.real.siamese else self.num_images
+        return self.params.rows(slice(chunk.start * of_class, chunk.stop * of_class))
+
+    def _targets(self, chunk: slice) -> Targets:
+        """Kept until those of another chunk are asked for: real images are embedded once where there is one chunk."""
+        if self.kept_targets is None or self.kept_targets[0] != chunk.start:
+            self.kept_targets = chunk.start, self.targets_of(chunk, self._params(chunk))
+        return self.kept_targets[1]
+
+    def _images(
+        self, own: Tensor, chunk: slice, anchors: Tensor
+    ) -> tuple[Float[Tensor, "classes m c h w"], Float[Tensor, "a c h w"]]:
+        """The synthetic images that are looked at, and those that are held to their real image."""
+        tied = self.representatives
+        labels, slots = own.repeat_interleave(self.slots.shape[1]), self.slots[chunk].flatten()
+        made = self._synthesized(torch.cat([labels, tied.labels[anchors]]), torch.cat([slots, tied.slots[anchors]]))
+        images, images_anchored = made.split([len(labels), len(anchors)])
+        images = decode(images, self.factor).unflatten(0, (len(own), -1))
+        if self.kept is not None:
+            images = images[torch.arange(len(own), device=self.device)[:, None], self.kept[chunk]]
+        return images, images_anchored
+
+    def _synthesized(self, labels: Tensor, slots: Tensor) -> Tensor:
+        if self.images_at_once is None or self.most_of_class <= self.images_at_once or not torch.is_grad_enabled():
+            return self.synthesize(labels, slots)  # of classes that fit, with their part of the anchored images
+        pairs = zip(labels.split(self.images_at_once), slots.split(self.images_at_once), strict=True)
+        return torch.cat([
+            checkpoint(self.synthesize, *some, use_reentrant=False, preserve_rng_state=False) for some in pairs
+        ])  # fmt: skip
+
+    def _augmented(self, images: Float[Tensor, "classes m c h w"], chunk: slice) -> Tensor:
+        params = self._params(chunk)
+        if self.real.siamese:
+            params = params.rows(torch.arange(len(images)).repeat_interleave(self.num_images))
+        return self.augmentation(images.flatten(0, 1), params)
+
+    # --- what couples them -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _centers(self) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+        """(centers of the real classes, (center loss, its gradient at all synthetic centers)), where they are needed.
+
+        The second only in chunks: otherwise all of a process's centers are in one graph.
+        """
+        needs_loss = "center" in self.on
+        if not needs_loss and not ("mean" in self.on and self.scale == "relative"):
+            return None, None
+        real = self._gathered(torch.cat([self._targets(chunk).centers for chunk in self.chunks]))
+        if not needs_loss or not self.in_chunks:
+            return real, None
+        none = self.draw.anchors[:0].to(self.device)
+        own = [self._center(self._images(self._classes(chunk), chunk, none)[0], chunk) for chunk in self.chunks]
+        with torch.enable_grad():
+            syn = self._gathered(torch.cat(own)).requires_grad_()
+            loss = center_loss(real, syn, self.center_margin)
+            return real, (loss.detach(), torch.autograd.grad(loss, syn)[0])
+
+    def _gathered(self, centers: Float[Tensor, "own d"]) -> Float[Tensor, "classes d"]:
+        everywhere = gather_rows(centers, self.num_classes)
+        if self.num_processes > 1:
+            ways = 2 if centers.requires_grad else 1  # there, and the gradient back
+            self.wire_bytes += ways * everywhere.nbytes
+        return everywhere
+
+    def _center(self, images: Float[Tensor, "classes m c h w"], chunk: slice) -> Float[Tensor, "classes d"]:
+        features = self.extractor(self._augmented(images, chunk))
+        return features.unflatten(0, images.shape[:2]).mean(1)
+
+    def _center_loss(self, centers: Float[Tensor, "classes d"], chunk: slice) -> Float[Tensor, ""]:
+        """Of all classes: each process has all of it, each chunk its part of it."""
+        if self.at_centers is None:
+            return center_loss(self.centers_real, self._gathered(centers), self.center_margin)
+        loss, gradient = self.at_centers
+        linear = (centers * gradient[chunk]).sum() * self.num_processes
+        return loss / len(self.chunks) + linear - linear.detach()

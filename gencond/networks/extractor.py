@@ -1,0 +1,165 @@
+"""Frozen extractors: images -> features."""
+
+import copy
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gencond.common.errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+COMPILERS = ("g++", "clang++", "c++", "cl")
+# Graphs are kept for each batch size and each architecture; beyond the limit torch falls back to slow code silently.
+GRAPHS_KEPT = 64
+SEVERAL = 5  # times as long; CPUs that compute in bfloat16 take about as long or less, others twenty times
+
+
+def can_compile() -> bool:
+    """Whether `torch.compile` finds what it needs: on a CPU a C++ compiler."""
+    return torch.cuda.is_available() or any(shutil.which(name) for name in COMPILERS)
+
+
+def advice_on_bfloat16(device: torch.device, *, extractors: bool, generator: bool) -> list[str]:
+    """What to change where these compute in bfloat16 on a CPU that has no arithmetic for it."""
+    changes = ["set features.precision=float32"] * extractors + ["start without mixed precision bf16"] * generator
+    slow = "this CPU has no bfloat16 arithmetic and is many times slower in it than in float32"
+    return [f"{slow}: {change}" for change in changes] if changes and emulates_bfloat16(device) else []
+
+
+@cache
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Whether convolutions in bfloat16 take several times as long as in float32 there: many CPUs lack the arithmetic.
+
+    Measured in some hundredths of a second, since no list of CPUs stays complete.
+    """
+    if device.type != "cpu":
+        return False
+    convolution, images = nn.Conv2d(32, 32, 3, padding=1), torch.zeros(4, 32, 16, 16)
+
+    @torch.no_grad()
+    def fastest(dtype: torch.dtype) -> float:
+        own, seconds = copy.deepcopy(convolution).to(dtype), []
+        for _ in range(4):
+            started = time.perf_counter()
+            own(images.to(dtype))
+            seconds.append(time.perf_counter() - started)
+        return min(seconds)
+
+    return fastest(torch.bfloat16) > SEVERAL * fastest(torch.float32)
+
+
+class _Features(nn.Module):
+    """`features` as a module's forward, which `functional_call` runs with weights from elsewhere."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.features(images)
+
+
+class Embedding:
+    """`network.features(images)` for all networks of one architecture, in a given precision, compiled once.
+
+    Compiled code takes a network's weights as inputs: a pool, or nets that are drawn anew every step, share it. On two
+    CPU cores compiled bfloat16 passes are about four times as fast as plain float32 ones; neither helps alone.
+
+    Args:
+        precision: "float32", or "bfloat16" for convolutions and products, with features in float32 all the same.
+        compile: on a CPU it needs a C++ compiler; half a minute for each batch size at first.
+    Raises:
+        InputError: another precision, or no compiler.
+    """
+
+    def __init__(self, precision: str = "float32", compile: bool = False) -> None:
+        if precision not in DTYPES:
+            raise InputError(f"unknown precision {precision!r}; known: {', '.join(DTYPES)}")
+        if compile and not can_compile():
+            raise InputError("features.compile needs a C++ compiler (g++): install one or set features.compile=false")
+        self.dtype, self.compile = DTYPES[precision], compile
+        self._compiled: dict[bool, Callable[[Mapping[str, Tensor], Tensor], Tensor]] = {}  # by training mode
+
+    def __call__(self, network: nn.Module, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        if not self.compile:
+            with self._autocast(images):
+                return network.features(images).float()
+        if network.training not in self._compiled:
+            self._compiled[network.training] = self._compile(network)
+        weights = {f"network.{name}": tensor for name, tensor in network.named_parameters()}
+        buffers = {f"network.{name}": tensor for name, tensor in network.named_buffers()}
+        return self._compiled[network.training](weights | buffers, images)
+
+    def _autocast(self, images: Tensor) -> torch.autocast:
+        return torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+
+    def _compile(self, network: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
+        torch._dynamo.config.recompile_limit = max(GRAPHS_KEPT, torch._dynamo.config.recompile_limit)
+        skeleton = _Features(copy.deepcopy(network))
+
+        def features(weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
+            with self._autocast(images):
+                return functional_call(skeleton, weights, (images,)).float()
+
+        return torch.compile(features, dynamic=False)
+
+
+def resized(images: Float[Tensor, "n c h w"], size: int | None) -> Float[Tensor, "n c h2 w2"]:
+    """Images of side `size`, bilinear, smoothed where they shrink; None leaves them."""
+    if size in (None, images.shape[-1]):
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+class Extractor(nn.Module):
+    """A frozen network that takes images in [-1, 1] and owns their size and normalisation.
+
+    Args:
+        network: with `features(images)`, `classifier(features)` and `feature_dim`.
+        mean, std: per channel, of the data in [-1, 1].
+        resize: side that images are brought to first; None leaves them.
+        knows_classes: whether its head was trained, so that `logits` mean something.
+        embed: how `features` is computed.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        resize: int | None = None,
+        knows_classes: bool = False,
+        embed: Embedding | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.resize, self.knows_classes = network, resize, knows_classes
+        self.embed = embed or Embedding()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.eval().requires_grad_(False)
+
+    @property
+    def feature_dim(self) -> int:
+        return self.network.feature_dim
+
+    def normalise(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
+        """[-1, 1] -> what the network was trained on."""
+        return resized((images - self.mean) / self.std, self.resize)
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        return self.embed(self.network, self.normalise(images))
+
+    def logits(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
+        """What the network's own head says of its features."""
+        return self.network.classifier(features)
+
+    def train(self, mode: bool = True) -> "Extractor":
+        """Stays in eval mode: a frozen extractor has no training behaviour."""
+        return super().train(False)
