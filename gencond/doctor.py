@@ -26,18 +26,13 @@ from gencond.condensing.build import check_counts, check_networks, check_parts
 from gencond.condensing.forecast import Amount, Forecast, forecast
 from gencond.condensing.run_folder import RunFolder
 from gencond.config import Recipe
-from gencond.data.find import ImageSource, find_images, read_image, stacked, white_of
-from gencond.data.load import (
-    NAMED_SETS,
-    LabeledImages,
-    is_mapped,
-    load_real,
-    require_two_classes,
-    require_two_of_each,
-    size_of,
-    split_off,
-)
+from gencond.data.decode import read_image, stacked, white_of
+from gencond.data.find import find_images
+from gencond.data.images import LabeledImages, require_two_classes, require_two_of_each, split_off
+from gencond.data.load import is_mapped, load_real, size_of
 from gencond.data.mapped import FACTS
+from gencond.data.named import NAMED_SETS
+from gencond.data.source import ImageSource
 from gencond.eval.judge import notes_on_overlap, overlap_said
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import check_protocol

@@ -29,7 +29,7 @@ from gencond.condensing.build import check_fit
 from gencond.condensing.run import start
 from gencond.condensing.run_folder import library_versions, prepare_run
 from gencond.config import Recipe, load_recipe, to_dict
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.eval.classifier import train_and_test
 from gencond.eval.judge import data_source, load_data, sampled_images
 from gencond.eval.protocols import check_protocol, get_protocol

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from gencond.cli import run_cleanly
-from gencond.data.find import image_files, read_image
+from gencond.data.decode import read_image
+from gencond.data.source import image_files
 
 SIDES = (8, 16, 32, 64, 128)
 

@@ -31,7 +31,7 @@ from gencond.condensing.real_statistics import real_statistics
 from gencond.condensing.run import Matching, start
 from gencond.condensing.run_folder import step_rng
 from gencond.config import Recipe, load_recipe
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.doctor import SAMPLE_IMAGES
 
 RECIPES = (

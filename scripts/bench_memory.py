@@ -24,7 +24,7 @@ from gencond.common.distributed import memory_used, peak_memory
 from gencond.condensing.run import start
 from gencond.condensing.run_folder import prepare_run
 from gencond.config import load_recipe
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 
 ONE_IMAGE = ("condense.prefix_lengths=[1]", "condense.stream_probability=0", "codes.num_slots=1")
 

@@ -24,7 +24,7 @@ import psutil
 import torch
 from PIL import Image
 
-import gencond.data.find
+import gencond.data.decode
 from gencond.cli import run_cleanly
 from gencond.condensing.real_statistics import real_statistics
 from gencond.data.augment import Augmentation
@@ -69,7 +69,7 @@ class Peak(threading.Thread):
 
 def measure(root: Path, side: int, kept_in: str, width: int) -> dict[str, float]:
     """Both stages in this process."""
-    gencond.data.find.MAPPED_ABOVE_BYTES = 0 if kept_in == "file" else sys.maxsize
+    gencond.data.decode.MAPPED_ABOVE_BYTES = 0 if kept_in == "file" else sys.maxsize
     before, peak = memory_now(), Peak()
     peak.start()
     times = [time.perf_counter()]

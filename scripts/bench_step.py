@@ -27,7 +27,7 @@ from gencond.condensing.build import check_fit, new_extractors, new_real_side
 from gencond.condensing.run import start
 from gencond.condensing.run_folder import prepare_run
 from gencond.config import Recipe, load_recipe
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 
 RECIPES = ("dm", "m3d", "dream", "cached")
 CLASSES, SIDE = 10, 32

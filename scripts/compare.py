@@ -25,7 +25,7 @@ from gencond.common.files import file_hash, read_json, require_writable, short_h
 from gencond.condensing.build import check_fit
 from gencond.condensing.run import condense
 from gencond.config import Recipe, first_difference, load_recipe, to_dict
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.data.select import random_subset
 from gencond.eval.baselines import KMEANS_REAL, PACKED, RANDOM_REAL, RealImages
 from gencond.eval.classifier import train_and_test

@@ -47,7 +47,7 @@ from gencond.condensing.backbones import has_pretraining
 from gencond.condensing.build import check_counts, check_fit
 from gencond.condensing.run_folder import current_commit, library_versions
 from gencond.config import Data, Recipe, load_recipe, to_dict, to_yaml
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.eval.given import quality_network
 from gencond.eval.judge import data_source, load_data
 from gencond.eval.published import PUBLISHED

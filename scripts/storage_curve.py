@@ -30,7 +30,7 @@ from gencond.common.errors import InputError
 from gencond.common.files import read_json, require_writable, short_hash, write_json, written_whole
 from gencond.common.progress import progress
 from gencond.config import Recipe, first_difference, to_dict
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.data.select import random_subset
 from gencond.eval.baselines import CODEC_REAL, WHOLE_SET, RealImages
 from gencond.eval.classifier import FreshImages, RepeatedImages, train_and_test

@@ -6,7 +6,8 @@ import torch
 
 from gencond.condensing.step import CondenseStep
 from gencond.config import Recipe, load_recipe
-from gencond.data.load import LabeledImages, load_real
+from gencond.data.images import LabeledImages
+from gencond.data.load import load_real
 from gencond.data.select import random_subset
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

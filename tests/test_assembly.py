@@ -37,7 +37,7 @@ from gencond.condensing.run_folder import RunFolder
 from gencond.condensing.step import CondenseStep
 from gencond.config import RECIPES, Recipe, available_recipes, load_recipe
 from gencond.data.augment import Augmentation
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.data.select import class_batches, nested_representatives
 from gencond.generator.packing import decode
 from gencond.generator.pixels import CondensedPixels

@@ -9,7 +9,7 @@ from gencond.condensing.backbones import for_classes, new_generator, published_g
 from gencond.condensing.build import check_parts
 from gencond.condensing.run import adam, condense
 from gencond.config import Recipe
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.generator.biggan_deep import BigGANDeepGenerator
 from gencond.generator.dataset import CondensedDataset, backbone_config
 

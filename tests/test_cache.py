@@ -17,7 +17,7 @@ from torch import Tensor
 from gencond.cli import main
 from gencond.common.cache import entries, prune, read_checked, write_checked
 from gencond.common.files import state_fingerprint
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 
 
 def tensors() -> dict[str, Tensor]:

@@ -20,7 +20,8 @@ from gencond.cli import main, run_cleanly
 from gencond.common.errors import InputError
 from gencond.common.progress import progress
 from gencond.common.ranges import to_signed
-from gencond.data.load import LabeledImages, load_real
+from gencond.data.images import LabeledImages
+from gencond.data.load import load_real
 from gencond.data.select import random_subset
 from gencond.eval.baselines import usual_baselines
 

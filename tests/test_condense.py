@@ -26,7 +26,7 @@ from gencond.condensing.run_folder import RunFolder
 from gencond.condensing.step import CondenseStep
 from gencond.config import Recipe, to_yaml
 from gencond.data.augment import Augmentation
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.generator.dataset import CondensedDataset
 from gencond.losses.center import center_loss
 from gencond.losses.diversity import diversity_loss

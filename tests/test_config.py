@@ -8,7 +8,7 @@ from gencond.common.errors import InputError
 from gencond.condensing.build import check_networks
 from gencond.condensing.run import check_fit
 from gencond.config import available_recipes, first_difference, load_recipe, parse_recipe, to_dict, to_yaml
-from gencond.data.load import GENERATOR_SIZES, LabeledImages
+from gencond.data.images import GENERATOR_SIZES, LabeledImages
 
 
 @pytest.mark.parametrize("name", available_recipes())

@@ -10,8 +10,10 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from gencond.common.errors import InputError
-from gencond.data.find import find_images, read_image, read_into_memory
-from gencond.data.load import LabeledImages, automatic_image_size, load_real, split_off
+from gencond.data.decode import read_image, read_into_memory
+from gencond.data.find import find_images
+from gencond.data.images import LabeledImages, automatic_image_size, split_off
+from gencond.data.load import load_real
 
 MakeFolder = Callable[..., Path]
 PUBLISHED_DIGITS = (

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 import gencond
 import gencond.common.distributed
 import gencond.condensing.real_statistics
-import gencond.data.find
+import gencond.data.decode
 from gencond.cli import run_cleanly
 from gencond.common.distributed import from_main, gather_rows, main_process_first, new_accelerator, own_share
 from gencond.common.errors import InputError
@@ -33,7 +33,8 @@ from gencond.condensing.run import condense, start
 from gencond.condensing.run_folder import prepare_run
 from gencond.config import load_recipe
 from gencond.data.augment import Augmentation
-from gencond.data.load import LabeledImages, load_real
+from gencond.data.images import LabeledImages
+from gencond.data.load import load_real
 from gencond.data.select import random_subset
 from gencond.networks.convnet import ConvNet
 from gencond.networks.extractor import Extractor
@@ -183,7 +184,7 @@ def test_processes_wait_for_long_work_of_one_with_a_word_and_not_in_a_collective
 def pass_worker(rank: int, world: int, port: int, images: str, out: str) -> None:
     """One process that decodes its share of a folder and takes its share of the pass over the images."""
     torch.set_num_threads(1)
-    gencond.data.find.MAPPED_ABOVE_BYTES, gencond.data.find.CHUNK_BYTES = 0, 7 * 64
+    gencond.data.decode.MAPPED_ABOVE_BYTES, gencond.data.decode.CHUNK_BYTES = 0, 7 * 64
     (
         gencond.condensing.real_statistics.BATCHES_BETWEEN_SUMS,
         gencond.condensing.real_statistics.SECONDS_BETWEEN_STATES,
@@ -216,8 +217,8 @@ def test_processes_share_decoding_and_the_pass_and_get_what_one_gets(
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[0].numpy()).save(path)
     monkeypatch.setenv("GENCOND_CACHE", os.environ["GENCOND_CACHE"])  # set back afterwards
-    monkeypatch.setattr("gencond.data.find.MAPPED_ABOVE_BYTES", 0)
-    monkeypatch.setattr("gencond.data.find.CHUNK_BYTES", 0)
+    monkeypatch.setattr("gencond.data.decode.MAPPED_ABOVE_BYTES", 0)
+    monkeypatch.setattr("gencond.data.decode.CHUNK_BYTES", 0)
     monkeypatch.setattr("gencond.condensing.real_statistics.BATCHES_BETWEEN_SUMS", 0)
     monkeypatch.setattr("gencond.condensing.real_statistics.SECONDS_BETWEEN_STATES", 0)
     arguments = (str(tmp_path / "images"), str(tmp_path / "out"))

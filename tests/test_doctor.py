@@ -13,12 +13,12 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-import gencond.data.find
+import gencond.data.decode
 from gencond.cli import main
 from gencond.common.progress import spoken_time
 from gencond.condensing.forecast import Amount, Cost, _Case, cost_of, forecast
 from gencond.config import load_recipe
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.doctor import Findings, check_weights
 from gencond.eval.judge import load_data, notes_on_overlap
 from gencond.generator.published import kept_file
@@ -141,7 +141,7 @@ def test_a_folder_is_counted_and_only_some_of_it_is_read(
     photographs: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:
     monkeypatch.setattr("gencond.doctor.SAMPLE_IMAGES", 4)
-    monkeypatch.setattr(gencond.data.find, "MAPPED_ABOVE_BYTES", 0)
+    monkeypatch.setattr(gencond.data.decode, "MAPPED_ABOVE_BYTES", 0)
     (photographs / "ant" / "1.png").write_bytes(b"broken, but not among those that are read")
     said = asked(capsys, "--recipe", "demo", "--data", str(photographs), *TINY, "generator.num_blocks=null")
     assert "12 training and 6 test images, 3 classes, 3x20x20 px, 0.1 MB decoded once into the cache" in said

@@ -7,7 +7,7 @@ from gencond.common.errors import InputError
 from gencond.common.files import state_fingerprint
 from gencond.common.ranges import to_signed
 from gencond.condensing.extractors import ExtractorMaker, FreshExtractors, OnlineExtractors, build_pool
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.networks.convnet import ConvNet
 from gencond.networks.extractor import Extractor, advice_on_bfloat16, emulates_bfloat16
 from gencond.networks.training import Shuffled, train_network

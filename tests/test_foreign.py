@@ -14,7 +14,7 @@ from torch import Tensor
 from gencond.common.errors import InputError
 from gencond.common.ranges import to_signed, to_unit
 from gencond.data.foreign import is_foreign, read_foreign, side_of
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.data.select import random_subset
 from gencond.generator.packing import decode
 from gencond.generator.pixels import CondensedPixels

@@ -10,7 +10,7 @@ import torch
 from gencond.common.errors import InputError
 from gencond.common.ranges import to_uint8
 from gencond.config import parse_recipe
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.eval.classifier import train_and_test
 from gencond.eval.protocols import Protocol
 

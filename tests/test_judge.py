@@ -4,7 +4,7 @@ import torch
 from test_condense import untrained
 
 from gencond.common.ranges import to_uint8
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.eval.judge import fresh_images
 
 

@@ -13,7 +13,7 @@ from gencond.common.ranges import to_signed
 from gencond.condensing.backbones import new_generator
 from gencond.condensing.pretrain import averaged, pretrain, pretrained_generator
 from gencond.condensing.run_folder import RunFolder
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.generator.biggan import BigGANGenerator
 from gencond.networks.convnet import ConvNet
 from gencond.networks.training import Shuffled, train_network

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gencond.condensing.difficulty import difficulties
 from gencond.condensing.extractors import ExtractorMaker
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.networks.convnet import ConvNet
 
 

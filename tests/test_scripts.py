@@ -17,7 +17,7 @@ from PIL import Image
 import gencond
 from gencond.common.ranges import to_signed
 from gencond.condensing.run import condense
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.eval.protocols import PROTOCOLS, Protocol
 from gencond.generator.pixels import CondensedPixels
 

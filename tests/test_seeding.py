@@ -4,7 +4,7 @@ from conftest import tiny_recipe
 from gencond.common.seeding import seeded
 from gencond.condensing.backbones import new_generator
 from gencond.condensing.build import extractor_maker
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.eval.networks import build_network
 
 

@@ -4,7 +4,7 @@ import torch
 from sklearn.cluster import KMeans
 
 from gencond.common.errors import InputError
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.data.select import (
     herding,
     k_center,

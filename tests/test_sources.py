@@ -14,13 +14,16 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-import gencond.data.find
+import gencond.data.decode
 from gencond.cli import main
 from gencond.common.errors import InputError
 from gencond.common.pictures import png_bytes
-from gencond.data.find import find_images, read_into_memory, told_apart
-from gencond.data.load import LabeledImages, load_real, rows_seen
+from gencond.data.decode import read_into_memory
+from gencond.data.find import find_images
+from gencond.data.images import LabeledImages, rows_seen
+from gencond.data.load import load_real
 from gencond.data.mapped import MappedImages
+from gencond.data.source import told_apart
 from gencond.eval.baselines import CODEC_REAL, usual_baselines
 from gencond.generator.exporting import PART_WRITERS, EncodedImage, Layout, lay_out
 from gencond.networks.training import Shuffled
@@ -44,21 +47,21 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any set counts as one that does not fit in memory; five images are decoded at once."""
-    monkeypatch.setattr(gencond.data.find, "MAPPED_ABOVE_BYTES", 0)
-    monkeypatch.setattr(gencond.data.find, "CHUNK_BYTES", 5 * 3 * SIZE**2)
+    monkeypatch.setattr(gencond.data.decode, "MAPPED_ABOVE_BYTES", 0)
+    monkeypatch.setattr(gencond.data.decode, "CHUNK_BYTES", 5 * 3 * SIZE**2)
 
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is decoded, in order."""
     seen: list[str] = []
-    read = gencond.data.find.read_image
+    read = gencond.data.decode.read_image
 
     def counted(file: Path, image_size: int, white: int | None) -> np.ndarray | str:
         seen.append(str(file))
         return read(file, image_size, white)
 
-    monkeypatch.setattr(gencond.data.find, "read_image", counted)
+    monkeypatch.setattr(gencond.data.decode, "read_image", counted)
     return seen
 
 
@@ -73,7 +76,7 @@ def assert_equal(one: LabeledImages, other: LabeledImages) -> None:
 
 def test_a_file_holds_the_pixels_that_memory_holds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_memory = load_real(str(folder), SIZE)
-    monkeypatch.setattr(gencond.data.find, "MAPPED_ABOVE_BYTES", 0)
+    monkeypatch.setattr(gencond.data.decode, "MAPPED_ABOVE_BYTES", 0)
     in_file = load_real(str(folder), SIZE)
     for one, other in zip(in_memory, in_file, strict=True):
         assert isinstance(other.images, MappedImages) and not isinstance(one.images, MappedImages)
@@ -101,7 +104,7 @@ def test_rows_are_read_as_they_are_indexed(folder: Path, large: None) -> None:
 
 
 def test_a_small_part_of_a_large_set_is_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gencond.data.find, "MAPPED_ABOVE_BYTES", 10 * 3 * SIZE**2)
+    monkeypatch.setattr(gencond.data.decode, "MAPPED_ABOVE_BYTES", 10 * 3 * SIZE**2)
     train, test = load_real(str(folder), SIZE)
     assert isinstance(train.images, MappedImages) and isinstance(test.images, torch.Tensor)
 
@@ -122,9 +125,9 @@ def test_a_killed_run_goes_on_where_it_was(
             raise KeyboardInterrupt
         write(file, position, array)
 
-    write = gencond.data.find._write_at
+    write = gencond.data.decode._write_at
     with monkeypatch.context() as patched:
-        patched.setattr(gencond.data.find, "_write_at", killed)
+        patched.setattr(gencond.data.decode, "_write_at", killed)
         with pytest.raises(KeyboardInterrupt):
             load_real(str(folder), SIZE)
     assert not [path for path in (own_cache / "images").iterdir() if not path.name.startswith(".")]
@@ -132,7 +135,7 @@ def test_a_killed_run_goes_on_where_it_was(
     whole_chunks = before // 5 * 5 - (5 if before % 5 == 0 else 0)  # the last one was not written
     resumed = load_real(str(folder), SIZE)
     assert len(decoded) - before == 24 - whole_chunks
-    monkeypatch.setattr(gencond.data.find, "MAPPED_ABOVE_BYTES", 2**30)
+    monkeypatch.setattr(gencond.data.decode, "MAPPED_ABOVE_BYTES", 2**30)
     for one, other in zip(resumed, load_real(str(folder), SIZE), strict=True):
         assert_equal(one, other)
 
@@ -153,7 +156,7 @@ def test_of_a_changed_folder_only_what_lies_around_the_change_is_decoded_again(
     after, test = load_real(str(folder), SIZE)
     assert before.fingerprint != after.fingerprint and before.images.folder != after.images.folder
     assert len(decoded) == 5  # at once, and both new images are among the first five
-    monkeypatch.setattr(gencond.data.find, "MAPPED_ABOVE_BYTES", 2**30)
+    monkeypatch.setattr(gencond.data.decode, "MAPPED_ABOVE_BYTES", 2**30)
     for one, other in zip((after, test), load_real(str(folder), SIZE), strict=True):
         assert_equal(one, other)
 
@@ -203,7 +206,7 @@ def test_what_classes_lack_is_said_before_anything_is_decoded(folder: Path, larg
 def test_too_little_space_is_said_before_anything_is_decoded(
     folder: Path, large: None, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gencond.data.find.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 10}))
+    monkeypatch.setattr(gencond.data.decode.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 10}))
     with pytest.raises(InputError, match="24 decoded images need .* GB .* GENCOND_CACHE"):
         load_real(str(folder), SIZE)
     assert not decoded
@@ -245,7 +248,7 @@ def exported(tmp_path: Path) -> Path:
 def test_shards_and_a_folder_of_the_same_images_are_the_same_data(
     exported: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr(gencond.data.find, "MAPPED_ABOVE_BYTES", limit)
+    monkeypatch.setattr(gencond.data.decode, "MAPPED_ABOVE_BYTES", limit)
     pairs = zip(load_real(str(exported / "folder")), load_real(str(exported / "shards")), strict=True)
     for from_folder, from_shards in pairs:
         assert_equal(from_folder, from_shards)
@@ -294,21 +297,21 @@ def test_a_second_run_waits_for_the_first_and_decodes_nothing(
     folder: Path, large: None, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
-    really = gencond.data.find.take_lock
+    really = gencond.data.decode.take_lock
 
     def busy(file: Path) -> int | None:
         return really(file) if len(waited) == 2 else None
 
-    monkeypatch.setattr("gencond.data.find.take_lock", busy)
+    monkeypatch.setattr("gencond.data.decode.take_lock", busy)
 
     def first_run_ends(seconds: float) -> None:
         waited.append(seconds)
         if len(waited) == 2:
             source = gencond.data.find.find_images(folder)
-            gencond.data.find.decode_into_cache(source, SIZE)
+            gencond.data.decode.decode_into_cache(source, SIZE)
             decoded.clear()
 
-    monkeypatch.setattr("gencond.data.find.time.sleep", first_run_ends)
+    monkeypatch.setattr("gencond.data.decode.time.sleep", first_run_ends)
     load_real(str(folder), SIZE)
     assert len(waited) == 2 and not decoded
 

@@ -16,7 +16,7 @@ from gencond.condensing.real_statistics import (
     summing_device,
 )
 from gencond.data.augment import Augmentation
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.losses.kernels import fourier_embedding
 from gencond.networks.convnet import ConvNet
 from gencond.networks.extractor import Extractor

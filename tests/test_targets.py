@@ -9,7 +9,7 @@ from gencond.common.ranges import to_signed
 from gencond.condensing.real import BatchTargets, CachedTargets, class_gradients, gradient_loss
 from gencond.condensing.real_statistics import real_statistics
 from gencond.data.augment import Augmentation, AugmentParams
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.data.select import class_batches
 from gencond.networks.convnet import ConvNet
 from gencond.networks.extractor import Extractor

@@ -5,7 +5,7 @@ from torch import nn
 
 from gencond.common.ranges import to_signed
 from gencond.data.augment import Augmentation
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.networks.convnet import ConvNet
 from gencond.networks.training import Shuffled, Teacher, WholeBatches, draw_cutmix, train_network, train_networks
 

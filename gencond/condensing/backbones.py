@@ -11,7 +11,7 @@ from gencond.common.errors import InputError
 from gencond.common.files import read_json
 from gencond.common.seeding import seeded
 from gencond.config import Recipe
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.generator.backbone import Backbone
 from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.biggan_deep import BigGANDeepGenerator, stage_widths

@@ -33,7 +33,7 @@ from gencond.condensing.real import BatchSide, RealSide, RepresentativeSide, Sta
 from gencond.condensing.real_statistics import cached_statistics
 from gencond.config import Recipe
 from gencond.data.augment import Augmentation
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.data.mapped import CPU, MappedImages
 from gencond.data.select import nested_representatives, pixel_features, some_of_each_class
 from gencond.generator.packing import pack

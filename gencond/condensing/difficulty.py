@@ -14,7 +14,7 @@ from gencond.common.errors import InputError
 from gencond.common.files import short_hash
 from gencond.condensing.extractors import ExtractorMaker
 from gencond.condensing.real import embed_all
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from gencond.common.errors import InputError
 from gencond.common.files import all_finite, short_hash
 from gencond.common.ranges import to_signed
 from gencond.data.augment import Augmentation
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.data.mapped import MappedImages
 from gencond.networks.extractor import Embedding, Extractor, resized
 from gencond.networks.training import Pixels, Shuffled, train_network

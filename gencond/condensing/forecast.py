@@ -36,7 +36,7 @@ from gencond.condensing.real_statistics import BATCH_SIZE, RealStatistics, image
 from gencond.condensing.run import Matching, encode, new_condensed
 from gencond.condensing.run_folder import RunFolder
 from gencond.config import Recipe
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.data.select import kmeans_representatives, nested_representatives
 from gencond.generator.artefact import Condensed
 from gencond.generator.dataset import CondensedDataset

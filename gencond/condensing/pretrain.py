@@ -16,7 +16,7 @@ from gencond.condensing.backbones import has_pretraining, new_generator, publish
 from gencond.condensing.run_folder import RunFolder, run_stage, step_rng
 from gencond.config import Recipe
 from gencond.data.augment import Augmentation
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.generator.backbone import Backbone
 from gencond.generator.biggan import set_standing_statistics
 from gencond.generator.discriminator import ProjectionDiscriminator

@@ -21,7 +21,7 @@ from gencond.common.distributed import gather_rows, own_share, rank_and_world, w
 from gencond.common.ranges import to_signed
 from gencond.condensing.real_statistics import RealStatistics
 from gencond.data.augment import Augmentation, AugmentParams
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.data.select import class_batches, kmeans_representatives
 from gencond.losses.anchor import contrast, pooled_pixels
 from gencond.losses.gradient import Metric, gradient_matching_loss

@@ -27,7 +27,7 @@ from gencond.common.files import all_finite, short_hash
 from gencond.common.progress import progress, spoken_time
 from gencond.common.ranges import to_signed
 from gencond.data.augment import Augmentation
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.losses.anchor import contrast, pooled_pixels
 from gencond.losses.kernels import fourier_embedding, fourier_frequencies, median_bandwidth
 from gencond.networks.extractor import Extractor

@@ -40,7 +40,7 @@ from gencond.condensing.real import Draw, RealSide
 from gencond.condensing.run_folder import RunFolder, prepare_run, provenance, run_stage, step_rng, write_artefact
 from gencond.condensing.step import CondenseStep
 from gencond.config import Recipe
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.generator.artefact import Condensed
 from gencond.generator.backbone import Backbone
 from gencond.generator.card import model_card

@@ -43,7 +43,7 @@ from gencond.common.files import (
 )
 from gencond.common.progress import progress
 from gencond.config import Recipe, first_difference, load_recipe, to_dict, to_yaml
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.generator.dataset import ARTEFACT_FOLDER
 
 if TYPE_CHECKING:

@@ -15,8 +15,10 @@ from torch import Tensor
 from gencond.common.errors import InputError, first_line
 from gencond.common.files import numpy_scalars
 from gencond.common.ranges import from_unit, to_signed
-from gencond.data.find import class_list, find_images, read_into_memory, short_sides, told_apart
-from gencond.data.load import LabeledImages
+from gencond.data.decode import read_into_memory, short_sides
+from gencond.data.find import find_images
+from gencond.data.images import LabeledImages
+from gencond.data.source import class_list, told_apart
 from gencond.generator.exporting import NAMES_FILE, by_numbers, class_folders
 from gencond.generator.packing import decode
 

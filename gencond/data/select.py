@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from gencond.common.errors import InputError
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 
 
 def rows_of_each_class(

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gencond.common.ranges import as_bytes, to_signed
-from gencond.data.load import LabeledImages, split_off
+from gencond.data.images import LabeledImages, split_off
 from gencond.data.select import herding, k_center, kmeans_subset, random_subset, subset_of_each_class
 from gencond.eval.classifier import trained_on_all
 from gencond.eval.codec import QUALITIES, Choice, choose_quality, encoder_version, stored_photographs

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gencond.common.ranges import to_signed
 from gencond.data.augment import Augmentation
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol
 from gencond.networks.extractor import Embedding, can_compile

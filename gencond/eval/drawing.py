@@ -20,7 +20,7 @@ from gencond.common.pictures import (
     write_png,
 )
 from gencond.common.ranges import as_bytes
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.eval.baselines import CODEC_REAL, HERDING_REAL, K_CENTER_REAL, KMEANS_REAL, RANDOM_REAL, WHOLE_SET
 from gencond.eval.memorization import Nearest
 from gencond.eval.scoring import Row

@@ -14,7 +14,7 @@ from gencond.common.cache import read_checked, write_checked
 from gencond.common.errors import InputError, first_line
 from gencond.common.files import all_finite, cache_dir, short_hash, state_fingerprint
 from gencond.common.ranges import as_bytes
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.eval.classifier import top1_on_real, trained_on_all
 from gencond.eval.networks import build_network, is_own
 from gencond.eval.protocols import Protocol

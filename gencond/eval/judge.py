@@ -23,7 +23,9 @@ from gencond.condensing.run_folder import RunFolder, current_commit, library_ver
 from gencond.config import Recipe, parse_recipe, read_recipe_file
 from gencond.data.find import find_images
 from gencond.data.foreign import ForeignSet, is_foreign, read_foreign, side_of
-from gencond.data.load import NAMED_SETS, LabeledImages, load_real, rows_seen, split_off
+from gencond.data.images import LabeledImages, rows_seen, split_off
+from gencond.data.load import load_real
+from gencond.data.named import NAMED_SETS
 from gencond.data.select import some_of_each_class
 from gencond.eval.baselines import BASELINES
 from gencond.eval.classifier import FreshImages

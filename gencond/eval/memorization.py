@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gencond.common.ranges import to_signed
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.data.select import some_of_each_class
 
 AT_ONCE = 2000  # training images: memory follows the samples, not the real set

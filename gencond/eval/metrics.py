@@ -13,7 +13,7 @@ from torch import Tensor
 from gencond.common.errors import InputError
 from gencond.common.progress import progress
 from gencond.common.ranges import as_bytes, to_signed
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.data.mapped import MappedImages
 from gencond.networks.extractor import Extractor
 

@@ -11,7 +11,7 @@ import torch
 from gencond.common.errors import InputError
 from gencond.common.files import short_hash
 from gencond.common.progress import progress
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.eval.baselines import BASELINES, CODEC_REAL, PACKED, SAME_NUMBER, WHOLE_SET, RealImages, usual_baselines
 from gencond.eval.classifier import FreshImages, train_and_test
 from gencond.eval.codec import QUALITIES, encoder_version

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from test_eval import fake_report
 
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")

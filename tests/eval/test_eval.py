@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gencond.common.errors import InputError
-from gencond.data.load import LabeledImages, split_off
+from gencond.data.images import LabeledImages, split_off
 from gencond.data.select import random_subset
 from gencond.eval import codec
 from gencond.eval.baselines import RealImages, usual_baselines

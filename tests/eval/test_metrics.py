@@ -8,7 +8,7 @@ import timm
 import torch
 
 from gencond.common.errors import InputError
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.data.select import random_subset
 from gencond.eval.given import GivenNetwork, quality_network
 from gencond.eval.memorization import memorisation, nearest_training_images

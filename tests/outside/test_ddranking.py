@@ -14,7 +14,7 @@ from torchvision import datasets
 
 from gencond.cli import main
 from gencond.common.errors import InputError
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.eval.outside import environment
 from gencond.eval.outside.environment import made_python
 from gencond.eval.outside.lrs import (

@@ -21,7 +21,7 @@ from gencond.common.errors import InputError
 from gencond.common.files import read_json
 from gencond.common.progress import progress
 from gencond.common.ranges import to_signed, to_unit
-from gencond.data.load import LabeledImages
+from gencond.data.images import LabeledImages
 from gencond.eval.outside import runner
 from gencond.eval.outside.environment import made_python, named_python, run_logged
 from gencond.generator.exporting import ddranking_set, normalised_for_ddranking
