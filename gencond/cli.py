@@ -267,11 +267,11 @@ def run_pretrain(args: argparse.Namespace) -> None:
     from gencond.condensing.pretrain import pretrained_generator
     from gencond.condensing.run import identities_of_weights
     from gencond.condensing.run_folder import prepare_run
-    from gencond.eval.judge import load_data
+    from gencond.data.load import load_data
 
     out = _out(args)
     _require_generator(recipe, "is pretrained")
-    train, _ = load_data(recipe)
+    train, _ = load_data(recipe.data)
     check_fit(recipe, train)
     with prepare_run(out, recipe, train, identities_of_weights(recipe, train)) as run:
         pretrained_generator(recipe, train, run)
@@ -347,13 +347,13 @@ def _evaluate_into(out: Path, args: argparse.Namespace) -> None:
 
 
 def run_report(args: argparse.Namespace) -> None:
-    from gencond.condensing.run_folder import RunFolder
+    from gencond.common.files import read_log
     from gencond.eval.report import write_reports
 
     content = read_json(args.path / "report.json")
     if not content.get("rows") and not content.get("outside"):
         raise InputError(f"{args.path}/report.json has no rows: run `gencond evaluate {args.path}`")
-    write_reports(args.path, content, RunFolder(args.path).read_log())
+    write_reports(args.path, content, read_log(args.path))
     print(f"{args.path}/report.md and report.html are written")
 
 
@@ -377,7 +377,7 @@ def run_cache(args: argparse.Namespace) -> None:
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
-    from gencond.eval.judge import data_source
+    from gencond.data.load import data_source
 
     return load_recipe(args.recipe, args.overrides, data_source(args.data))
 
@@ -425,11 +425,11 @@ def _out(args: argparse.Namespace) -> Path:
 
 def _condensed_run(recipe: Recipe, out: Path, pretrained: Path | None = None) -> Path:
     from gencond.condensing.run import condense
-    from gencond.eval.judge import load_data
+    from gencond.data.load import load_data
     from gencond.eval.networks import build_network
     from gencond.eval.protocols import check_protocol
 
-    train, _ = load_data(recipe)
+    train, _ = load_data(recipe.data)
     check_protocol(recipe.evaluate.protocol)  # what the run will be judged by has to fit before it starts
     for network in recipe.evaluate.networks:
         build_network(network, train.channels, train.num_classes, train.image_size, seed=0)

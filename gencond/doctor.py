@@ -25,15 +25,15 @@ from gencond.condensing.backbones import IMAGENET1K
 from gencond.condensing.build import check_counts, check_networks, check_parts
 from gencond.condensing.forecast import Amount, Forecast, forecast
 from gencond.condensing.run_folder import RunFolder
-from gencond.config import Recipe
+from gencond.config import Data, Recipe
 from gencond.data.decode import read_image, stacked, white_of
 from gencond.data.find import find_images
 from gencond.data.images import LabeledImages, require_two_classes, require_two_of_each, split_off
 from gencond.data.load import is_mapped, load_real, size_of
 from gencond.data.mapped import FACTS
 from gencond.data.named import NAMED_SETS
+from gencond.data.overlap import notes_on_overlap, overlap_said
 from gencond.data.source import ImageSource
-from gencond.eval.judge import notes_on_overlap, overlap_said
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import check_protocol
 from gencond.generator.published import HUB_FILE, kept_file
@@ -215,7 +215,7 @@ def _examine(recipe: Recipe) -> Patient:
         counts, num_test = train.counts, len(test)
         images, names, num_bytes = train.images[:SAMPLE_IMAGES], train.class_names, train.images.nbytes
         to_write, mapped, held_from, num_images = 0, False, [], len(train) + num_test
-        overlap = partial(notes_on_overlap, train, test, recipe)
+        overlap = partial(notes_on_overlap, train, test, part)
     else:
         source = find_images(Path(part.source))
         require_two_classes(source.class_names, part.source)
@@ -233,7 +233,7 @@ def _examine(recipe: Recipe) -> Patient:
         is_there = mapped and (cache_dir() / "images" / source.key(side)).is_dir()
         to_write = 0 if is_there or not mapped else num_bytes + len(source) * FACTS.itemsize
         seconds = 0.0 if is_there else seconds_each * len(source)
-        overlap = partial(_same_files, source, recipe)
+        overlap = partial(_same_files, source, part)
     trained_on = min(recipe.features.train_images, int(counts.sum())) * (recipe.features.kind == "online")
     wanted = max(SAMPLE_IMAGES, len(names), trained_on)
     rows = torch.arange(wanted)
@@ -242,9 +242,9 @@ def _examine(recipe: Recipe) -> Patient:
     return Patient(sample, counts, num_test, amount, tuple(held_from), overlap)
 
 
-def _same_files(source: ImageSource, recipe: Recipe) -> list[str]:
+def _same_files(source: ImageSource, part: Data) -> list[str]:
     """`notes_on_overlap` from encoded images, before any is decoded: copies are files of the same bytes."""
-    test = range(source.num_train, len(source))[: MOST_COMPARED * (recipe.data.judge_on == "test")]
+    test = range(source.num_train, len(source))[: MOST_COMPARED * (part.judge_on == "test")]
     if not test:
         return []
     sizes = [source.num_bytes(row) for row in range(len(source))]
@@ -264,7 +264,7 @@ def _same_files(source: ImageSource, recipe: Recipe) -> list[str]:
     first, second = (
         f"{source.names[row]} of class {source.class_names[int(source.labels[row])]!r}" for row in shared[0]
     )
-    return overlap_said(len(shared), len(test), recipe, first, second)
+    return overlap_said(len(shared), len(test), part, first, second)
 
 
 def _fractions(recipe: Recipe, has_test: bool) -> list[float]:

@@ -19,9 +19,10 @@ from gencond.common.distributed import new_accelerator
 from gencond.common.files import short_hash, written_whole
 from gencond.condensing.run import condense
 from gencond.config import load_recipe, to_dict
+from gencond.data.load import load_data
 from gencond.eval.classifier import train_and_test
-from gencond.eval.judge import load_data, sampled_images
 from gencond.eval.protocols import check_protocol, get_protocol
+from gencond.eval.subject import sampled_images
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
             base = ["data.judge_on=validation", f"seed={seed}"]
             recipe = load_recipe(args.recipe, [*base, *args.set, *overrides.split()], args.data)
             check_protocol(recipe.evaluate.protocol, from_labels=True)
-            train, held_out = load_data(recipe)
+            train, held_out = load_data(recipe.data)
             out = args.out / f"{name}-{seed}"
             values = to_dict(recipe)
             shared = [values[part] for part in ("pretrain", "generator", "synthesizer")]

@@ -25,15 +25,17 @@ from gencond.cli import run_cleanly
 from gencond.common.distributed import new_accelerator
 from gencond.common.files import read_json, require_writable, short_hash, weights_hash, write_json
 from gencond.common.pictures import new_figure, write_figure
+from gencond.common.provenance import library_versions
 from gencond.condensing.build import check_fit
 from gencond.condensing.run import start
-from gencond.condensing.run_folder import library_versions, prepare_run
+from gencond.condensing.run_folder import prepare_run
 from gencond.config import Recipe, load_recipe, to_dict
 from gencond.data.images import LabeledImages
+from gencond.data.load import data_source, load_data
 from gencond.eval.classifier import train_and_test
-from gencond.eval.judge import data_source, load_data, sampled_images
 from gencond.eval.protocols import check_protocol, get_protocol
 from gencond.eval.scoring import EVALUATOR
+from gencond.eval.subject import sampled_images
 
 STATE = "bench_accuracy.json"
 
@@ -150,7 +152,7 @@ def main() -> None:
     file = args.out / STATE
     lines = [parse_line(line, args) for line in args.lines]
     check_protocol(args.protocol, from_labels=True)
-    cases = [(name, recipe, *load_data(recipe)) for name, recipe in lines]
+    cases = [(name, recipe, *load_data(recipe.data)) for name, recipe in lines]
     for _, recipe, train, _ in cases:
         check_fit(recipe, train)
     points = read_json(file)["points"] if file.is_file() else []  # what was measured before is kept

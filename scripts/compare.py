@@ -26,14 +26,15 @@ from gencond.condensing.build import check_fit
 from gencond.condensing.run import condense
 from gencond.config import Recipe, first_difference, load_recipe, to_dict
 from gencond.data.images import LabeledImages
+from gencond.data.load import data_source, load_data
 from gencond.data.select import random_subset
 from gencond.eval.baselines import KMEANS_REAL, PACKED, RANDOM_REAL, RealImages
 from gencond.eval.classifier import train_and_test
 from gencond.eval.drawing import write_first_images
-from gencond.eval.judge import data_source, load_data, sampled_images
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol, check_protocol, get_protocol
 from gencond.eval.scoring import EVALUATOR, over_seeds
+from gencond.eval.subject import sampled_images
 from gencond.eval.wording import markdown_table, percent, spoken_seeds
 
 BASELINES = (RANDOM_REAL, KMEANS_REAL, *PACKED)
@@ -110,7 +111,7 @@ def checked_data(args: argparse.Namespace) -> tuple[Recipe, LabeledImages, Label
         check_protocol(name, from_labels=True)
     shared = common_data(args)
     factor_of(args)
-    train, test = load_data(shared)
+    train, test = load_data(shared.data)
     build_network(args.network, train.channels, train.num_classes, train.image_size, seed=0)
     for row, ipc in itertools.product(args.rows, args.ipc):
         if row not in BASELINES:

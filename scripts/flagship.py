@@ -43,13 +43,13 @@ from gencond.common.distributed import new_accelerator
 from gencond.common.errors import InputError
 from gencond.common.files import read_json, require_writable, short_hash, take_lock, write_json, write_text
 from gencond.common.progress import spoken_time
+from gencond.common.provenance import current_commit, library_versions
 from gencond.condensing.backbones import has_pretraining
 from gencond.condensing.build import check_counts, check_fit
-from gencond.condensing.run_folder import current_commit, library_versions
 from gencond.config import Data, Recipe, load_recipe, to_dict, to_yaml
 from gencond.data.images import LabeledImages
+from gencond.data.load import data_source, load_data
 from gencond.eval.given import quality_network
-from gencond.eval.judge import data_source, load_data
 from gencond.eval.published import PUBLISHED
 
 SCRIPTS = Path(os.path.relpath(Path(__file__).parent))  # as short as it is called by
@@ -201,8 +201,7 @@ def storage(args: argparse.Namespace, budget: Budget) -> list[Command]:
 
 def _filled(streams: dict[str, Recipe]) -> dict[str, Recipe]:
     """Those of which each class has the images that learning starts from; whichever share their data read it once."""
-    of_data = {recipe.data: recipe for recipe in streams.values()}
-    smallest = {data: int(load_data(recipe)[0].counts.min()) for data, recipe in of_data.items()}
+    smallest = {data: int(load_data(data)[0].counts.min()) for data in {recipe.data for recipe in streams.values()}}
     filled = {}
     for stream, recipe in streams.items():
         with contextlib.suppress(InputError):
@@ -274,7 +273,7 @@ def check(commands: Sequence[Command], args: argparse.Namespace) -> dict[Command
         else:
             for recipe in command.recipes:
                 if recipe.data not in loaded:
-                    loaded[recipe.data] = load_data(recipe)
+                    loaded[recipe.data] = load_data(recipe.data)
                 train, test = loaded[recipe.data]
                 check_fit(recipe, train)
         if command.stage == "quality":

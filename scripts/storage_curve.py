@@ -31,16 +31,19 @@ from gencond.common.files import read_json, require_writable, short_hash, write_
 from gencond.common.progress import progress
 from gencond.config import Recipe, first_difference, to_dict
 from gencond.data.images import LabeledImages
+from gencond.data.load import load_data
+from gencond.data.overlap import notes_on_overlap
 from gencond.data.select import random_subset
 from gencond.eval.baselines import CODEC_REAL, WHOLE_SET, RealImages
 from gencond.eval.classifier import FreshImages, RepeatedImages, train_and_test
 from gencond.eval.codec import QUALITIES, decode_mosaic, encode_mosaic, encoder_version
 from gencond.eval.drawing import plot_any_number, write_first_images
-from gencond.eval.judge import judged_artefact, load_data, notes_on_origin, notes_on_overlap, recipe_of, require_fit
+from gencond.eval.judge import notes_on_origin
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol, check_protocol, get_protocol
 from gencond.eval.published import curves_of
 from gencond.eval.scoring import EVALUATOR, Row, measured
+from gencond.eval.subject import judged_artefact, recipe_of, require_fit
 from gencond.eval.wording import about_codec, kinds, markdown_table, percent, spoken_seeds
 from gencond.generator.artefact import Condensed
 from gencond.generator.storage import check_storage
@@ -296,7 +299,7 @@ def main() -> None:
     args = build_parser().parse_args()
     check_numbers(args)
     runs, recipe = open_runs(args)
-    train, test = load_data(recipe)
+    train, test = load_data(recipe.data)
     for path, condensed in runs:
         require_fit(condensed, train, path)
     build_network(args.network, train.channels, train.num_classes, train.image_size, seed=0)
@@ -309,7 +312,7 @@ def main() -> None:
             f"--images-seen {args.images_seen} is less than a batch of {protocol.name}: {batch_size} images"
         )
     require_writable(args.out)
-    notes = notes_on_overlap(train, test, recipe)
+    notes = notes_on_overlap(train, test, recipe.data)
     made = {path: condensed.config.provenance or {} for path, condensed in runs}
     notes += [f"{path}: {note}" for path, about in made.items() for note in notes_on_origin(about, train)]
 

@@ -19,8 +19,9 @@ from gencond.common.progress import spoken_time
 from gencond.condensing.forecast import Amount, Cost, _Case, cost_of, forecast
 from gencond.config import load_recipe
 from gencond.data.images import LabeledImages
+from gencond.data.load import load_data
+from gencond.data.overlap import notes_on_overlap
 from gencond.doctor import Findings, check_weights
-from gencond.eval.judge import load_data, notes_on_overlap
 from gencond.generator.published import kept_file
 
 
@@ -270,7 +271,7 @@ def test_copies_among_train_and_test_are_named_by_class_and_file_before_a_run(
     with pytest.raises(SystemExit) as ended:
         main(["condense", "--data", str(many), "--out", str(out), *SMALL, "data.image_size=20"])
     assert ended.value.code == 2 and first in capsys.readouterr().err and not out.exists()
-    assert notes_on_overlap(*load_data(recipe := load_recipe("demo", ["data.image_size=20"], str(one))), recipe)
+    assert notes_on_overlap(*load_data(part := load_recipe("demo", ["data.image_size=20"], str(one)).data), part)
     assert first in caplog.text
 
 

@@ -5,7 +5,7 @@ from test_condense import untrained
 
 from gencond.common.ranges import to_uint8
 from gencond.data.images import LabeledImages
-from gencond.eval.judge import fresh_images
+from gencond.eval.subject import fresh_images
 
 
 def test_classifiers_train_on_fresh_images_in_the_eight_bits_of_an_exported_image(few_digits: LabeledImages) -> None:

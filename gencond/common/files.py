@@ -202,6 +202,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+LOG_NAME = "log.jsonl"
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The entries of a run folder's log, without the half line that a killed run may have left; none without a log."""
+    file, entries = folder / LOG_NAME, []
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's content, 64 hex digits."""
     with path.open("rb") as file:

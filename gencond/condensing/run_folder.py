@@ -15,10 +15,8 @@ import logging
 import math
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -27,13 +25,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import gencond
 from gencond.common.distributed import from_main, is_main_process, main_process_first, memory_used
 from gencond.common.errors import InputError, first_line
 from gencond.common.files import (
+    LOG_NAME,
     all_finite,
     file_sha256,
     read_json,
+    read_log,
     remove_abandoned,
     require_writable,
     take_lock,
@@ -42,18 +41,26 @@ from gencond.common.files import (
     written_whole,
 )
 from gencond.common.progress import progress
+from gencond.common.provenance import current_commit, library_versions
 from gencond.config import Recipe, first_difference, load_recipe, to_dict, to_yaml
 from gencond.data.images import LabeledImages
 from gencond.generator.dataset import ARTEFACT_FOLDER
 
+logger = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-logger = logging.getLogger(__name__)
 
 LOG_EVERY_STEPS = 10
+
+
 LOCK_NAME = ".lock"
+
+
 STATE_NAME, DIGEST_NAME = "state.safetensors", "sha256"
+
+
 LEARNING_RATES = {  # what to lower where a stage diverges
     "pretrain": "pretrain.generator_lr or pretrain.discriminator_lr",
     "encode": "codes.encode_generator_lr or codes.encode_code_lr",
@@ -88,7 +95,7 @@ class RunFolder:
         self.artefact = path / ARTEFACT_FOLDER
         self.pretrained = path / "pretrained"
         self.samples = path / "samples"
-        self.log_file = path / "log.jsonl"
+        self.log_file = path / LOG_NAME
         self.weights: dict[str, str] = {}  # what identifies those that came from elsewhere, by their part in the run
         self._descriptor: int | None = None
 
@@ -177,15 +184,8 @@ class RunFolder:
             file.write(json.dumps(entry) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The entries of `log.jsonl`, without the half line that a killed run may have left."""
-        entries = []
-        if self.log_file.is_file():
-            for line in self.log_file.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    entries.append(json.loads(line))
-                except json.JSONDecodeError:
-                    continue
-        return [entry for entry in entries if isinstance(entry, dict)]
+        """The entries of `log.jsonl`."""
+        return read_log(self.path)
 
     def _forget_log(self, stage: str, after_step: int) -> None:
         """Drops what a killed run logged of steps that are done again."""
@@ -389,26 +389,6 @@ def provenance(recipe: Recipe, data: LabeledImages, weights: Mapping[str, str] |
         "versions": library_versions(),
         **({"weights": dict(weights)} if weights else {}),
     }
-
-
-def library_versions() -> dict[str, str]:
-    """Of what a result depends on."""
-    return {"gencond": gencond.__version__} | {
-        name: version(name) for name in ("torch", "torchvision", "diffusers", "accelerate", "numpy")
-    }
-
-
-@functools.cache
-def current_commit() -> str | None:
-    """Of the working tree that gencond runs from, as it was when first asked; None for an installed package."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def write_artefact(folder: Path, condensed: torch.nn.Module, card: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from gencond.common.errors import InputError
 from gencond.common.ranges import as_bytes
 from gencond.common.room import require_text
-from gencond.data import find as sources
+from gencond.data import decode
 from gencond.data.mapped import MappedImages
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class LabeledImages:
     def subset(self, index: Int64[Tensor, " k"]) -> "LabeledImages":
         """Some of the images: a copy in memory, or where they are too many still in their file."""
         large = isinstance(self.images, MappedImages) and (
-            len(index) * self.images.image_bytes > sources.MAPPED_ABOVE_BYTES
+            len(index) * self.images.image_bytes > decode.MAPPED_ABOVE_BYTES
         )
         return replace(self, images=self.images.at(index) if large else self.images[index], labels=self.labels[index])
 

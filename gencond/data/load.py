@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
-from gencond.common.distributed import main_process_first
+from gencond.common.distributed import main_process_first, new_accelerator
 from gencond.common.errors import InputError
 from gencond.common.room import require_memory
+from gencond.config import Data
 from gencond.data import decode
 from gencond.data.decode import decode_into_cache, read_into_memory, short_sides
 from gencond.data.find import find_images
@@ -31,6 +32,7 @@ from gencond.data.images import (
 from gencond.data.mapped import MappedImages
 from gencond.data.named import NAMED_SETS
 from gencond.data.npz import load_npz
+from gencond.data.overlap import notes_on_overlap
 from gencond.data.source import ImageSource
 
 logger = logging.getLogger(__name__)
@@ -124,3 +126,27 @@ def _resized(data: LabeledImages, image_size: int | None) -> LabeledImages:
         for chunk in data.images.split(1000)
     ]
     return replace(data, images=torch.cat(chunks))
+
+
+def data_source(data: str | None) -> str | None:
+    """A path as it is found from any working directory; the name of a named set as it is."""
+    is_path = data is not None and data not in NAMED_SETS and Path(data).exists()
+    return str(Path(data).resolve()) if is_path else data
+
+
+def load_data(part: Data) -> tuple[LabeledImages, LabeledImages]:
+    """The images to condense and those to judge on, as a recipe's `data` part says."""
+    accelerator = new_accelerator()  # first: processes share the decoding of a large set
+    train, test = load_real(part.source, part.image_size, part.test_fraction)
+    if part.judge_on == "validation":
+        train, test = split_off(train, part.validation_fraction, "validation", part.source in NAMED_SETS)
+    if accelerator.is_main_process:
+        logger.info(
+            "data: %s, %d classes, %d training and %d %s images of %dx%dx%d",
+            part.source, train.num_classes, len(train), len(test), part.judge_on, train.channels,
+            train.image_size, train.image_size,
+        )  # fmt: skip
+    for note in notes_on_overlap(train, test, part):
+        if accelerator.is_main_process:
+            logger.warning("data: %s", note)
+    return train, test

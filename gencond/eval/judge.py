@@ -1,31 +1,25 @@
-"""Judging an artefact: real data, samples and baselines into rows, reports and the model card. Glue, as the command."""
+"""Judge a condensed set: real images, samples and baselines become rows, reports and the model card."""
 
-import itertools
 import logging
 import math
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 import gencond
 from gencond.common.distributed import memory_used, new_accelerator
 from gencond.common.errors import InputError
-from gencond.common.files import read_json, short_hash, write_json, write_text
-from gencond.common.ranges import to_uint8
+from gencond.common.files import read_json, read_log, write_json, write_text
+from gencond.common.provenance import current_commit, library_versions
 from gencond.common.room import require_place, require_text
-from gencond.condensing.run_folder import RunFolder, current_commit, library_versions
-from gencond.config import Recipe, parse_recipe, read_recipe_file
-from gencond.data.find import find_images
-from gencond.data.foreign import ForeignSet, is_foreign, read_foreign, side_of
-from gencond.data.images import LabeledImages, rows_seen, split_off
-from gencond.data.load import load_real
-from gencond.data.named import NAMED_SETS
+from gencond.config import Recipe
+from gencond.data.foreign import is_foreign, read_foreign
+from gencond.data.images import LabeledImages, rows_seen
+from gencond.data.load import load_data
+from gencond.data.overlap import notes_on_overlap
 from gencond.data.select import some_of_each_class
 from gencond.eval.baselines import BASELINES
 from gencond.eval.classifier import FreshImages
@@ -36,7 +30,8 @@ from gencond.eval.metrics import compare_sets
 from gencond.eval.outside.lrs import VERSION, Settings, ddranking_python, require_known, score_by_ddranking
 from gencond.eval.protocols import Protocol, check_protocol, get_protocol
 from gencond.eval.report import write_reports
-from gencond.eval.scoring import EVALUATOR, GENCOND, Row, score_tables
+from gencond.eval.scoring import EVALUATOR, Row, score_tables
+from gencond.eval.subject import JudgedSet, judged_artefact, judged_foreign, recipe_of, require_fit, row_name
 from gencond.eval.wording import markdown_results, outside_summary, summary_table
 from gencond.generator.artefact import Condensed
 from gencond.generator.card import model_card
@@ -44,106 +39,9 @@ from gencond.generator.card import model_card
 logger = logging.getLogger(__name__)
 
 QUALITY_IMAGES = 10_000  # real ones that samples are held against
+
+
 MOST_SEEDS = 1000
-SHARED_IMAGES_BORNE = 0.01  # of a test set; public sets hold a few duplicates
-OWN_RECIPES = ("demo", "flagship", "gencond")  # rows of others carry their recipe's name
-
-
-def data_source(data: str | None) -> str | None:
-    """A path as it is found from any working directory; the name of a named set as it is."""
-    is_path = data is not None and data not in NAMED_SETS and Path(data).exists()
-    return str(Path(data).resolve()) if is_path else data
-
-
-def load_data(recipe: Recipe) -> tuple[LabeledImages, LabeledImages]:
-    """The images to condense and those to judge on, as the recipe's `data` part says."""
-    accelerator = new_accelerator()  # first: processes share the decoding of a large set
-    train, test = load_real(recipe.data.source, recipe.data.image_size, recipe.data.test_fraction)
-    if recipe.data.judge_on == "validation":
-        train, test = split_off(train, recipe.data.validation_fraction, "validation", recipe.data.source in NAMED_SETS)
-    if accelerator.is_main_process:
-        logger.info(
-            "data: %s, %d classes, %d training and %d %s images of %dx%dx%d",
-            recipe.data.source, train.num_classes, len(train), len(test), recipe.data.judge_on, train.channels,
-            train.image_size, train.image_size,
-        )  # fmt: skip
-    for note in notes_on_overlap(train, test, recipe):
-        if accelerator.is_main_process:
-            logger.warning("data: %s", note)
-    return train, test
-
-
-def sampled_images(condensed: Condensed, ipc: int) -> LabeledImages:
-    """`condensed.sample(ipc)` as a labelled set of 8-bit images, as real ones are."""
-    images, labels = condensed.sample(ipc)
-    return LabeledImages(to_uint8(images).cpu(), labels.cpu(), tuple(condensed.class_names))
-
-
-def fresh_images(condensed: Condensed, batch_size: int, num_steps: int) -> FreshImages:
-    """Of `condensed.stream`: every seed sees batches of its own."""
-    stream = condensed.stream(-(-batch_size // condensed.images_per_slot) * condensed.images_per_slot)
-
-    def batch(seed: int, number: int) -> tuple[Tensor, Tensor]:
-        images, labels = stream.batch(seed * 2**24 + number)
-        # In 8 bits, as an exported image is. A slot's last images may be left.
-        return to_uint8(images[:batch_size]), labels[:batch_size].to(images.device)
-
-    return FreshImages(batch, batch_size, num_steps)
-
-
-@dataclass(frozen=True)
-class JudgedSet:
-    """A condensed set as the evaluator sees it, an artefact or anybody's images.
-
-    Args:
-        sample: ipc -> images of every class, class-major, fixed.
-        stream: (batch size, steps) -> fresh images; None: there are none.
-        num_bytes: ipc -> what must be stored of it.
-        largest_ipc: above it there is nothing; None: no limit.
-        factor: each stored image is cut into factor x factor.
-        key: identifies it and how it is stored.
-        about: for the report: stored, num_slots, images_per_slot, bytes, and whatever is known of how it was made.
-    """
-
-    sample: Callable[[int], LabeledImages]
-    stream: Callable[[int, int], FreshImages] | None
-    num_bytes: Callable[[int], int]
-    largest_ipc: int | None
-    factor: int
-    key: str
-    about: dict[str, Any]
-
-
-def judged_artefact(condensed: Condensed) -> JudgedSet:
-    """Of what gencond made."""
-    about = dict(condensed.config.provenance or {}) | {
-        "stored": condensed.stored,
-        "num_slots": condensed.num_slots,
-        "images_per_slot": condensed.images_per_slot,
-        "bytes": condensed.num_bytes,
-        "storage": condensed.config.storage,
-    }
-    return JudgedSet(
-        partial(sampled_images, condensed),
-        None if condensed.largest_ipc else partial(fresh_images, condensed),
-        condensed.bytes_of,
-        condensed.largest_ipc,
-        condensed.config.factor,
-        short_hash(condensed.fingerprint, condensed.config.storage),
-        about,
-    )
-
-
-def judged_foreign(found: ForeignSet) -> JudgedSet:
-    """Of what others made."""
-    about = {
-        "stored": found.stored,
-        "num_slots": found.ipc,
-        "images_per_slot": found.factor**2,
-        "bytes": found.num_bytes(found.ipc),
-    }
-    key = short_hash(found.images.fingerprint, found.factor, found.stored)
-    return JudgedSet(found.sample, None, found.num_bytes, found.ipc, found.factor, key, about)
 
 
 @dataclass(frozen=True)
@@ -215,8 +113,8 @@ def open_case(
     if condensed is not None and (normalised_by is not None or factor != 1):
         raise InputError(f"{path} is an artefact, which knows how it is read: leave --normalised-by and --factor out")
     recipe = recipe_of(path, condensed, data)
-    train, test = load_data(recipe)
-    notes = notes_on_overlap(train, test, recipe)
+    train, test = load_data(recipe.data)
+    notes = notes_on_overlap(train, test, recipe.data)
     if condensed is None:
         found = read_foreign(Path(path), train, normalised_by, factor)
         subject = judged_foreign(found)
@@ -351,7 +249,7 @@ def judge(
         protocol=chosen,
         augmentation=augmentation,
         num_seeds=num_seeds,
-        condensed_name=_row_name(path, recipe, condensed),
+        condensed_name=row_name(path, recipe, condensed),
         condensed_key=subject.key,
         condensed_bytes=subject.num_bytes,
         factor=subject.factor,
@@ -381,7 +279,7 @@ def judge(
     elif "quality" in old and known:
         content["quality"] = old["quality"]
     write_json(out / "report.json", content)
-    write_reports(out, content, RunFolder(out).read_log())
+    write_reports(out, content, read_log(out))
     if condensed and out.resolve() == Path(path).resolve() and (out / "condensed").is_dir():
         write_text(out / "condensed" / "README.md", model_card(condensed, markdown_results(content["rows"])))
     print(f"\n{summary_table(rows)}")
@@ -439,7 +337,7 @@ def judge_outside(
         content["outside"].sort(key=_asked)
         write_json(out / "report.json", content)
     write_pictures(out, case.train, case.subject.sample(max(ipcs)))
-    write_reports(out, content, RunFolder(out).read_log())
+    write_reports(out, content, read_log(out))
     print(f"\n{outside_summary(found)}")
     for note in content["notes"]:
         print(f"Note: {note}")
@@ -454,44 +352,6 @@ def _earlier(out: Path, case: Case) -> dict[str, Any]:
 def _asked(entry: Mapping[str, Any]) -> tuple:
     """What an outside judge was asked; the later answer takes the place of the earlier one."""
     return entry["network"], entry["epochs"], entry["learning_rate"] or 0.0, entry["ipc"]
-
-
-def notes_on_overlap(train: LabeledImages, test: LabeledImages, recipe: Recipe) -> list[str]:
-    """What to say of images that are judged with and condensed from. Raises InputError where they are many."""
-    shared = rows_seen(train, test).tolist()
-    if not shared:
-        return []
-    digest = next(itertools.islice(test.digests(), shared[0], None))
-    rows = next(row for row, one in enumerate(train.digests()) if one == digest), shared[0]
-    files = _files_of(recipe, len(train), len(test))
-    first, second = (
-        f"{files[number][row] if files else f'number {row}'} of class {part.class_names[int(part.labels[row])]!r}"
-        for number, (part, row) in enumerate(zip((train, test), rows, strict=True))
-    )
-    return overlap_said(len(shared), len(test), recipe, first, second)
-
-
-def overlap_said(num_shared: int, num_test: int, recipe: Recipe, first: str, second: str) -> list[str]:
-    """`notes_on_overlap`, once it is known that training image `first` is also test image `second`."""
-    part = recipe.data
-    said = (
-        f"{num_shared} of {num_test} {part.judge_on} images of {part.source} are training images too, first {second}, "
-        f"which is training image {first}"
-    )
-    if num_shared > SHARED_IMAGES_BORNE * num_test:
-        raise InputError(f"{said}: remove them from the {part.judge_on} set")
-    return [said]
-
-
-def _files_of(recipe: Recipe, num_train: int, num_test: int) -> tuple[list[str], list[str]] | None:
-    """Names of the training and the test images, where the source has both as files."""
-    root = Path(recipe.data.source)
-    if recipe.data.judge_on != "test" or recipe.data.source in NAMED_SETS or not root.is_dir():
-        return None
-    found = find_images(root)
-    if (found.num_train, len(found)) != (num_train, num_train + num_test):
-        return None
-    return found.names[:num_train], found.names[num_train:]
 
 
 def notes_on_origin(made: Mapping[str, Any], train: LabeledImages) -> list[str]:
@@ -512,13 +372,6 @@ def notes_on_origin(made: Mapping[str, Any], train: LabeledImages) -> list[str]:
 def _stream_of(subject: JudgedSet, protocol: Protocol, num_fixed: int) -> FreshImages:
     """As many steps of fresh images as a classifier takes that trains on `num_fixed` again and again."""
     return subject.stream(protocol.batch_of(num_fixed), protocol.num_steps(num_fixed))
-
-
-def _row_name(path: str, recipe: Recipe, condensed: Condensed | None) -> str:
-    """Of the set's rows: gencond's own, another method's recipe, or the file."""
-    if condensed is None:
-        return f"theirs: {Path(path).name}"
-    return GENCOND if recipe.name.partition(":")[0] in OWN_RECIPES else recipe.name
 
 
 def _command(path: str, options: Mapping[str, Sequence | None]) -> str:
@@ -549,36 +402,3 @@ def _question(row: Row) -> tuple:
     images = row["images"]
     place = BASELINES.index(images) if images in BASELINES else -1
     return row["protocol"], row["network"], row["ipc"] or math.inf, place, row["mode"]
-
-
-def recipe_of(path: str, condensed: Condensed | None, data: str | None, changes: Sequence[str] = ()) -> Recipe:
-    """What a condensed set is judged by: its name, its data and how it is evaluated.
-
-    The other parts are left alone, so that what an older version made can still be judged.
-
-    Args:
-        changes: to the recipe, as `part.field=value`.
-    """
-    of_artefact = condensed and (condensed.config.provenance or {}).get("recipe")
-    if (recipe_file := Path(path) / "recipe.yaml").is_file():
-        made = read_recipe_file(recipe_file)
-    elif of_artefact:
-        made = of_artefact
-    elif data is None:
-        raise InputError(f"{path} does not say what it was made from: name its real images with --data")
-    else:
-        made = {"data": {"image_size": condensed.image_size if condensed else side_of(Path(path))}}
-    parts = {"name": path} | {part: made[part] for part in ("name", "data", "evaluate") if part in made}
-    return parse_recipe(parts, path, changes, data_source(data))
-
-
-def require_fit(condensed: Condensed, train: LabeledImages, name: str = "the artefact") -> None:
-    """Raises InputError where an artefact, called `name`, and real images are not of the same classes and size."""
-    if condensed.class_names != list(train.class_names):
-        raise InputError(
-            f"{name} has {condensed.num_classes} classes ({condensed.class_names[0]}, ...), the real images "
-            f"{train.num_classes} ({train.class_names[0]}, ...): name the set it was made from with --data"
-        )
-    ours, theirs = (condensed.channels, condensed.image_size), (train.channels, train.image_size)
-    if ours != theirs:
-        raise InputError(f"{name} makes {ours[0]}x{ours[1]} px images, the real ones are {theirs[0]}x{theirs[1]}")

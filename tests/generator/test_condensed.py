@@ -17,7 +17,7 @@ import gencond
 from gencond.common.errors import InputError
 from gencond.data.find import find_images
 from gencond.data.load import load_real
-from gencond.eval.judge import fresh_images
+from gencond.eval.subject import fresh_images
 from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.biggan_deep import BigGANDeepGenerator
 from gencond.generator.card import model_card
