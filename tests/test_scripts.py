@@ -175,7 +175,8 @@ def test_the_bench_of_the_pass_shows_that_memory_stays_flat_in_a_file() -> None:
     rows = [line.split() for line in lines[-4:]]
     assert [row[:2] for row in rows] == [["3000", "file"], ["3000", "memory"], ["12000", "file"], ["12000", "memory"]]
     peaks = {(int(row[0]), row[1]): int(row[-1]) for row in rows}
-    assert peaks[12000, "file"] - peaks[3000, "file"] < 50  # MB, of a process of 400; there are 110 MB more of pixels
+    in_file, in_memory = (peaks[12000, kept] - peaks[3000, kept] for kept in ("file", "memory"))
+    assert in_file < in_memory / 2  # 10 to 60 MB, as the allocator keeps them, of 110 MB more of pixels and a copy
 
 
 @pytest.mark.slow

@@ -258,7 +258,7 @@ def test_a_killed_command_goes_on_with_two_processes_that_are_killed_too(tmp_pat
     psutil.Process(both.pid).children()[-1].kill()
     _, said = both.communicate(timeout=60)
     assert both.returncode != 0 and not out.exists()
-    assert "gencond: interrupted; the same command goes on" in said or "ended before its share" in said
+    assert "gencond: terminated; the same command goes on" in said or "ended before its share" in said
     subprocess.run(launch, env=environment(OMP_NUM_THREADS="1"), check=True, capture_output=True)
     assert files(out) == files(tmp_path / "one")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artefact", "one", "two"]
