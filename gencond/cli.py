@@ -263,20 +263,14 @@ def run_pretrain(args: argparse.Namespace) -> None:
         print(to_yaml(recipe), end="")
         return
     from gencond.common.distributed import is_main_process
-    from gencond.condensing.build import check_fit
-    from gencond.condensing.pretrain import pretrained_generator
-    from gencond.condensing.run import identities_of_weights
-    from gencond.condensing.run_folder import prepare_run
+    from gencond.condensing.run import pretrain
     from gencond.data.load import load_data
 
     out = _out(args)
     _require_generator(recipe, "is pretrained")
-    train, _ = load_data(recipe.data)
-    check_fit(recipe, train)
-    with prepare_run(out, recipe, train, identities_of_weights(recipe, train)) as run:
-        pretrained_generator(recipe, train, run)
+    pretrained = pretrain(recipe, load_data(recipe.data)[0], out)
     if is_main_process():
-        print(f"\n{run.pretrained} is ready; `gencond condense` with the same arguments goes on from it")
+        print(f"\n{pretrained} is ready; `gencond condense` with the same arguments goes on from it")
 
 
 def run_doctor(args: argparse.Namespace) -> None:

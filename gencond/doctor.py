@@ -22,7 +22,7 @@ from gencond.common.files import cache_dir, free_space, require_writable
 from gencond.common.progress import spoken_time
 from gencond.common.room import require_place, require_text
 from gencond.condensing.backbones import IMAGENET1K
-from gencond.condensing.build import check_counts, check_networks, check_parts
+from gencond.condensing.checks import check_counts, check_networks, check_parts
 from gencond.condensing.forecast import Amount, Forecast, forecast
 from gencond.condensing.run_folder import RunFolder
 from gencond.config import Data, Recipe

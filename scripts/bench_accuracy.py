@@ -26,9 +26,10 @@ from gencond.common.distributed import new_accelerator
 from gencond.common.files import read_json, require_writable, short_hash, weights_hash, write_json
 from gencond.common.pictures import new_figure, write_figure
 from gencond.common.provenance import library_versions
-from gencond.condensing.build import check_fit
-from gencond.condensing.run import start
+from gencond.condensing.build import build
+from gencond.condensing.checks import check_fit
 from gencond.condensing.run_folder import prepare_run
+from gencond.condensing.stages import start
 from gencond.config import Recipe, load_recipe, to_dict
 from gencond.data.images import LabeledImages
 from gencond.data.load import data_source, load_data
@@ -62,7 +63,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder, prepare_run(Path(folder) / "run", recipe, train) as run:
         os.environ |= {"GENCOND_CACHE": folder, "TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled"}
         begun = time.perf_counter()
-        matching = start(recipe, train, run, args.pretrained)
+        matching = start(build(recipe, train, device), run, args.pretrained)
         seconds, done = time.perf_counter() - begun, 0
         for steps in sorted(step for step in set(args.at) if step <= recipe.condense.num_steps):
             begun = time.perf_counter()
@@ -71,7 +72,7 @@ def measure(
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds, done = seconds + time.perf_counter() - begun, steps
-            images = sampled_images(matching.result(), args.ipc)
+            images = sampled_images(matching.learned(), args.ipc)
             scores = train_and_test(
                 [images] * args.seeds,
                 held_out,

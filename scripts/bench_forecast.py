@@ -26,10 +26,12 @@ import torch
 from gencond.cli import run_cleanly
 from gencond.common.distributed import new_accelerator
 from gencond.condensing import forecast as forecasting
-from gencond.condensing.build import extractor_maker, matching_augmentation
+from gencond.condensing.build import build
+from gencond.condensing.loop import step_rng
+from gencond.condensing.match import Matching
 from gencond.condensing.real_statistics import real_statistics
-from gencond.condensing.run import Matching, start
-from gencond.condensing.run_folder import step_rng
+from gencond.condensing.run_folder import RunFolder
+from gencond.condensing.stages import start
 from gencond.config import Recipe, load_recipe
 from gencond.data.images import LabeledImages
 from gencond.doctor import SAMPLE_IMAGES
@@ -79,7 +81,7 @@ def of_lengths(matching: Matching, recipe: Recipe) -> float:
         fresh = bool(torch.rand((), generator=rng) < part.stream_probability)
         choice = int(torch.randint(len(matching.lengths), (), generator=rng))
         drawn[part.stream_length if fresh else matching.lengths[choice]] += 1
-    matching.recipe = replace(recipe, condense=replace(part, stream_probability=0.0))
+    matching.parts = replace(matching.parts, condense=replace(part, stream_probability=0.0))
     for length in drawn:
         matching.lengths = (length,)
         matching.step(1)
@@ -90,25 +92,20 @@ def of_lengths(matching: Matching, recipe: Recipe) -> float:
 def measured(recipe: Recipe, data: LabeledImages) -> dict[str, float]:
     """Seconds of each stage by real steps."""
     part, device, found = recipe.features, new_accelerator().device, {}
-    maker = extractor_maker(recipe, data, device)
-    if part.kind == "pool":
-        network = maker.network(0).to(device)
-        train = partial(
-            maker.train, network, data.images, data.labels, strategy=recipe.data.augmentation,
-            batch_size=part.batch_size, learning_rate=part.learning_rate, cutmix=part.cutmix, seed=0,
-        )  # fmt: skip
-        train(num_steps=2)
-        num_steps = part.num_trajectories * max(part.snapshot_steps)
-        found["extractors"] = clocked(lambda: train(num_steps=SHORT // 2)) * num_steps / (SHORT // 2)
+    parts = build(recipe, data, device)
+    maker, pool = parts.maker, parts.pool
+    if pool is not None:
+        train = partial(pool.train, maker, maker.network(0).to(device), data)
+        train(2)
+        found["extractors"] = clocked(lambda: train(SHORT // 2)) * pool.num_steps / (SHORT // 2)
     if recipe.real.kind == "statistics":
         one = [maker.wrap(maker.network(0), knows_classes=False)]
         take = partial(
-            real_statistics, extractors=one, augmentation=matching_augmentation(recipe, data), num_passes=1,
+            real_statistics, extractors=one, augmentation=parts.augmentation, num_passes=1,
             num_frequencies=recipe.real.num_frequencies, seed=0,
         )  # fmt: skip
         take(data.subset(torch.arange(min(len(data), 500))))
-        num_nets = part.num_trajectories * len(part.snapshot_steps) + part.num_random
-        found["statistics"] = clocked(lambda: take(data)) * num_nets * recipe.real.num_passes
+        found["statistics"] = clocked(lambda: take(data)) * pool.num_networks * recipe.real.num_passes
     short = replace(
         recipe,
         save_every_steps=SHORT // 2,
@@ -119,9 +116,9 @@ def measured(recipe: Recipe, data: LabeledImages) -> dict[str, float]:
     )
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GENCOND_CACHE"] = folder
-        run = forecasting.RunFolder(Path(folder) / "run")
+        run = RunFolder(Path(folder) / "run")
         run.path.mkdir()
-        matching = start(short, data, run)
+        matching = start(build(short, data, device), run)
         for stage, num_steps in (("pretrain", recipe.pretrain.num_steps), ("encode", recipe.codes.encode_steps)):
             if of_stage := [entry["seconds"] for entry in run.read_log() if entry.get("stage") == stage]:
                 found[stage] = of_stage[-1] * num_steps / (SHORT // 2)

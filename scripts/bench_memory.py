@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 
 from gencond.cli import run_cleanly
-from gencond.common.distributed import memory_used, peak_memory
-from gencond.condensing.run import start
+from gencond.common.distributed import memory_used, new_accelerator, peak_memory
+from gencond.condensing.build import build
 from gencond.condensing.run_folder import prepare_run
+from gencond.condensing.stages import start
 from gencond.config import load_recipe
 from gencond.data.images import LabeledImages
 
@@ -46,7 +47,7 @@ def measure(recipe_name: str, num_classes: int, at_once: str, side: int, overrid
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GENCOND_CACHE"] = folder
         with prepare_run(Path(folder) / "run", recipe, data) as run:
-            matching = start(recipe, data, run)
+            matching = start(build(recipe, data, new_accelerator().device), run)
             device = matching.accelerator.device
             matching.optimizer.zero_grad()
             before = memory_used(device)

@@ -22,10 +22,11 @@ from pathlib import Path
 import torch
 
 from gencond.cli import run_cleanly
-from gencond.common.distributed import peak_memory
-from gencond.condensing.build import check_fit, new_extractors, new_real_side
-from gencond.condensing.run import start
+from gencond.common.distributed import new_accelerator, peak_memory
+from gencond.condensing.build import build
+from gencond.condensing.checks import check_fit
 from gencond.condensing.run_folder import prepare_run
+from gencond.condensing.stages import start
 from gencond.config import Recipe, load_recipe
 from gencond.data.images import LabeledImages
 
@@ -56,7 +57,7 @@ def measure(name: str, ipc: int, images_per_class: int, width: int, num_steps: i
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GENCOND_CACHE"] = folder
         with prepare_run(Path(folder) / "run", recipe, data) as run:
-            matching = start(recipe, data, run)
+            matching = start(build(recipe, data, new_accelerator().device), run)
             seconds = []
             for step in range(2 + num_steps):
                 begun = time.perf_counter()
@@ -86,12 +87,13 @@ def measure(name: str, ipc: int, images_per_class: int, width: int, num_steps: i
 
 def seconds_of_a_pass(recipe: Recipe, data: LabeledImages, device: torch.device) -> float:
     """For one network of a pool, once it is compiled: another seed finds no statistics on disk."""
-    extractors, key = new_extractors(recipe, data, device)
-    again = replace(recipe, seed=recipe.seed + 1)
+    parts = build(recipe, data, device)
+    extractors, key = parts.new_extractors()
+    again = replace(parts, seed=recipe.seed + 1)
     few = data.subset(torch.arange(len(data)).view(CLASSES, -1)[:, :50].flatten())  # 500 images: one batch, to compile
-    new_real_side(again, few, extractors, key, device)
+    replace(again, data=few).new_real_side(extractors, key)
     begun = time.perf_counter()
-    new_real_side(again, data, extractors, key, device)
+    again.new_real_side(extractors, key)
     return (time.perf_counter() - begun) / len(extractors.pool)
 
 

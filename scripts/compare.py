@@ -22,7 +22,7 @@ from gencond.cli import run_cleanly
 from gencond.common.distributed import new_accelerator
 from gencond.common.errors import InputError
 from gencond.common.files import file_hash, read_json, require_writable, short_hash, write_json
-from gencond.condensing.build import check_fit
+from gencond.condensing.checks import check_fit
 from gencond.condensing.run import condense
 from gencond.config import Recipe, first_difference, load_recipe, to_dict
 from gencond.data.images import LabeledImages

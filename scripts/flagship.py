@@ -44,8 +44,8 @@ from gencond.common.errors import InputError
 from gencond.common.files import read_json, require_writable, short_hash, take_lock, write_json, write_text
 from gencond.common.progress import spoken_time
 from gencond.common.provenance import current_commit, library_versions
-from gencond.condensing.backbones import has_pretraining
-from gencond.condensing.build import check_counts, check_fit
+from gencond.condensing.build import has_pretraining
+from gencond.condensing.checks import check_counts, check_fit
 from gencond.config import Data, Recipe, load_recipe, to_dict, to_yaml
 from gencond.data.images import LabeledImages
 from gencond.data.load import data_source, load_data

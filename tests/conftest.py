@@ -55,5 +55,5 @@ def tiny_recipe(*overrides: str) -> Recipe:
 
 def whole(step: CondenseStep) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """(total, parts) of all chunks of a step, with gradient."""
-    totals, parts = zip(*map(step.objective, step.chunks), strict=True)
+    totals, parts = zip(*map(step.loss, step.chunks), strict=True)
     return sum(totals), {name: sum(one[name] for one in parts) for name in parts[0]}

@@ -20,21 +20,15 @@ from torch import Tensor
 
 from gencond.common.errors import InputError
 from gencond.common.ranges import to_signed
-from gencond.condensing.backbones import new_generator
-from gencond.condensing.build import (
-    Representatives,
-    check_parts,
-    choose_representatives,
-    extractor_maker,
-    new_extractors,
-    new_pixels,
-    new_real_side,
-)
+from gencond.condensing.build import Parts, build
+from gencond.condensing.checks import check_parts
 from gencond.condensing.extractors import FreshExtractors
+from gencond.condensing.match import Matching
 from gencond.condensing.real import BatchSide, Draw, RepresentativeSide
-from gencond.condensing.run import Matching, condense, new_condensed, start_from_transform
+from gencond.condensing.run import condense
 from gencond.condensing.run_folder import RunFolder
-from gencond.condensing.step import CondenseStep
+from gencond.condensing.starts import Representatives, start_from_transform
+from gencond.condensing.step import Objective
 from gencond.config import RECIPES, Recipe, available_recipes, load_recipe
 from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
@@ -51,6 +45,10 @@ SMALL = [
     "codes.encode_steps=0", "pretrain.num_steps=0", "features.train_images=16", "features.refresh_steps=2",
     "real.batch_size=4", "real.refresh_steps=2", "codes.num_slots=2", "codes.representative_sizes=[1,2]",
 ]  # fmt: skip
+
+
+def parts_of(recipe: Recipe, data: LabeledImages) -> Parts:
+    return build(recipe, data, torch.device("cpu"))
 
 
 def legal_terms(real: str, features: str) -> list[str]:
@@ -106,9 +104,9 @@ TRANSFORM = (
 def test_a_transform_begins_as_the_images_that_its_slots_start_from(few_digits: LabeledImages, factor: int) -> None:
     parts = [f"synthesizer.factor={factor}", f"synthesizer.by_parts={factor > 1}".lower()]
     recipe = tiny_recipe(*SMALL, *TRANSFORM, *parts)
-    extractors, _ = new_extractors(recipe, few_digits, torch.device("cpu"))
-    representatives = choose_representatives(recipe, few_digits, extractors)
-    condensed = new_condensed(recipe, few_digits, new_generator(recipe, few_digits), representatives)
+    made_of = parts_of(recipe, few_digits)
+    representatives = made_of.starts.choose(made_of.new_extractors()[0])
+    condensed = made_of.new_condensed(made_of.generators.new(), representatives)
     start_from_transform(condensed, representatives, step=0.2)
     with torch.no_grad():
         made = condensed(representatives.labels, representatives.slots)
@@ -154,8 +152,8 @@ def test_the_images_that_a_network_finds_easiest_start_no_slot_where_a_share_is_
 
     def share_of_easy(*overrides: str) -> float:
         recipe = tiny_recipe(*SMALL, "data.augmentation=none", "codes.encode_steps=1", "codes.num_slots=15", *overrides)
-        extractors, _ = new_extractors(recipe, data, torch.device("cpu"))
-        chosen = choose_representatives(recipe, data, extractors).images.flatten(1)
+        parts = parts_of(recipe, data)
+        chosen = parts.starts.choose(parts.new_extractors()[0]).images.flatten(1)
         assert len(chosen) == 45
         return float((torch.cdist(chosen, easy).amin(1) < 1e-4).float().mean())
 
@@ -187,10 +185,10 @@ def test_every_term_moves_pixels_on_its_own(few_digits: LabeledImages, term: str
 
 def start_pixels(recipe: Recipe, data: LabeledImages) -> Matching:
     check_parts(recipe)
-    extractors, key = new_extractors(recipe, data, torch.device("cpu"))
-    real = new_real_side(recipe, data, extractors, key, torch.device("cpu"))
-    representatives = choose_representatives(recipe, data, extractors)
-    return Matching(recipe, data, new_pixels(recipe, data, representatives, {}), extractors, real, representatives)
+    parts = parts_of(recipe, data)
+    extractors, key = parts.new_extractors()
+    real, representatives = parts.new_real_side(extractors, key), parts.starts.choose(extractors)
+    return Matching(parts, parts.new_condensed(None, representatives), extractors, real, representatives)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +285,7 @@ def test_any_network_is_an_extractor_of_any_kind(
 
 def test_a_random_network_with_batch_norm_sees_standardised_activations(few_digits: LabeledImages) -> None:
     recipe = tiny_recipe("features.norm=batch", "features.activation=relu")
-    network = extractor_maker(recipe, few_digits, torch.device("cpu")).new(0).network
+    network = parts_of(recipe, few_digits).maker.new(0).network
     assert float((network.norms[0].running_var - 1).abs().min()) > 1e-3  # not the ones it starts from
     assert not network.training
 
@@ -301,7 +299,7 @@ def test_weights_of_a_timm_network_are_read_without_its_head(few_digits: Labeled
         recipe = tiny_recipe(
             "features.network=resnet10t", "features.resize=32", f"features.weights={tmp_path / name}",
         )  # fmt: skip
-        network = extractor_maker(recipe, few_digits, torch.device("cpu")).new(3).network
+        network = parts_of(recipe, few_digits).maker.new(3).network
         torch.testing.assert_close(network.model.conv1[0].weight, other["conv1.0.weight"])
         assert network.classifier.out_features == 10
         running = next(name for name in other if name.endswith("running_mean"))
@@ -310,7 +308,7 @@ def test_weights_of_a_timm_network_are_read_without_its_head(few_digits: Labeled
     save_file(other, tmp_path / "broken.safetensors")
     recipe = tiny_recipe("features.network=resnet10t", f"features.weights={tmp_path / 'broken.safetensors'}")
     with pytest.raises(InputError, match=r"does not hold the weights of this network: conv1.0.weight is missing"):
-        extractor_maker(recipe, few_digits, torch.device("cpu")).new(0)
+        parts_of(recipe, few_digits).maker.new(0)
 
 
 # --- the steps of the papers are their formulas ----------------------------------------------------------------------
@@ -332,8 +330,8 @@ def paper_step(data: LabeledImages, weights: dict[str, float], factor: int) -> t
     augmentation = Augmentation("color_crop_cutout_flip_scale_rotate", 8, *three.mean_std)
     draw = a_draw(0, torch.arange(3), extractor)
     side = BatchSide(three, 5, torch.device("cpu"))
-    step = CondenseStep(pixels, draw, side, augmentation, choose_nothing(), weights, factor=factor, scale="sum")
-    loss, _ = whole(step)
+    objective = Objective(pixels, side, augmentation, choose_nothing(), weights, factor=factor, scale="sum")
+    loss, _ = whole(objective.at(draw))
     (gradient,) = torch.autograd.grad(loss, pixels.pixels)
     rng = torch.Generator().manual_seed(3)
     params = augmentation.draw(3, rng)
@@ -498,7 +496,7 @@ def test_slots_past_the_representatives_start_from_other_random_images_of_their_
     recipe = tiny_recipe("codes.num_slots=5", "codes.representative_sizes=[1,2]", "objective.representative_weight=1")
     alone = replace(recipe, codes=replace(recipe.codes, num_slots=2))
     unused = FreshExtractors(lambda seed: pytest.fail("only pixels ask for features"), refresh_steps=1, seed=0)
-    chosen, representatives = (choose_representatives(one, few_digits, unused) for one in (recipe, alone))
+    chosen, representatives = (parts_of(one, few_digits).starts.choose(unused) for one in (recipe, alone))
     assert chosen.slots.tolist() == [0, 1, 2, 3, 4] * 10
     of_class = chosen.images.unflatten(0, (10, 5))
     assert torch.equal(of_class[:, :2].flatten(0, 1), representatives.images)
@@ -516,16 +514,17 @@ def test_each_process_chooses_for_its_own_classes_what_one_chooses_for_all(
     few_digits: LabeledImages, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny_recipe("codes.num_slots=5", *overrides)
-    extractors, _ = new_extractors(recipe, few_digits, torch.device("cpu"))
-    one = choose_representatives(recipe, few_digits, extractors)
+    parts = parts_of(recipe, few_digits)
+    extractors, _ = parts.new_extractors()
+    one = parts.starts.choose(extractors)
     calls: list[int] = []
     nested = nested_representatives
-    monkeypatch.setattr("gencond.condensing.build.nested_representatives", lambda *a: calls.append(1) or nested(*a))
+    monkeypatch.setattr("gencond.condensing.starts.nested_representatives", lambda *a: calls.append(1) or nested(*a))
     shares: list[Tensor] = []
-    monkeypatch.setattr("gencond.condensing.build.from_all", lambda own: shares.extend(own) or shares)
+    monkeypatch.setattr("gencond.condensing.starts.from_all", lambda own: shares.extend(own) or shares)
     for rank in range(3):
-        monkeypatch.setattr("gencond.condensing.build.rank_and_world", lambda rank=rank: (rank, 3))
-        several = choose_representatives(recipe, few_digits, extractors)
+        monkeypatch.setattr("gencond.condensing.starts.rank_and_world", lambda rank=rank: (rank, 3))
+        several = parts.starts.choose(extractors)
     assert len(calls) == 10  # k-means of each class once
     assert torch.equal(several.rows, one.rows) and torch.equal(several.labels, one.labels)
     assert several.real is few_digits.images  # which are held once
@@ -601,8 +600,8 @@ def test_a_killed_run_with_nets_and_choices_of_its_own_ends_in_the_same_bits(
     whole = condense(recipe, few_digits, tmp_path / "whole")
     save = RunFolder.save_state
 
-    def dies(self, accelerator, stage, step):
-        save(self, accelerator, stage, step)
+    def dies(self, states, stage, step, *advice):
+        save(self, states, stage, step, *advice)
         if step == 3:
             raise Killed
 

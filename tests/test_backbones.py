@@ -5,9 +5,11 @@ import torch
 from conftest import tiny_recipe
 
 from gencond.common.errors import InputError
-from gencond.condensing.backbones import for_classes, new_generator, published_generator
-from gencond.condensing.build import check_parts
-from gencond.condensing.run import adam, condense
+from gencond.condensing.backbones import GeneratorMaker, for_classes
+from gencond.condensing.build import build
+from gencond.condensing.checks import check_parts
+from gencond.condensing.encode import adam
+from gencond.condensing.run import condense
 from gencond.config import Recipe
 from gencond.data.images import LabeledImages
 from gencond.generator.biggan_deep import BigGANDeepGenerator
@@ -34,13 +36,18 @@ def with_weights(weights: Path, *overrides: str) -> Recipe:
     return tiny_recipe(*DEEP, f"generator.weights={weights}", *overrides)
 
 
+def generators(recipe: Recipe, data: LabeledImages) -> GeneratorMaker:
+    return build(recipe, data, torch.device("cpu")).generators
+
+
 def test_a_random_backbone_of_the_published_shape_has_its_widths(few_digits: LabeledImages) -> None:
     images = torch.zeros(20, 3, 128, 128, dtype=torch.uint8)
     photographs = LabeledImages(images, torch.arange(20) % 10, few_digits.class_names)
     asked = [f"generator.{name}=128" for name in ("width", "latent_dim", "class_embed_dim")]
     asked += ["generator.num_blocks=null", "generator.attention_resolution=64"]
+    makes = generators(tiny_recipe(*DEEP, *asked), photographs)
     with torch.device("meta"):
-        made = new_generator(tiny_recipe(*DEEP, *asked), photographs)
+        made = makes.new()
     assert made.config.block_out_channels == [2048, 1024, 512, 256, 128]
     # the published network with 10 classes of 128 numbers instead of 1000
     assert sum(weight.numel() for weight in made.parameters()) == 50_244_484 - 990 * 128
@@ -93,9 +100,9 @@ def test_other_classes_start_near_the_mean_class_and_as_many_as_there_are_in_its
 def test_weights_of_another_size_are_refused(few_digits: LabeledImages, tmp_path: Path) -> None:
     deep(size=16).save_pretrained(tmp_path / "large")
     with pytest.raises(InputError, match="make 1x16x16 px images, the data has 1x8x8: set data.image_size=16"):
-        published_generator(with_weights(tmp_path / "large"), few_digits)
+        generators(with_weights(tmp_path / "large"), few_digits).published()
     with pytest.raises(InputError, match="no weights at"):
-        published_generator(with_weights(tmp_path / "nowhere"), few_digits)
+        generators(with_weights(tmp_path / "nowhere"), few_digits).published()
 
 
 @pytest.mark.parametrize(

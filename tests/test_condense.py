@@ -15,15 +15,16 @@ import yaml
 from conftest import tiny_recipe, whole
 
 import gencond
-import gencond.condensing.run
+import gencond.condensing.encode
 from gencond.common.errors import InputError
 from gencond.common.files import cache_dir, file_sha256, state_fingerprint, weights_hash
-from gencond.condensing.backbones import new_generator
-from gencond.condensing.build import Representatives, choose_representatives, new_extractors, new_real_side
+from gencond.condensing.build import build
+from gencond.condensing.loop import step_rng
 from gencond.condensing.real import BatchSide, Draw
 from gencond.condensing.run import condense
 from gencond.condensing.run_folder import RunFolder
-from gencond.condensing.step import CondenseStep
+from gencond.condensing.starts import Representatives
+from gencond.condensing.step import Objective
 from gencond.config import Recipe, to_yaml
 from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
@@ -32,6 +33,7 @@ from gencond.losses.center import center_loss
 from gencond.losses.diversity import diversity_loss
 from gencond.losses.kernels import fourier_embedding
 
+CPU = torch.device("cpu")
 WEIGHTS = {
     "mean": 1.0, "mmd": 0.7, "diversity": 0.3, "center": 0.2, "classification": 0.5, "pixel": 0.4,
     "representative": 0.6,
@@ -44,20 +46,21 @@ def artefact_bits(run: Path) -> bytes:
 
 def untrained(data: LabeledImages, seed: int = 0) -> CondensedDataset:
     recipe = tiny_recipe(f"seed={seed}")
-    config = {k: v for k, v in new_generator(recipe, data).config.items() if not k.startswith("_")}
+    config = {k: v for k, v in build(recipe, data, CPU).generators.new().config.items() if not k.startswith("_")}
     torch.manual_seed(seed)
     return CondensedDataset(data.class_names, config, recipe.codes.num_slots, seed).eval()
 
 
 def a_real_side(recipe: Recipe, data: LabeledImages) -> tuple:
     """(extractors, statistics side) of a recipe."""
-    extractors, key = new_extractors(recipe, data, torch.device("cpu"))
-    return extractors, new_real_side(recipe, data, extractors, key, torch.device("cpu"))
+    parts = build(recipe, data, CPU)
+    extractors, key = parts.new_extractors()
+    return extractors, parts.new_real_side(extractors, key)
 
 
 def tied_images(data: LabeledImages, *overrides: str) -> Representatives:
     recipe = tiny_recipe(*overrides)
-    return choose_representatives(recipe, data, a_real_side(recipe, data)[0])
+    return build(recipe, data, CPU).starts.choose(a_real_side(recipe, data)[0])
 
 
 def a_step(data: LabeledImages, condensed: torch.nn.Module, weights: dict, length: int = 3, **share) -> tuple:
@@ -68,7 +71,7 @@ def a_step(data: LabeledImages, condensed: torch.nn.Module, weights: dict, lengt
         anchors=torch.tensor([3, 7, 11]), rng=torch.Generator().manual_seed(7),
     )  # fmt: skip
     augmentation = Augmentation(recipe.data.augmentation, 8, *data.mean_std)
-    return whole(CondenseStep(condensed, draw, real, augmentation, tied_images(data), weights, **share))
+    return whole(Objective(condensed, real, augmentation, tied_images(data), weights, **share).at(draw))
 
 
 def test_a_step_is_the_sum_of_its_terms_written_out(few_digits: LabeledImages) -> None:
@@ -132,9 +135,8 @@ def test_real_images_of_a_batch_count_where_memory_is_bounded(few_digits: Labele
     extractors, _ = a_real_side(tiny_recipe(), few_digits)
     draw = Draw(0, torch.tensor([1, 4, 5, 8]), 0, 1, extractors.pool[1], torch.Generator(), torch.empty(0).long())
     real, none = BatchSide(few_digits, 6, torch.device("cpu")), Augmentation("none", 8)
-    step = CondenseStep(
-        untrained(few_digits), draw, real, none, tied_images(few_digits), {"mmd": 1.0}, images_at_once=12
-    )
+    objective = Objective(untrained(few_digits), real, none, tied_images(few_digits), {"mmd": 1.0}, images_at_once=12)
+    step = objective.at(draw)
     assert [(one.start, one.stop) for one in step.chunks] == [(0, 2), (2, 4)]  # of one synthetic image a class
 
 
@@ -219,15 +221,13 @@ def test_resume_equals_uninterrupted_run(
     recipe = tiny_recipe()
     condense(recipe, few_digits, tmp_path / "whole")
 
-    import gencond.condensing.run_folder as checkpoint
+    save, rng = RunFolder.save_state, step_rng
 
-    save, rng = checkpoint.RunFolder.save_state, checkpoint.step_rng
-
-    def dies_saving(self, accelerator, name, step):
+    def dies_saving(self, states, name, step, *advice):
         if name == stage and step == 4 and moment == "while a state is written":
             (self.path / "state" / stage / ".step_00000004.tmp").mkdir(parents=True)
             raise Killed
-        save(self, accelerator, name, step)
+        save(self, states, name, step, *advice)
         if name == stage and step == 2 and moment == "after a state":
             raise Killed
 
@@ -237,9 +237,9 @@ def test_resume_equals_uninterrupted_run(
         return rng(seed, name, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.RunFolder, "save_state", dies_saving)
-        for module in ("pretrain", "condense"):
-            patch.setattr(f"gencond.{module}.step_rng", dies_drawing)
+        patch.setattr(RunFolder, "save_state", dies_saving)
+        for module in ("pretrain", "encode", "match"):
+            patch.setattr(f"gencond.condensing.{module}.step_rng", dies_drawing)
         with pytest.raises(Killed):
             condense(recipe, few_digits, tmp_path / "killed")
     assert not (tmp_path / "killed" / "condensed").exists()
@@ -431,9 +431,9 @@ def test_the_weights_that_a_run_starts_from_are_a_part_of_what_it_is(
     few_digits: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, given, run = tiny_recipe(), tmp_path / "given", tmp_path / "run"
-    generator = new_generator(recipe, few_digits)
+    generator = build(recipe, few_digits, CPU).generators.new()
     generator.save_pretrained(given)
-    new_generator(tiny_recipe("seed=1"), few_digits).save_pretrained(tmp_path / "other")
+    build(tiny_recipe("seed=1"), few_digits, CPU).generators.new().save_pretrained(tmp_path / "other")
     killed_before_its_artefact(recipe, few_digits, run, monkeypatch, given)
     for weights in (tmp_path / "other", None):
         with pytest.raises(InputError, match="was started with pretrained weights [0-9a-f]{16}, and is now asked for"):
@@ -474,7 +474,7 @@ def test_weights_that_are_not_finite_are_no_state_and_the_advice_works(
     run = tmp_path / "run"
     number = {"encode": "codes.encode_steps=40", "condense": "condense.num_steps=40"}[stage]
     rate = {"encode": "codes.encode_generator_lr", "condense": "condense.generator_lr"}[stage]
-    backward, adam, made = torch.Tensor.backward, gencond.condensing.run.adam, []
+    backward, adam, made = torch.Tensor.backward, gencond.condensing.encode.adam, []
     steps = iter(range(100))
 
     def overflows(self: torch.Tensor, *args, **options) -> None:
@@ -487,7 +487,8 @@ def test_weights_that_are_not_finite_are_no_state_and_the_advice_works(
         made.append(adam(*args))
         return made[-1]
 
-    monkeypatch.setattr("gencond.condensing.run.adam", noted)
+    for module in ("encode", "build"):
+        monkeypatch.setattr(f"gencond.condensing.{module}.adam", noted)
     monkeypatch.setattr("torch.Tensor.backward", overflows)
     with pytest.raises(InputError, match=f"{stage}: a weight at step 4 is not finite: lower .*{rate}") as raised:
         condense(tiny_recipe(number), few_digits, run)

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from gencond.common.errors import InputError
-from gencond.condensing.build import check_networks
-from gencond.condensing.run import check_fit
+from gencond.condensing.checks import check_fit, check_networks
 from gencond.config import available_recipes, first_difference, load_recipe, parse_recipe, to_dict, to_yaml
 from gencond.data.images import GENERATOR_SIZES, LabeledImages
 

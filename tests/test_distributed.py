@@ -27,10 +27,10 @@ from gencond.cli import run_cleanly
 from gencond.common.distributed import from_main, gather_rows, main_process_first, new_accelerator, own_share
 from gencond.common.errors import InputError
 from gencond.common.files import cache_dir
-from gencond.condensing.backbones import new_generator
-from gencond.condensing.build import choose_representatives, new_extractors
-from gencond.condensing.run import condense, start
+from gencond.condensing.build import build
+from gencond.condensing.run import condense
 from gencond.condensing.run_folder import prepare_run
+from gencond.condensing.stages import start
 from gencond.config import load_recipe
 from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
@@ -122,7 +122,7 @@ def matching_worker(rank: int, world: int, port: int, out: str) -> None:
     data = random_subset(load_real("digits", test_fraction=0.3333)[0], 12, seed=0)
     recipe = tiny_recipe(*IN_PIECES)
     with prepare_run(Path(out) / str(world), recipe, data) as run:
-        matching = start(recipe, data, run)
+        matching = start(build(recipe, data, new_accelerator().device), run)
         assert isinstance(matching.synthesize, DistributedDataParallel) == (world > 1)
         values = []
         for step in range(2):  # in the second one the wrapper sends gradients in other portions
@@ -287,7 +287,7 @@ def test_two_processes_end_a_run_of_the_demos_length_as_near_to_one_as_one_ends_
     overrides = [*TINY, "codes.encode_steps=250", "condense.num_steps=300", "save_every_steps=1000"]
     recipe = tiny_recipe(*overrides)
     train, _ = load_real("digits", test_fraction=0.3333)
-    generator = new_generator(recipe, train)
+    generator = build(recipe, train, torch.device("cpu")).generators.new()
     generator.save_pretrained(tmp_path / "given")
     with torch.no_grad():
         for weight in generator.parameters():
@@ -317,8 +317,9 @@ def test_two_processes_learn_nearly_the_same_pixels_from_real_batches(tmp_path: 
     said = condense_on_two_processes(accelerate_launch(), f"{name}:digits", tmp_path / "two", overrides)
     assert said.endswith("status 0"), said
     two = gencond.load(tmp_path / "two")
-    start = choose_representatives(recipe, train, new_extractors(recipe, train, torch.device("cpu"))[0]).images
-    moved = (one(*every_slot()) - start).abs().mean()
+    parts = build(recipe, train, torch.device("cpu"))
+    first = parts.starts.choose(parts.new_extractors()[0]).images
+    moved = (one(*every_slot()) - first).abs().mean()
     assert moved > 1e-4  # there is something to agree on
     assert (one.pixels - two.pixels).abs().mean() < 0.01 * moved  # sums in another order, float32
 

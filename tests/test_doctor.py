@@ -16,7 +16,7 @@ from PIL import Image
 import gencond.data.decode
 from gencond.cli import main
 from gencond.common.progress import spoken_time
-from gencond.condensing.forecast import Amount, Cost, _Case, cost_of, forecast
+from gencond.condensing.forecast import Amount, Cost, _Rehearsal, cost_of, forecast
 from gencond.config import load_recipe
 from gencond.data.images import LabeledImages
 from gencond.data.load import load_data
@@ -122,8 +122,10 @@ def test_what_is_fixed_in_a_step_is_not_scaled_with_the_classes(
         timed.append(classes)
         return Cost(fixed + classes * (of_class + of_slot * slots), 30.0)
 
-    case = SimpleNamespace(recipe=recipe, sample=SimpleNamespace(num_classes=num_classes), notes=[])
-    found = _Case._cost_of_steps(case, time_step, 50)
+    case = SimpleNamespace(
+        parts=SimpleNamespace(condense=recipe.condense, data=SimpleNamespace(num_classes=num_classes)), notes=[]
+    )
+    found = _Rehearsal._cost_of_steps(case, time_step, 50)
     classes = min(num_classes, 64)
     slots = probability * fresh + (1 - probability) * sum(lengths) / 4
     assert found.each == pytest.approx(fixed + classes * (of_class + of_slot * slots))

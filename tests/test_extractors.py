@@ -6,7 +6,7 @@ import torch
 from gencond.common.errors import InputError
 from gencond.common.files import state_fingerprint
 from gencond.common.ranges import to_signed
-from gencond.condensing.extractors import ExtractorMaker, FreshExtractors, OnlineExtractors, build_pool
+from gencond.condensing.extractors import ExtractorMaker, FreshExtractors, OnlineExtractors, Pool, build_pool
 from gencond.data.images import LabeledImages
 from gencond.networks.convnet import ConvNet
 from gencond.networks.extractor import Extractor, advice_on_bfloat16, emulates_bfloat16
@@ -20,10 +20,7 @@ def make(seed: int, width: int = 4, norm: str = "instance") -> ConvNet:
 
 def build(data: LabeledImages, cache: Path, steps: tuple[int, ...] = (1, 40), seed: int = 0) -> list[Extractor]:
     maker = ExtractorMaker(lambda seed: make(seed, width=16), *data.mean_std)
-    return build_pool(
-        data, cache, maker, architecture="convnet", num_trajectories=2, snapshot_steps=steps, num_random=1,
-        batch_size=64, learning_rate=0.05, cutmix=0.0, strategy="crop", seed=seed,
-    )[0]  # fmt: skip
+    return build_pool(data, cache, maker, Pool("convnet", 2, steps, 1, 64, 0.05, 0.0, "crop", seed))[0]
 
 
 def test_it_holds_snapshots_of_growing_skill_and_random_nets(few_digits: LabeledImages, tmp_path: Path) -> None:
@@ -55,9 +52,8 @@ def test_a_pool_that_diverged_is_not_kept(few_digits: LabeledImages, tmp_path: P
 
     with pytest.raises(InputError, match="not finite after training: lower features.learning_rate"):
         build_pool(
-            few_digits, tmp_path, ExtractorMaker(network, *few_digits.mean_std), architecture="convnet",
-            num_trajectories=1, snapshot_steps=(1,), num_random=0, batch_size=64, learning_rate=0.05, cutmix=0.0,
-            strategy="crop", seed=0,
+            few_digits, tmp_path, ExtractorMaker(network, *few_digits.mean_std),
+            Pool("convnet", 1, (1,), 0, 64, 0.05, 0.0, "crop", seed=0),
         )  # fmt: skip
     assert not (tmp_path / "pools").exists()
 

@@ -10,13 +10,27 @@ import gencond.condensing.pretrain as pretraining
 from gencond.common.errors import InputError
 from gencond.common.files import state_fingerprint
 from gencond.common.ranges import to_signed
-from gencond.condensing.backbones import new_generator
-from gencond.condensing.pretrain import averaged, pretrain, pretrained_generator
+from gencond.condensing.build import Parts, build
+from gencond.condensing.loop import run_stage
+from gencond.condensing.pretrain import Pretraining, averaged
+from gencond.condensing.run import pretrained_generator
 from gencond.condensing.run_folder import RunFolder
+from gencond.config import Recipe
 from gencond.data.images import LabeledImages
 from gencond.generator.biggan import BigGANGenerator
 from gencond.networks.convnet import ConvNet
 from gencond.networks.training import Shuffled, train_network
+
+
+def parts_of(recipe: Recipe, data: LabeledImages) -> Parts:
+    return build(recipe, data, torch.device("cpu"))
+
+
+def pretrain(recipe: Recipe, data: LabeledImages, run: RunFolder) -> BigGANGenerator:
+    parts = parts_of(recipe, data)
+    stage = Pretraining(parts.pretraining, parts.generators.new(), data, parts.seed)
+    run_stage(stage, run, parts.save_every_steps)
+    return stage.result()
 
 
 def test_the_average_carries_parameters_and_buffers_with_the_stated_half_life() -> None:
@@ -33,9 +47,12 @@ def test_the_average_carries_parameters_and_buffers_with_the_stated_half_life() 
 
 
 def test_the_backbone_depends_on_the_seed_alone(few_digits: LabeledImages) -> None:
-    one, again = new_generator(tiny_recipe(), few_digits), new_generator(tiny_recipe(), few_digits)
+    one, again = (
+        parts_of(tiny_recipe(), few_digits).generators.new(),
+        parts_of(tiny_recipe(), few_digits).generators.new(),
+    )
     torch.manual_seed(99)
-    other = new_generator(tiny_recipe("seed=1"), few_digits)
+    other = parts_of(tiny_recipe("seed=1"), few_digits).generators.new()
     assert torch.equal(one.linear.weight, again.linear.weight)
     assert not torch.equal(one.linear.weight, other.linear.weight)
 
@@ -58,10 +75,10 @@ def test_a_generator_of_parts_learns_what_parts_of_real_images_show(
     real = to_signed(few_digits.images[:]).unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
     for image in seen[0][:4]:  # the first half of a batch is real
         assert (real - image).abs().flatten(1).amax(1).min() < 1e-6
-    given = pretrained_generator(recipe, few_digits, run, pretrained=save(generator, tmp_path / "generator"))
+    given = pretrained_generator(parts_of(recipe, few_digits), run, pretrained=save(generator, tmp_path / "generator"))
     assert state_fingerprint(given) == state_fingerprint(generator)
     with pytest.raises(InputError, match="sample_size 4; the recipe and data ask for 8"):
-        pretrained_generator(tiny_recipe(), few_digits, run, pretrained=tmp_path / "generator")
+        pretrained_generator(parts_of(tiny_recipe(), few_digits), run, pretrained=tmp_path / "generator")
 
 
 def save(generator: BigGANGenerator, folder: Path) -> Path:
@@ -74,18 +91,18 @@ def test_a_finished_pretraining_is_reused_and_a_given_one_is_checked(
 ) -> None:
     recipe = tiny_recipe()
     run = RunFolder.prepare(tmp_path / "run", recipe, few_digits)
-    first = pretrained_generator(recipe, few_digits, run)
+    first = pretrained_generator(parts_of(recipe, few_digits), run)
     assert not (run.path / "state" / "pretrain").exists()
     caplog.set_level("INFO", logger="gencond")
-    again = pretrained_generator(recipe, few_digits, run)
+    again = pretrained_generator(parts_of(recipe, few_digits), run)
     assert "pretrain: reusing" in caplog.text
-    given = pretrained_generator(tiny_recipe("seed=3"), few_digits, run, pretrained=run.pretrained)
+    given = pretrained_generator(parts_of(tiny_recipe("seed=3"), few_digits), run, pretrained=run.pretrained)
     for other in (again, given):
         assert state_fingerprint(first) == state_fingerprint(other)
     with pytest.raises(InputError, match="latent_dim 8; the recipe and data ask for 16"):
-        pretrained_generator(tiny_recipe("generator.chunk_dim=8"), few_digits, run, pretrained=run.pretrained)
+        pretrained_generator(parts_of(tiny_recipe("generator.chunk_dim=8"), few_digits), run, pretrained=run.pretrained)
     with pytest.raises(InputError, match="cannot be loaded as a pretrained generator"):
-        pretrained_generator(recipe, few_digits, run, pretrained=tmp_path)
+        pretrained_generator(parts_of(recipe, few_digits), run, pretrained=tmp_path)
 
 
 @pytest.mark.slow
@@ -110,14 +127,14 @@ def test_a_pretrained_generator_draws_digits_that_a_real_classifier_names(digits
     labels = torch.arange(10).repeat(50)
     with torch.no_grad():
         images = generator(torch.randn(500, 32), labels)
-        untrained = new_generator(recipe, train).eval()(torch.randn(500, 32), labels)
+        untrained = parts_of(recipe, train).generators.new().eval()(torch.randn(500, 32), labels)
     assert share_named(images, labels) > 0.8 and share_named(untrained, labels) < 0.3
 
 
 def test_losses_are_logged_and_the_generator_moves(few_digits: LabeledImages, tmp_path: Path) -> None:
     recipe = tiny_recipe("pretrain.num_steps=10", "save_every_steps=100")
     run = RunFolder.prepare(tmp_path / "run", recipe, few_digits)
-    before = copy.deepcopy(new_generator(recipe, few_digits).state_dict())
+    before = copy.deepcopy(parts_of(recipe, few_digits).generators.new().state_dict())
     generator: BigGANGenerator = pretrain(recipe, few_digits, run)
     assert any(not torch.equal(before[name], tensor) for name, tensor in generator.state_dict().items())
     entries = [json.loads(line) for line in run.log_file.read_text().splitlines()]

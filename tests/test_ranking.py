@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gencond.condensing.difficulty import difficulties
+from gencond.condensing.difficulty import Ranking
 from gencond.condensing.extractors import ExtractorMaker
 from gencond.data.images import LabeledImages
 from gencond.networks.convnet import ConvNet
@@ -18,9 +18,7 @@ def make(seed: int) -> ConvNet:
 
 def of(data: LabeledImages, cache: Path, seed: int = 0, num_steps: int = 60) -> Tensor:
     maker = ExtractorMaker(make, *data.mean_std)
-    return difficulties(
-        data, cache, maker, architecture="convnet", num_steps=num_steps, strategy="crop", seed=seed
-    )  # fmt: skip
+    return Ranking(maker, "convnet", num_steps, "crop", seed).difficulties(data, cache)
 
 
 def test_images_under_a_false_label_are_the_hardest(few_digits: LabeledImages, tmp_path: Path) -> None:

@@ -2,8 +2,7 @@ import torch
 from conftest import tiny_recipe
 
 from gencond.common.seeding import seeded
-from gencond.condensing.backbones import new_generator
-from gencond.condensing.build import extractor_maker
+from gencond.condensing.build import build
 from gencond.data.images import LabeledImages
 from gencond.eval.networks import build_network
 
@@ -17,10 +16,10 @@ def test_draws_depend_on_the_seed_and_no_generator_of_the_process_moves(monkeypa
     before = torch.get_rng_state()
     with seeded(3):
         drawn = torch.randn(4)
-    maker = extractor_maker(tiny_recipe(), few_digits, torch.device("cpu"))
+    parts = [build(tiny_recipe(f"seed={seed}"), few_digits, torch.device("cpu")) for seed in (0, 0, 1)]
     first = [build_network("mlp", 1, 10, 8, seed).classifier.weight for seed in (0, 0, 1)]
-    other = [maker.network(seed).classifier.weight for seed in (0, 0, 1)]
-    third = [new_generator(tiny_recipe(f"seed={seed}"), few_digits).linear.weight for seed in (0, 0, 1)]
+    other = [parts[0].maker.network(seed).classifier.weight for seed in (0, 0, 1)]
+    third = [one.generators.new().linear.weight for one in parts]
     for one, again, another in (first, other, third):
         assert torch.equal(one, again) and not torch.equal(one, another)
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,7 +1,8 @@
-"""The generator that a recipe starts from, for one data set: with random weights, published ones, or from a folder."""
+"""The generators that condensing starts from: with random weights, with published ones, or from a folder."""
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,8 +11,7 @@ from torch import Tensor
 from gencond.common.errors import InputError
 from gencond.common.files import read_json
 from gencond.common.seeding import seeded
-from gencond.config import Recipe
-from gencond.data.images import LabeledImages
+from gencond.config import Generator
 from gencond.generator.backbone import Backbone
 from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.biggan_deep import BigGANDeepGenerator, stage_widths
@@ -27,112 +27,122 @@ IMAGENET1K = "imagenet1k"
 LARGEST_SQUARE = 8  # pixels: the transform of a larger one weighs more than it saves
 
 
-def made_size(recipe: Recipe, data: LabeledImages) -> int:
-    """Side in pixels of what the recipe's generator makes: whole images, or parts of them.
+def made_size(image_size: int, factor: int, by_parts: bool) -> int:
+    """The side in pixels of what a generator makes: whole images, or one of factor x factor parts of an image.
 
     Raises:
-        ValueError: parts that do not fill an image.
+        ValueError: the parts do not fill an image.
     """
-    if not recipe.synthesizer.by_parts:
-        return data.image_size
-    factor = recipe.synthesizer.factor
-    size, rest = divmod(data.image_size, factor)
+    if not by_parts:
+        return image_size
+    size, rest = divmod(image_size, factor)
     if rest:
         raise ValueError(f"{factor} x {factor} parts do not fill an image: change synthesizer.factor or by_parts")
     return size
 
 
-def has_pretraining(recipe: Recipe) -> bool:
-    """Whether adversarial pretraining comes first: not of pixels, nor of a transform, which begins as the images'."""
-    return (
-        recipe.synthesizer.kind == "generator"
-        and recipe.generator.backbone != "transform"
-        and recipe.pretrain.num_steps > 0
-    )
+@dataclass(frozen=True)
+class GeneratorMaker:
+    """Makes the generators that condensing may start from, all of one shape, for one data set.
 
-
-def new_generator(recipe: Recipe, data: LabeledImages) -> Backbone:
-    """The recipe's backbone with random weights, for images of the data's size or parts of them.
-
-    Raises:
-        ValueError: a size that the blocks cannot make.
+    Args:
+        part: what a recipe says of them.
+        size: the side in pixels of what they make.
+        image_size: the side of the data's images, which may be several parts wide.
+        class_names: of the data, in its order.
+        seed: of random weights.
     """
-    part, size = recipe.generator, made_size(recipe, data)
-    num_blocks = part.num_blocks or max(1, (size // 4).bit_length() - 1)  # a first feature map of 4 to 7 pixels
-    with seeded(recipe.seed):
-        if part.backbone == "biggan_deep":
-            return BigGANDeepGenerator(
+
+    part: Generator
+    size: int
+    image_size: int
+    channels: int
+    class_names: tuple[str, ...]
+    seed: int
+
+    def make(self) -> Backbone:
+        """The generator before any training here: with published weights where the recipe names some, else random."""
+        return self.new() if self.part.weights is None else self.published()
+
+    def new(self) -> Backbone:
+        """A generator with random weights, a function of the seed alone.
+
+        Raises:
+            ValueError: a size that the blocks cannot make.
+        """
+        part, size = self.part, self.size
+        num_blocks = part.num_blocks or max(1, (size // 4).bit_length() - 1)  # a first feature map of 4 to 7 pixels
+        with seeded(self.seed):
+            if part.backbone == "biggan_deep":
+                return BigGANDeepGenerator(
+                    sample_size=size,
+                    out_channels=self.channels,
+                    num_class_embeds=len(self.class_names),
+                    latent_dim=part.latent_dim,
+                    class_embed_dim=part.class_embed_dim,
+                    block_out_channels=[part.width * times for times in stage_widths(num_blocks)],
+                    attention_resolution=part.attention_resolution,
+                    truncation=part.truncation,
+                )
+            if part.backbone == "transform":
+                square = part.square or max(side for side in range(1, LARGEST_SQUARE + 1) if size % side == 0)
+                return TransformGenerator(
+                    sample_size=size,
+                    out_channels=self.channels,
+                    num_class_embeds=len(self.class_names),
+                    latent_dim=min(part.chunk_dim, self.channels * square**2) * (size // square) ** 2,
+                    square=square,
+                    width=part.width,
+                )
+            return BigGANGenerator(
                 sample_size=size,
-                out_channels=data.channels,
-                num_class_embeds=data.num_classes,
-                latent_dim=part.latent_dim,
+                out_channels=self.channels,
+                num_class_embeds=len(self.class_names),
+                latent_dim=part.chunk_dim * (num_blocks + 1),
                 class_embed_dim=part.class_embed_dim,
-                block_out_channels=[part.width * times for times in stage_widths(num_blocks)],
+                block_out_channels=[
+                    channels_at(size >> doublings_left, part.width) for doublings_left in reversed(range(num_blocks))
+                ],
                 attention_resolution=part.attention_resolution,
-                truncation=part.truncation,
             )
-        if part.backbone == "transform":
-            square = part.square or max(side for side in range(1, LARGEST_SQUARE + 1) if size % side == 0)
-            return TransformGenerator(
-                sample_size=size,
-                out_channels=data.channels,
-                num_class_embeds=data.num_classes,
-                latent_dim=min(part.chunk_dim, data.channels * square**2) * (size // square) ** 2,
-                square=square,
-                width=part.width,
-            )
-        return BigGANGenerator(
-            sample_size=size,
-            out_channels=data.channels,
-            num_class_embeds=data.num_classes,
-            latent_dim=part.chunk_dim * (num_blocks + 1),
-            class_embed_dim=part.class_embed_dim,
-            block_out_channels=[
-                channels_at(size >> doublings_left, part.width) for doublings_left in reversed(range(num_blocks))
-            ],
-            attention_resolution=part.attention_resolution,
-        )
 
+    def published(self) -> Backbone:
+        """A generator with the published weights that the recipe names, for the data's classes.
 
-def published_generator(recipe: Recipe, data: LabeledImages) -> Backbone:
-    """The recipe's backbone with `generator.weights`, for the data's classes.
-
-    Raises:
-        InputError: weights that cannot be had, or make images of another size or other channels.
-    """
-    part = recipe.generator
-    if part.backbone == "biggan_deep":
-        truncation = 1.0 if part.truncation is None else part.truncation
-        if part.weights == IMAGENET1K:
-            generator: Backbone = load_imagenet1k(data.image_size, truncation, part.sha256)
+        Raises:
+            InputError: weights that cannot be had, or that make images of another size or other channels.
+        """
+        part = self.part
+        if part.backbone == "biggan_deep":
+            truncation = 1.0 if part.truncation is None else part.truncation
+            if part.weights == IMAGENET1K:
+                generator: Backbone = load_imagenet1k(self.image_size, truncation, part.sha256)
+            else:
+                generator = load_biggan_deep(part.weights, truncation, part.sha256)
         else:
-            generator = load_biggan_deep(part.weights, truncation, part.sha256)
-    else:
-        generator = load_biggan(part.weights, part.sha256)
-    made = generator.config.out_channels, generator.config.sample_size
-    asked = data.channels, made_size(recipe, data)
-    if made != asked:
-        raise InputError(
-            f"generator.weights={part.weights} make {made[0]}x{made[1]}x{made[1]} px images, the data has "
-            f"{asked[0]}x{asked[1]}x{asked[1]}: set data.image_size={made[1] * data.image_size // asked[1]}"
-        )
-    return for_classes(generator, data.class_names)
+            generator = load_biggan(part.weights, part.sha256)
+        made, asked = (generator.config.out_channels, generator.config.sample_size), (self.channels, self.size)
+        if made != asked:
+            raise InputError(
+                f"generator.weights={part.weights} make {made[0]}x{made[1]}x{made[1]} px images, the data has "
+                f"{asked[0]}x{asked[1]}x{asked[1]}: set data.image_size={made[1] * self.image_size // asked[1]}"
+            )
+        return for_classes(generator, self.class_names)
 
+    def read(self, folder: Path) -> Backbone:
+        """A generator that was saved in a folder.
 
-def read_generator(folder: Path, recipe: Recipe, data: LabeledImages) -> Backbone:
-    """A generator that was saved, which has to be of the recipe's shape.
-
-    Raises:
-        InputError: no generator, or another shape.
-    """
-    config = folder / "config.json"
-    kind = BACKBONES.get(read_json(config).get("_class_name") if config.is_file() else None, BigGANGenerator)
-    generator, expected = read_model(kind, folder, "a pretrained generator"), new_generator(recipe, data)
-    found = backbone_config(generator)
-    for name, value in backbone_config(expected).items():
-        if found.get(name) != value:
-            raise InputError(f"{folder} has {name} {found.get(name)}; the recipe and data ask for {value}")
-    return generator
+        Raises:
+            InputError: no generator, or one of another shape.
+        """
+        config = folder / "config.json"
+        kind = BACKBONES.get(read_json(config).get("_class_name") if config.is_file() else None, BigGANGenerator)
+        generator, expected = read_model(kind, folder, "a pretrained generator"), self.new()
+        found = backbone_config(generator)
+        for name, value in backbone_config(expected).items():
+            if found.get(name) != value:
+                raise InputError(f"{folder} has {name} {found.get(name)}; the recipe and data ask for {value}")
+        return generator
 
 
 def for_classes(generator: Backbone, class_names: Sequence[str]) -> Backbone:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,56 +22,69 @@ logger = logging.getLogger(__name__)
 BATCH_SIZE, LEARNING_RATE = 128, 0.05  # of the network that says it, by a cosine
 
 
-def ranking_network(data: LabeledImages, maker: ExtractorMaker, num_steps: int, strategy: str, seed: int) -> nn.Module:
-    """One that knows the classes well enough to say which images are easy."""
-    network = maker.network(seed).to(maker.device)
-    maker.train(
-        network,
-        data.images,
-        data.labels,
-        strategy=strategy,
-        batch_size=BATCH_SIZE,
-        num_steps=num_steps,
-        learning_rate=LEARNING_RATE,
-        schedule=lambda done: 0.5 * (1 + math.cos(math.pi * done)),
-        seed=seed,
-        description="ranking images",
-    )
-    return network
-
-
-def difficulties(
-    data: LabeledImages,
-    cache: Path,
-    maker: ExtractorMaker,
-    *,
-    architecture: str,
-    num_steps: int,
-    strategy: str,
-    seed: int,
-) -> Float[Tensor, " n"]:
-    """Each image's cross-entropy under a network trained on all of them; read from `cache` if it was found before.
+@dataclass(frozen=True)
+class Ranking:
+    """A network that learns the classes for a while, and says how hard each image is to it.
 
     Args:
-        cache: the folder that keeps them.
+        maker: of the network.
         architecture: says which networks `maker` makes, and from which weights.
         num_steps: of training.
         strategy: augmentation of the training.
+        seed: of the network and its training.
     """
-    key = short_hash("difficulties-2", data.fingerprint, architecture, num_steps, strategy, seed)
-    file = cache / "difficulties" / f"{key}.safetensors"
-    if (stored := read_checked(file)) is not None:
-        logger.info("difficulties: reusing those of %d images (%s)", len(data), key)
-        return stored["losses"]
-    judge = maker.wrap(ranking_network(data, maker, num_steps, strategy, seed), knows_classes=True)
-    losses = torch.empty(len(data))
-    for label in range(data.num_classes):
-        rows = data.rows_of(label)
-        logits = judge.logits(embed_all(judge, data.images[rows]))
-        losses[rows] = F.cross_entropy(logits, data.labels[rows].to(maker.device), reduction="none").cpu()
-    if not losses.isfinite().all():
-        raise InputError(
-            "ranking images: the network diverged: set codes.skip_easiest=null or another features.network"
+
+    maker: ExtractorMaker
+    architecture: str
+    num_steps: int
+    strategy: str
+    seed: int
+
+    def network(self, data: LabeledImages, num_steps: int | None = None) -> nn.Module:
+        """A network that knows the classes well enough to say which images are easy.
+
+        Args:
+            num_steps: of training; None takes all.
+        """
+        network = self.maker.network(self.seed).to(self.maker.device)
+        self.maker.train(
+            network,
+            data.images,
+            data.labels,
+            strategy=self.strategy,
+            batch_size=BATCH_SIZE,
+            num_steps=self.num_steps if num_steps is None else num_steps,
+            learning_rate=LEARNING_RATE,
+            schedule=lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+            seed=self.seed,
+            description="ranking images",
         )
-    write_checked(file, {"losses": losses}, data.words)
-    return losses
+        return network
+
+    def difficulties(self, data: LabeledImages, cache: Path) -> Float[Tensor, " n"]:
+        """Each image's cross-entropy under a network trained on all of them.
+
+        Args:
+            cache: the folder that keeps them; what was found before is read from there.
+        Raises:
+            InputError: the network diverged.
+        """
+        key = short_hash(
+            "difficulties-2", data.fingerprint, self.architecture, self.num_steps, self.strategy, self.seed
+        )
+        file = cache / "difficulties" / f"{key}.safetensors"
+        if (stored := read_checked(file)) is not None:
+            logger.info("difficulties: reusing those of %d images (%s)", len(data), key)
+            return stored["losses"]
+        judge = self.maker.wrap(self.network(data), knows_classes=True)
+        losses = torch.empty(len(data))
+        for label in range(data.num_classes):
+            rows = data.rows_of(label)
+            logits = judge.logits(embed_all(judge, data.images[rows]))
+            losses[rows] = F.cross_entropy(logits, data.labels[rows].to(self.maker.device), reduction="none").cpu()
+        if not losses.isfinite().all():
+            raise InputError(
+                "ranking images: the network diverged: set codes.skip_easiest=null or another features.network"
+            )
+        write_checked(file, {"losses": losses}, data.words)
+        return losses

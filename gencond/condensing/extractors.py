@@ -194,67 +194,114 @@ class OnlineExtractors:
             self.optimizer.load_state_dict(state["optimizer"])
 
 
-def build_pool(
-    data: LabeledImages,
-    cache: Path,
-    maker: ExtractorMaker,
-    *,
-    architecture: str,
-    num_trajectories: int,
-    snapshot_steps: Sequence[int],
-    num_random: int,
-    batch_size: int,
-    learning_rate: float,
-    cutmix: float,
-    strategy: str,
-    seed: int,
-) -> tuple[list[Extractor], str]:
-    """The extractors and the key that identifies them; read from `cache` if they were built before.
+Extractors = PoolExtractors | FreshExtractors | OnlineExtractors
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What a pool of extractors consists of.
 
     Args:
-        cache: the folder that keeps them.
-        architecture: says which networks `maker` makes, and from which weights.
+        architecture: says which networks its maker makes, and from which weights.
+        num_trajectories: networks that are trained.
         snapshot_steps: after how many training steps a trajectory's net joins the pool, ascending.
         num_random: nets that are never trained.
+        batch_size, learning_rate, cutmix: of the training; cutmix is the share of mixed batches.
         strategy: augmentation of the training.
     """
+
+    architecture: str
+    num_trajectories: int
+    snapshot_steps: tuple[int, ...]
+    num_random: int
+    batch_size: int
+    learning_rate: float
+    cutmix: float
+    strategy: str
+    seed: int
+
+    @property
+    def num_trained(self) -> int:
+        return self.num_trajectories * len(self.snapshot_steps)
+
+    @property
+    def num_networks(self) -> int:
+        return self.num_trained + self.num_random
+
+    @property
+    def num_steps(self) -> int:
+        """Of training, of all trajectories."""
+        return self.num_trajectories * max(self.snapshot_steps)
+
+    def train(
+        self,
+        maker: ExtractorMaker,
+        network: nn.Module,
+        data: LabeledImages,
+        num_steps: int,
+        trajectory: int = 0,
+        **training: object,
+    ) -> None:
+        """Trains a network in place, along a trajectory of that number.
+
+        Args:
+            training: see `training.train_network`.
+        """
+        maker.train(
+            network,
+            data.images,
+            data.labels,
+            strategy=self.strategy,
+            batch_size=self.batch_size,
+            num_steps=num_steps,
+            learning_rate=self.learning_rate,
+            cutmix=self.cutmix,
+            seed=self.seed * 1000 + trajectory,
+            **training,
+        )
+
+
+def build_pool(data: LabeledImages, cache: Path, maker: ExtractorMaker, pool: Pool) -> tuple[list[Extractor], str]:
+    """The extractors of a pool, those that were trained first, and the key that identifies them.
+
+    Args:
+        cache: the folder that keeps them; what was built before is read from there.
+    Raises:
+        InputError: a weight is not finite after training.
+    """
     key = short_hash(
-        "pool-4", data.fingerprint, architecture, num_trajectories, list(snapshot_steps), num_random, batch_size,
-        learning_rate, cutmix, strategy, seed,
+        "pool-4", data.fingerprint, pool.architecture, pool.num_trajectories, list(pool.snapshot_steps),
+        pool.num_random, pool.batch_size, pool.learning_rate, pool.cutmix, pool.strategy, pool.seed,
     )  # fmt: skip
     file = cache / "pools" / f"{key}.safetensors"
-    num_trained = num_trajectories * len(snapshot_steps)
+    first_seed = pool.seed * 1000
     stored = read_checked(file)
     if stored is not None:
-        logger.info("extractors: reusing the pool of %d nets (%s)", num_trained + num_random, key)
-        networks = [maker.network(seed * 1000 + number) for number in range(num_trained + num_random)]
+        logger.info("extractors: reusing the pool of %d nets (%s)", pool.num_networks, key)
+        networks = [maker.network(first_seed + number) for number in range(pool.num_networks)]
         for number, network in enumerate(networks):
             prefix = f"{number}."
             own = {name.removeprefix(prefix): stored[name] for name in stored if name.startswith(prefix)}
             network.load_state_dict(own)
     else:
         networks = []
-        for trajectory in range(num_trajectories):
-            network = maker.network(seed * 1000 + len(networks)).to(maker.device)
+        for trajectory in range(pool.num_trajectories):
+            network = maker.network(first_seed + len(networks)).to(maker.device)
 
             def keep(step: int, network: nn.Module = network) -> None:
-                if step in snapshot_steps:
+                if step in pool.snapshot_steps:
                     networks.append(copy.deepcopy(network))
 
-            maker.train(
+            pool.train(
+                maker,
                 network,
-                data.images,
-                data.labels,
-                strategy=strategy,
-                batch_size=batch_size,
-                num_steps=max(snapshot_steps),
-                learning_rate=learning_rate,
-                cutmix=cutmix,
-                seed=seed * 1000 + trajectory,
+                data,
+                max(pool.snapshot_steps),
+                trajectory,
                 on_step=keep,
-                description=f"extractors {trajectory + 1}/{num_trajectories}",
+                description=f"extractors {trajectory + 1}/{pool.num_trajectories}",
             )
-        networks += [maker.new(seed * 1000 + num_trained + number).network for number in range(num_random)]
+        networks += [maker.new(first_seed + pool.num_trained + number).network for number in range(pool.num_random)]
         weights = {
             f"{number}.{name}": tensor
             for number, network in enumerate(networks)
@@ -263,5 +310,6 @@ def build_pool(
         if not all_finite(weights):
             raise InputError("extractors: a weight is not finite after training: lower features.learning_rate")
         write_checked(file, weights, f"{len(networks)} networks of {data.words}")
-    pool = [maker.wrap(network, knows_classes=number < num_trained) for number, network in enumerate(networks)]
-    return pool, key
+    return [
+        maker.wrap(network, knows_classes=number < pool.num_trained) for number, network in enumerate(networks)
+    ], key

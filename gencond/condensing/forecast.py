@@ -1,49 +1,30 @@
-"""What a run will take, before it starts: a few steps of each stage on a few images, and the rest by arithmetic."""
+"""What a run will take, before it starts: a few steps of each of its stages on a few images, the rest by arithmetic."""
 
 import contextlib
 import io
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from gencond.common.distributed import peak_memory
 from gencond.common.ranges import to_signed
-from gencond.condensing.backbones import has_pretraining, new_generator, published_generator
-from gencond.condensing.build import (
-    Extractors,
-    choose_representatives,
-    extractor_maker,
-    matching_augmentation,
-    new_extractors,
-    new_real_side,
-    ranks_images,
-    representative_sizes,
-)
-from gencond.condensing.difficulty import ranking_network
-from gencond.condensing.extractors import ExtractorMaker, PoolExtractors
-from gencond.condensing.pretrain import pretrain
-from gencond.condensing.real import RealSide, StatisticsSide
+from gencond.condensing.build import Parts, build
+from gencond.condensing.extractors import PoolExtractors
+from gencond.condensing.real import StatisticsSide
 from gencond.condensing.real_statistics import BATCH_SIZE, RealStatistics, images_at_once, real_statistics
-from gencond.condensing.run import Matching, encode, new_condensed
-from gencond.condensing.run_folder import RunFolder
+from gencond.condensing.stages import EXTRACTORS, MATCH, REAL_SIDE, STAGES, STARTS, Work
+from gencond.condensing.starts import CodeStarts
 from gencond.config import Recipe
 from gencond.data.images import LabeledImages
 from gencond.data.select import kmeans_representatives, nested_representatives
-from gencond.generator.artefact import Condensed
-from gencond.generator.dataset import CondensedDataset
 from gencond.losses.anchor import contrast, pooled_pixels
 from gencond.networks.extractor import Extractor
-
-logger = logging.getLogger(__name__)
 
 REHEARSED_SECONDS = 3.0  # of each stage, after a first step that is not counted
 REHEARSED_STEPS = 5
@@ -112,33 +93,6 @@ class Amount:
     bytes_to_write: int
 
 
-class _Over(Exception):
-    """A rehearsal's end."""
-
-
-class _Rehearsal(RunFolder):
-    """A run folder that lets a stage do its last few steps and keeps nothing but what they took."""
-
-    def __init__(self, path: Path, num_steps: int, rehearsed: int) -> None:
-        super().__init__(path)
-        self.start, self.rehearsed = max(0, num_steps - rehearsed), min(rehearsed, num_steps)
-        self.seconds, self.memory = 0.0, 0
-
-    def load_state(self, accelerator: Any, stage: str) -> int:
-        return self.start
-
-    def log(self, **entry: Any) -> None:
-        self.seconds += entry.get("seconds", 0.0)
-        self.memory = max(self.memory, entry.get("memory", 0))
-
-    def save_state(self, accelerator: Any, stage: str, step: int) -> None:
-        if step >= self.start + self.rehearsed:
-            raise _Over
-
-    def _forget_log(self, stage: str, after_step: int) -> None:
-        """There is none."""
-
-
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """No progress bars and no word of resumed stages."""
@@ -197,7 +151,7 @@ def _timed(step: Callable[[int], object], device: torch.device) -> Callable[[int
 
 
 def forecast(recipe: Recipe, sample: LabeledImages, amount: Amount, device: torch.device) -> Forecast:
-    """Rehearses every stage of `recipe` on a few images.
+    """Times a few steps of every stage of `recipe` on some images; nothing is kept.
 
     Args:
         sample: some real images, at least one of each class; their labels may be made up.
@@ -205,40 +159,44 @@ def forecast(recipe: Recipe, sample: LabeledImages, amount: Amount, device: torc
     Raises:
         InputError: parts that do not fit.
     """
-    with _quietly(), tempfile.TemporaryDirectory() as folder:
-        return _Case(recipe, sample, amount, device, Path(folder)).forecast()
+    with _quietly():
+        recipe = replace(recipe, pixels=replace(recipe.pixels, init="noise"))  # the sample is too small to start from
+        return _Rehearsal(build(recipe, sample, device), amount).forecast()
 
 
-class _Case:
-    """A recipe, some images, and what its stages are found to take, one after the other."""
+class _Rehearsal:
+    """Parts for some images, and what the stages of a run of them are found to take, one after the other."""
 
-    def __init__(
-        self, recipe: Recipe, sample: LabeledImages, amount: Amount, device: torch.device, folder: Path
-    ) -> None:
-        self.recipe, self.sample, self.amount, self.device, self.folder = recipe, sample, amount, device, folder
-        self.maker = extractor_maker(recipe, sample, device)
-        self.makes_images = recipe.synthesizer.kind == "generator"
-        self.num_nets, self.pool_bytes, self.statistics_bytes = 1, 0, 0
+    def __init__(self, parts: Parts, amount: Amount) -> None:
+        self.parts, self.amount, self.work = parts, amount, Work()
+        self.compiles = parts.maker.embed.compile
+        self.num_nets = parts.pool.num_networks if parts.pool else 1
+        self.pool_bytes = self.statistics_bytes = 0
         self.stages = [Stage("reading images", f"{amount.num_images:,} images", amount.seconds_to_read)]
         self.notes: list[str] = []
-        self.peaks = [0]  # of a GPU, which the log of a stage starts anew
 
     def forecast(self) -> Forecast:
-        """All stages, in a run's order."""
-        if has_pretraining(self.recipe):
-            self._in_stage("pretrain", self.recipe.pretrain.num_steps, partial(pretrain, self._unsaved, self.sample))
-        if self.recipe.features.kind == "pool":
-            self._pool()
-        extractors = _some_extractors(self.recipe, self.sample, self.maker)
-        side = self._real_side(extractors)
-        condensed = self._matching(extractors, side)
-        weights = sum(parameter.nbytes for parameter in condensed.parameters())
+        """All stages that a run would go through, in its order; each leaves a stand-in of what it makes."""
+        in_one_piece = {EXTRACTORS: self._extractors, REAL_SIDE: self._real_side, STARTS: self._starts}
+        for entry in STAGES:
+            if not entry.is_needed(self.parts, self.work):
+                continue
+            if entry in in_one_piece:
+                in_one_piece[entry]()
+            elif entry is MATCH:
+                self._matching()
+            else:
+                stage = entry.begin(self.parts, self.work)
+                cost = cost_of(_timed(stage.step, self.parts.device))
+                stage.accelerator.free_memory()
+                self._add(stage.name, f"{stage.num_steps} steps", cost.of(stage.num_steps))
+        weights = sum(parameter.nbytes for parameter in self.work.condensed.parameters())
         held = 0 if self.amount.is_mapped else 2 * self.amount.pixel_bytes  # its parts beside the whole, to split it
         kept = self.pool_bytes + 3 * self.statistics_bytes  # the sums have twice the bits
         of_gpu = 0
-        if self.device.type == "cuda":
-            of_gpu = max(*self.peaks, torch.cuda.max_memory_allocated(self.device)) + kept
-            if self.recipe.features.kind == "pool" and self.recipe.features.num_trajectories and held:
+        if self.parts.device.type == "cuda":
+            of_gpu = torch.cuda.max_memory_allocated(self.parts.device) + kept
+            if self.parts.pool and self.parts.pool.num_trajectories and held:
                 of_gpu += self.amount.pixel_bytes  # which a pool's network trains on
         return Forecast(
             tuple(self.stages),
@@ -249,51 +207,78 @@ class _Case:
             out=8 * weights,  # artefact, pretrained, and a state of weights, average and two moments, for a moment two
         )
 
-    @property
-    def _unsaved(self) -> Recipe:
-        """The recipe without states in the midst of a stage."""
-        return replace(self.recipe, save_every_steps=10**9)
-
     def _add(self, name: str, amount: str, seconds: float) -> None:
         self.stages.append(Stage(name, amount, seconds))
 
-    def _in_stage(self, name: str, num_steps: int, stage: Callable[[RunFolder], object]) -> None:
-        """A stage that `run_stage` runs."""
+    def _extractors(self) -> None:
+        """Training a pool; one network stands in for it, which counts as trained."""
+        parts, pool = self.parts, self.parts.pool
+        if pool is None:
+            self.work.extractors, _ = parts.new_extractors()
+            return
+        self.pool_bytes = self.num_nets * sum(t.nbytes for t in parts.maker.network(0).state_dict().values())
+        if pool.num_steps:
+            seconds = cost_of(partial(_training_seconds, parts), self.compiles).of(pool.num_steps)
+            self._add("extractors", f"{pool.num_steps} steps, {self.num_nets} networks", seconds)
+        network = parts.maker.network(parts.seed)
+        self.work.extractors = PoolExtractors([parts.maker.wrap(network, pool.num_trajectories > 0)])
 
-        def run(count: int) -> float:
-            rehearsal = _Rehearsal(self.folder, num_steps, count)
-            with contextlib.suppress(_Over):
-                stage(rehearsal)
-            self.peaks.append(rehearsal.memory)
-            return rehearsal.seconds * count / rehearsal.rehearsed  # a stage may have fewer steps
-
-        self._add(name, f"{num_steps} steps", cost_of(run).of(num_steps))
-
-    def _pool(self) -> None:
-        part = self.recipe.features
-        self.num_nets = part.num_trajectories * len(part.snapshot_steps) + part.num_random
-        self.pool_bytes = self.num_nets * sum(t.nbytes for t in self.maker.network(0).state_dict().values())
-        if num_steps := part.num_trajectories * max(part.snapshot_steps):
-            training = partial(_training_seconds, self.recipe, self.sample, self.maker)
-            seconds = cost_of(training, self.recipe.features.compile).of(num_steps)
-            self._add("extractors", f"{num_steps} steps, {self.num_nets} networks", seconds)
-
-    def _real_side(self, extractors: Extractors) -> RealSide:
-        part = self.recipe.real
+    def _real_side(self) -> None:
+        """The pass over the real images; blank statistics stand in for theirs."""
+        part, extractors = self.parts.real, self.work.extractors
         if part.kind != "statistics":
-            return new_real_side(self.recipe, self.sample, extractors, "", self.device)
-        extractor = extractors.pool[0]
-        statistics = _blank_statistics(self.recipe, self.sample, extractor.feature_dim).to(self.device)
+            self.work.real = self.parts.new_real_side(extractors, "")
+            return
+        statistics = _blank_statistics(self.parts, extractors.pool[0].feature_dim).to(self.parts.device)
         of_net = (statistics.mean, statistics.spread, statistics.embedding, statistics.frequencies)
         self.statistics_bytes = self.num_nets * sum(tensor.nbytes for tensor in of_net)
-        probe, of_image = _pass_seconds(self.recipe, self.sample, extractors.pool)
+        probe, of_image = _pass_seconds(self.parts, extractors.pool)
         passes = f", {part.num_passes} passes" if part.num_passes > 1 else ""
         self._add(
             "statistics",
             f"{self._seen:,} images, {self.num_nets} networks{passes}",
             self.num_nets * (probe + part.num_passes * self._seen * of_image),
         )
-        return StatisticsSide(statistics, extractors.pool)
+        self.work.real = StatisticsSide(statistics, extractors.pool)
+
+    def _starts(self) -> None:
+        """Choosing what slots start from, around a generator that was not trained."""
+        parts, starts = self.parts, self.parts.starts
+        if isinstance(starts, CodeStarts) and starts.are_needed and (ranking := starts.ranking) is not None:
+            train = partial(ranking.network, parts.data)
+            cost = cost_of(lambda count: _seconds(partial(train, count), parts.device), self.compiles)
+            self._add("ranking", f"{ranking.num_steps} steps", cost.of(ranking.num_steps))
+            starts = replace(starts, ranking=None)
+        representatives = starts.choose(self.work.extractors).to(parts.device)
+        if isinstance(starts, CodeStarts) and len(representatives.labels):
+            seconds = _choice_seconds(starts, self.amount) * parts.data.num_classes
+            self._add("representatives", f"{parts.data.num_classes} classes, k-means", seconds)
+        generator = parts.generators.make() if parts.generators else None
+        self.work.representatives = representatives
+        self.work.condensed = parts.new_condensed(generator, representatives)
+
+    def _matching(self) -> None:
+        """Steps of matching as they come, and the real images that are chosen along the way."""
+        parts, work, num_steps = self.parts, self.work, self.parts.condense.num_steps
+        if not num_steps:
+            return
+
+        def time_step(num_classes: int, length: int) -> Cost:
+            part = replace(
+                parts.condense, classes_per_step=num_classes, stream_probability=0.0, prefix_lengths=(length,)
+            )
+            stage = MATCH.begin(replace(parts, condense=part), work)
+            cost = cost_of(_timed(stage.step, parts.device), self.compiles)
+            stage.accelerator.free_memory()
+            return cost
+
+        cost = self._cost_of_steps(time_step, work.condensed.num_slots)
+        self._add(MATCH.name, f"{num_steps} steps", cost.of(num_steps))
+        if parts.real.kind == "representatives":
+            choices = -(-num_steps // parts.real.refresh_steps)
+            extractor = work.extractors.at(0, torch.Generator())
+            seconds = choices * _refresh_seconds(parts, self.amount, extractor, self._seen)
+            self._add("representatives", f"{choices} choices", seconds)
 
     def _cost_of_steps(self, time_step: Callable[[int, int], Cost], num_slots: int) -> Cost:
         """Of steps as they come, from steps of the longest and the shortest prefix; what lies between is in proportion.
@@ -305,8 +290,8 @@ class _Case:
             time_step: (classes, slots of each) -> what such steps cost.
             num_slots: learned ones of each class.
         """
-        part = self.recipe.condense
-        num_classes = min(self.sample.num_classes, part.classes_per_step)
+        part = self.parts.condense
+        num_classes = min(self.parts.data.num_classes, part.classes_per_step)
         fixed = part.prefix_lengths or (num_slots,)
         shares = [(length, (1 - part.stream_probability) / len(fixed)) for length in fixed]
         shares += [(part.stream_length, part.stream_probability)] * (part.stream_probability > 0)
@@ -333,83 +318,24 @@ class _Case:
     @property
     def _seen(self) -> int:
         """Real images that are looked at."""
-        candidates, most = self.recipe.real.candidates, self.amount.num_train
-        return most if candidates is None else min(most, candidates * self.sample.num_classes)
-
-    def _matching(self, extractors: Extractors, side: RealSide) -> Condensed:
-        """What learning starts from, and the learning; returns what is learned."""
-        recipe, sample = self.recipe, self.sample
-        recipe = replace(recipe, pixels=replace(recipe.pixels, init="noise"))  # the sample is too small to start from
-        if ranks_images(recipe):
-            cost = cost_of(partial(_ranking_seconds, recipe, sample, self.maker), recipe.features.compile)
-            self._add("ranking", f"{recipe.codes.ranking_steps} steps", cost.of(recipe.codes.ranking_steps))
-            recipe = replace(recipe, codes=replace(recipe.codes, skip_easiest=None))
-        representatives = choose_representatives(recipe, sample, extractors).to(self.device)
-        if self.makes_images and len(representatives.labels):
-            seconds = _choice_seconds(recipe, sample, self.amount) * sample.num_classes
-            self._add("representatives", f"{sample.num_classes} classes, k-means", seconds)
-        make = new_generator if recipe.generator.weights is None else published_generator
-        generator = make(recipe, sample) if self.makes_images else None
-        condensed = new_condensed(recipe, sample, generator, representatives)
-        if isinstance(condensed, CondensedDataset) and recipe.codes.encode_steps:
-            stage = partial(encode, self._unsaved, condensed, representatives)
-            self._in_stage("encode", recipe.codes.encode_steps, stage)
-        if num_steps := recipe.condense.num_steps:
-
-            def time_step(num_classes: int, length: int) -> Cost:
-                part = replace(recipe.condense, classes_per_step=num_classes, stream_probability=0.0)
-                one = replace(recipe, condense=part)
-                matching = Matching(one, sample, condensed, extractors, side, representatives)
-                matching.lengths = (length,)
-                cost = cost_of(_timed(matching.step, self.device), recipe.features.compile)
-                matching.accelerator.free_memory()
-                return cost
-
-            cost = self._cost_of_steps(time_step, condensed.num_slots)
-            self._add("condense", f"{num_steps} steps", cost.of(num_steps))
-            if recipe.real.kind == "representatives":
-                choices = -(-num_steps // recipe.real.refresh_steps)
-                extractor = extractors.at(0, torch.Generator())
-                seconds = choices * _refresh_seconds(recipe, sample, self.amount, extractor, self._seen)
-                self._add("representatives", f"{choices} choices", seconds)
-        return condensed
+        candidates, most = self.parts.real.candidates, self.amount.num_train
+        return most if candidates is None else min(most, candidates * self.parts.data.num_classes)
 
 
-def _training_seconds(recipe: Recipe, sample: LabeledImages, maker: ExtractorMaker, count: int) -> float:
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    """What one call takes."""
+    return _timed(lambda number: run(), device)(1)
+
+
+def _training_seconds(parts: Parts, count: int) -> float:
     """Of `count` steps of training a network of the pool."""
-    part = recipe.features
-    network = maker.network(recipe.seed).to(maker.device)
-    train = partial(
-        maker.train,
-        network,
-        sample.images,
-        sample.labels,
-        strategy=recipe.data.augmentation,
-        batch_size=part.batch_size,
-        num_steps=count,
-        learning_rate=part.learning_rate,
-        cutmix=part.cutmix,
-        seed=recipe.seed,
-    )
-    return _timed(lambda _: train(), maker.device)(1)
+    network = parts.maker.network(parts.seed).to(parts.device)
+    return _seconds(partial(parts.pool.train, parts.maker, network, parts.data, count), parts.device)
 
 
-def _ranking_seconds(recipe: Recipe, sample: LabeledImages, maker: ExtractorMaker, count: int) -> float:
-    """Of `count` steps of training the network that ranks images."""
-    train = partial(ranking_network, sample, maker, count, recipe.data.augmentation, recipe.seed)
-    return _timed(lambda _: train(), maker.device)(1)
-
-
-def _some_extractors(recipe: Recipe, sample: LabeledImages, maker: ExtractorMaker) -> Extractors:
-    """One network in place of a pool, which counts as trained."""
-    if recipe.features.kind == "pool":
-        return PoolExtractors([maker.wrap(maker.network(recipe.seed), recipe.features.num_trajectories > 0)])
-    return new_extractors(recipe, sample, maker.device)[0]
-
-
-def _blank_statistics(recipe: Recipe, sample: LabeledImages, feature_dim: int) -> RealStatistics:
+def _blank_statistics(parts: Parts, feature_dim: int) -> RealStatistics:
     """Of one network, in the shapes of real ones: a step takes as long on them."""
-    classes, length, plain = sample.num_classes, recipe.real.num_frequencies, to_signed(sample.images[:1])
+    classes, length, plain = parts.data.num_classes, parts.real.num_frequencies, to_signed(parts.data.images[:1])
     rng = torch.Generator().manual_seed(0)
     return RealStatistics(
         mean=torch.zeros(1, classes, feature_dim),
@@ -422,21 +348,21 @@ def _blank_statistics(recipe: Recipe, sample: LabeledImages, feature_dim: int) -
     )
 
 
-def _pass_seconds(recipe: Recipe, sample: LabeledImages, pool: list) -> tuple[float, float]:
+def _pass_seconds(parts: Parts, pool: list[Extractor]) -> tuple[float, float]:
     """Of one network: of the probe before its passes, and of an image in a pass."""
-    at_once = min(BATCH_SIZE, images_at_once(max(sample.image_size, pool[0].resize or 0)))
-    few = sample.subset(torch.arange(min(len(sample), at_once)))
+    at_once = min(BATCH_SIZE, images_at_once(max(parts.data.image_size, pool[0].resize or 0)))
+    few = parts.data.subset(torch.arange(min(len(parts.data), at_once)))
 
     def run(count: int) -> float:
         started = time.perf_counter()
         real_statistics(
-            few, pool, augmentation=matching_augmentation(recipe, sample), num_passes=count,
-            num_frequencies=recipe.real.num_frequencies, seed=0,
+            few, pool, augmentation=parts.augmentation, num_passes=count,
+            num_frequencies=parts.real.num_frequencies, seed=0,
         )  # fmt: skip
         return time.perf_counter() - started
 
     first = run(1)  # a probe of as many images comes before the passes
-    if first > REHEARSED_SECONDS * 5 and not recipe.features.compile:
+    if first > REHEARSED_SECONDS * 5 and not pool[0].embed.compile:
         return first / 2, first / (2 * len(few))
     one, three = run(1), run(3)
     of_pass = max((three - one) / 2, one / 4)  # a probe takes no more than a pass, but for noise
@@ -448,22 +374,23 @@ def _class_of_noise(amount: Amount, width: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(min(amount.largest_class, KMEANS_IMAGES), width)).astype(np.float32)
 
 
-def _choice_seconds(recipe: Recipe, sample: LabeledImages, amount: Amount) -> float:
+def _choice_seconds(starts: CodeStarts, amount: Amount) -> float:
     """Of choosing the images of one class that its slots start from."""
-    sizes = representative_sizes(recipe)
-    rows = _class_of_noise(amount, math.prod(sample.images.shape[1:]))
+    rows = _class_of_noise(amount, math.prod(starts.data.images.shape[1:]))
     started = time.perf_counter()
-    nested_representatives(rows, [size for size in sizes if size <= len(rows)] or [len(rows)], recipe.seed)
+    sizes = [size for size in starts.sizes if size <= len(rows)]
+    nested_representatives(rows, sizes or [len(rows)], starts.seed)
     return (time.perf_counter() - started) * amount.largest_class / len(rows)
 
 
-def _refresh_seconds(recipe: Recipe, sample: LabeledImages, amount: Amount, extractor: Extractor, seen: int) -> float:
+def _refresh_seconds(parts: Parts, amount: Amount, extractor: Extractor, seen: int) -> float:
     """Of choosing the representatives of all classes once: embedding the `seen` candidates, then k-means."""
     device = extractor.mean.device
-    some = to_signed(sample.images[: images_at_once(max(sample.image_size, extractor.resize or 0))]).to(device)
+    at_once = images_at_once(max(parts.data.image_size, extractor.resize or 0))
+    some = to_signed(parts.data.images[:at_once]).to(device)
     with torch.no_grad():
         each = cost_of(_timed(lambda step: extractor(some), device), extractor.embed.compile).each / len(some)
     rows = _class_of_noise(amount, extractor.feature_dim)
     started = time.perf_counter()
-    kmeans_representatives(rows, min(recipe.real.batch_size, len(rows)), recipe.seed, distinct=False)
+    kmeans_representatives(rows, min(parts.real.batch_size, len(rows)), parts.seed, distinct=False)
     return each * seen + (time.perf_counter() - started) * seen / len(rows)

@@ -1,20 +1,18 @@
 """Adversarial pretraining of a BigGAN backbone, for data that no public GAN covers."""
 
-import logging
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from gencond.common.distributed import from_main, new_accelerator, own_share
-from gencond.common.files import written_whole
+from gencond.common.distributed import new_accelerator, own_share
 from gencond.common.ranges import to_signed
 from gencond.common.seeding import seeded
-from gencond.condensing.backbones import has_pretraining, new_generator, published_generator, read_generator
-from gencond.condensing.run_folder import RunFolder, run_stage, step_rng
-from gencond.config import Recipe
+from gencond.condensing.loop import step_rng
+from gencond.condensing.run_folder import RunFolder
+from gencond.config import Pretrain
 from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
 from gencond.generator.backbone import Backbone
@@ -23,9 +21,6 @@ from gencond.generator.discriminator import ProjectionDiscriminator
 from gencond.generator.packing import shrink
 from gencond.losses.adversarial import discriminator_hinge_loss, generator_hinge_loss
 
-logger = logging.getLogger(__name__)
-
-STAGE = "pretrain"
 STANDING_BATCHES, STANDING_BATCH_SIZE = 20, 200
 
 
@@ -38,110 +33,101 @@ def averaged(module: nn.Module, halflife_steps: int) -> AveragedModel:
     return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
-def pretrained_generator(
-    recipe: Recipe, data: LabeledImages, run: RunFolder, pretrained: Path | None = None
-) -> Backbone:
-    """The generator that condensing starts from: `pretrained`, published weights, or the recipe's own pretraining.
+class Pretraining:
+    """Trains a generator against a projection discriminator with the hinge loss.
 
-    What was pretrained in the run folder before is taken from there.
-
-    Raises:
-        InputError: `pretrained` is no generator, or one of another shape; weights that cannot be had or do not fit.
+    Args:
+        part: what a recipe says of it.
+        generator: with random weights, changed in place.
+        data: the real images; a generator of parts sees them at the side of a part.
+        seed: of the discriminator and of all steps.
     """
-    if pretrained is not None:
-        return read_generator(pretrained, recipe, data)
-    if recipe.generator.weights is not None:
-        return published_generator(recipe, data)
-    if not has_pretraining(recipe):
-        return new_generator(recipe, data).eval()
-    if from_main(run.pretrained.is_dir):
-        logger.info("pretrain: reusing %s", run.pretrained)
-        from_main(lambda: run.drop_states(STAGE))
-        return read_generator(run.pretrained, recipe, data)
-    generator = pretrain(recipe, data, run)
 
-    def write() -> None:
-        with written_whole(run.pretrained) as temporary:
-            generator.save_pretrained(temporary)
-        run.drop_states(STAGE)
+    name = "pretrain"
+    learning_rates = "pretrain.generator_lr or pretrain.discriminator_lr"
 
-    from_main(write)
-    return generator
+    def __init__(self, part: Pretrain, generator: Backbone, data: LabeledImages, seed: int) -> None:
+        self.part, self.data, self.seed, self.num_steps = part, data, seed, part.num_steps
+        self.accelerator = new_accelerator()
+        self.side, self.latent_dim = generator.config.sample_size, generator.config.latent_dim
+        with seeded(seed + 1):
+            discriminator = ProjectionDiscriminator(
+                self.side, data.channels, data.num_classes, part.discriminator_width
+            )
+        self.average = averaged(generator.to(self.accelerator.device), part.ema_halflife_steps)
+        self.generator, self.discriminator, self.generator_optimizer, self.discriminator_optimizer = (
+            self.accelerator.prepare(
+                generator.train(),
+                discriminator.train(),
+                torch.optim.Adam(generator.parameters(), part.generator_lr, betas=(0.0, 0.9)),
+                torch.optim.Adam(discriminator.parameters(), part.discriminator_lr, betas=(0.0, 0.9)),
+            )
+        )
+        self.bare_generator = self.accelerator.unwrap_model(self.generator)
+        self.judge = self.accelerator.unwrap_model(self.discriminator)  # the generator's step needs no sync of it
+        mean, std = data.mean_std
+        self.augmentation = Augmentation(part.augmentation, self.side, mean, std, mode="all")
+        self.share = own_share(part.batch_size, self.accelerator.process_index, self.accelerator.num_processes)
 
-
-def pretrain(recipe: Recipe, data: LabeledImages, run: RunFolder) -> Backbone:
-    """Trains a generator against a projection discriminator with the hinge loss; returns its average, on the CPU."""
-    part = recipe.pretrain
-    accelerator = new_accelerator()
-    generator = new_generator(recipe, data)
-    side = generator.config.sample_size
-    with seeded(recipe.seed + 1):
-        discriminator = ProjectionDiscriminator(side, data.channels, data.num_classes, part.discriminator_width)
-    latent_dim = generator.config.latent_dim
-    generator_ema = averaged(generator.to(accelerator.device), part.ema_halflife_steps)
-    generator, discriminator, generator_optimizer, discriminator_optimizer = accelerator.prepare(
-        generator.train(),
-        discriminator.train(),
-        torch.optim.Adam(generator.parameters(), part.generator_lr, betas=(0.0, 0.9)),
-        torch.optim.Adam(discriminator.parameters(), part.discriminator_lr, betas=(0.0, 0.9)),
-    )
-    judge = accelerator.unwrap_model(discriminator)  # the generator's step needs no gradient sync of it
-    states = {
-        "generator": accelerator.unwrap_model(generator),
-        "discriminator": judge,
-        "generator_optimizer": generator_optimizer,
-        "discriminator_optimizer": discriminator_optimizer,
-        "average": generator_ema,
-    }
-    mean, std = data.mean_std
-    augmentation = Augmentation(part.augmentation, side, mean, std, mode="all")
-    share = own_share(part.batch_size, accelerator.process_index, accelerator.num_processes)
-
-    def latents_and_labels(rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        latents = torch.randn(part.batch_size, latent_dim, generator=rng)
-        labels = torch.randint(data.num_classes, (part.batch_size,), generator=rng)
-        return latents[share].to(accelerator.device), labels[share].to(accelerator.device)
-
-    def augmented(images: Tensor, rng: torch.Generator) -> Tensor:
-        return augmentation(images, augmentation.draw(part.batch_size, rng).rows(share))
-
-    def pretrain_step(step: int) -> Mapping[str, Tensor]:
-        rng = step_rng(recipe.seed, STAGE, step)
+    def step(self, number: int) -> Mapping[str, Tensor]:
+        """Some updates of the discriminator and one of the generator; returns both losses."""
+        part, rng = self.part, step_rng(self.seed, self.name, number)
         for _ in range(part.discriminator_steps):
-            rows = torch.randint(len(data), (part.batch_size,), generator=rng)[share]
-            images_real = to_signed(data.images[rows]).to(accelerator.device)
-            if side < data.image_size:
-                images_real = shrink(images_real, side)
-            latents, labels_syn = latents_and_labels(rng)
+            rows = torch.randint(len(self.data), (part.batch_size,), generator=rng)[self.share]
+            images_real = to_signed(self.data.images[rows]).to(self.accelerator.device)
+            if self.side < self.data.image_size:
+                images_real = shrink(images_real, self.side)
+            latents, labels_syn = self._latents_and_labels(rng)
             with torch.no_grad():
-                images_syn = accelerator.unwrap_model(generator)(latents, labels_syn)
-            images = torch.cat([augmented(images_real, rng), augmented(images_syn, rng)])
-            labels = torch.cat([data.labels[rows].to(labels_syn), labels_syn])
-            real, syn = discriminator(images, labels).split([len(images_real), len(images_syn)])
+                images_syn = self.bare_generator(latents, labels_syn)
+            images = torch.cat([self._augmented(images_real, rng), self._augmented(images_syn, rng)])
+            labels = torch.cat([self.data.labels[rows].to(labels_syn), labels_syn])
+            real, syn = self.discriminator(images, labels).split([len(images_real), len(images_syn)])
             discriminator_loss = discriminator_hinge_loss(real, syn)
-            discriminator_optimizer.zero_grad()
-            accelerator.backward(discriminator_loss)
-            discriminator_optimizer.step()
+            self.discriminator_optimizer.zero_grad()
+            self.accelerator.backward(discriminator_loss)
+            self.discriminator_optimizer.step()
 
-        judge.requires_grad_(False)
-        latents, labels_syn = latents_and_labels(rng)
-        syn = judge(augmented(generator(latents, labels_syn), rng), labels_syn)
+        self.judge.requires_grad_(False)
+        latents, labels_syn = self._latents_and_labels(rng)
+        syn = self.judge(self._augmented(self.generator(latents, labels_syn), rng), labels_syn)
         generator_loss = generator_hinge_loss(syn)
-        generator_optimizer.zero_grad()
-        accelerator.backward(generator_loss)
-        generator_optimizer.step()
-        judge.requires_grad_(True)
-        generator_ema.update_parameters(accelerator.unwrap_model(generator))
+        self.generator_optimizer.zero_grad()
+        self.accelerator.backward(generator_loss)
+        self.generator_optimizer.step()
+        self.judge.requires_grad_(True)
+        self.average.update_parameters(self.bare_generator)
         return {"discriminator": discriminator_loss, "generator": generator_loss}
 
-    run_stage(accelerator, run, STAGE, part.num_steps, pretrain_step, states, save_every_steps=recipe.save_every_steps)
-    rng = step_rng(recipe.seed, f"{STAGE}/standing", 0)
-    batches = []
-    for _ in range(STANDING_BATCHES):
-        latents = torch.randn(STANDING_BATCH_SIZE, latent_dim, generator=rng)
-        labels = torch.randint(data.num_classes, (STANDING_BATCH_SIZE,), generator=rng)
-        batches.append((latents.to(accelerator.device), labels.to(accelerator.device)))
-    result = generator_ema.module
-    set_standing_statistics(result, batches)
-    accelerator.free_memory()
-    return result.cpu()
+    def states(self) -> Mapping[str, Any]:
+        return {
+            "generator": self.bare_generator,
+            "discriminator": self.judge,
+            "generator_optimizer": self.generator_optimizer,
+            "discriminator_optimizer": self.discriminator_optimizer,
+            "average": self.average,
+        }
+
+    def saves(self, run: RunFolder, num_done: int) -> None:
+        """Nothing is drawn."""
+
+    def result(self) -> Backbone:
+        """The average of the generator, with standing statistics, on the CPU."""
+        rng = step_rng(self.seed, f"{self.name}/standing", 0)
+        batches = []
+        for _ in range(STANDING_BATCHES):
+            latents = torch.randn(STANDING_BATCH_SIZE, self.latent_dim, generator=rng)
+            labels = torch.randint(self.data.num_classes, (STANDING_BATCH_SIZE,), generator=rng)
+            batches.append((latents.to(self.accelerator.device), labels.to(self.accelerator.device)))
+        generator = self.average.module
+        set_standing_statistics(generator, batches)
+        return generator.cpu()
+
+    def _latents_and_labels(self, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """This process's share of a batch."""
+        latents = torch.randn(self.part.batch_size, self.latent_dim, generator=rng)
+        labels = torch.randint(self.data.num_classes, (self.part.batch_size,), generator=rng)
+        return latents[self.share].to(self.accelerator.device), labels[self.share].to(self.accelerator.device)
+
+    def _augmented(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        return self.augmentation(images, self.augmentation.draw(self.part.batch_size, rng).rows(self.share))

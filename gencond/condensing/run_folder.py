@@ -8,15 +8,11 @@ so a state is weights, optimizer moments, a step number and whatever else depend
 trained along the way, the real images chosen last.
 """
 
-import functools
-import hashlib
 import json
 import logging
-import math
 import os
 import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -25,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gencond.common.distributed import from_main, is_main_process, main_process_first, memory_used
+from gencond.common.distributed import from_main, is_main_process, main_process_first
 from gencond.common.errors import InputError, first_line
 from gencond.common.files import (
     LOG_NAME,
@@ -40,7 +36,6 @@ from gencond.common.files import (
     write_text,
     written_whole,
 )
-from gencond.common.progress import progress
 from gencond.common.provenance import current_commit, library_versions
 from gencond.config import Recipe, first_difference, load_recipe, to_dict, to_yaml
 from gencond.data.images import LabeledImages
@@ -49,24 +44,13 @@ from gencond.generator.dataset import ARTEFACT_FOLDER
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-
-LOG_EVERY_STEPS = 10
+    pass
 
 
 LOCK_NAME = ".lock"
 
 
 STATE_NAME, DIGEST_NAME = "state.safetensors", "sha256"
-
-
-LEARNING_RATES = {  # what to lower where a stage diverges
-    "pretrain": "pretrain.generator_lr or pretrain.discriminator_lr",
-    "encode": "codes.encode_generator_lr or codes.encode_code_lr",
-    "condense": "condense.generator_lr or condense.code_lr (pixels.learning_rate of pixels, features.learning_rate "
-    "where networks learn along the way)",
-}
 
 
 @runtime_checkable
@@ -76,12 +60,6 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: Any) -> Any: ...
-
-
-def step_rng(seed: int, stage: str, step: int) -> torch.Generator:
-    """The only source of randomness of a step: the same for a resumed run and on every process."""
-    digest = hashlib.sha256(f"{seed}/{stage}/{step}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
 class RunFolder:
@@ -187,7 +165,7 @@ class RunFolder:
         """The entries of `log.jsonl`."""
         return read_log(self.path)
 
-    def _forget_log(self, stage: str, after_step: int) -> None:
+    def forget_log(self, stage: str, after_step: int) -> None:
         """Drops what a killed run logged of steps that are done again."""
         kept = [e for e in self.read_log() if e.get("stage") != stage or e.get("step", 0) <= after_step]
         self._write_log(kept)
@@ -198,19 +176,22 @@ class RunFolder:
     def _states(self, stage: str) -> list[Path]:
         return sorted((self.path / "state" / stage).glob("step_*"))
 
-    def save_state(self, states: Mapping[str, Stateful], stage: str, step: int) -> None:
+    def save_state(self, states: Mapping[str, Stateful], stage: str, step: int, learning_rates: str) -> None:
         """Whole or not at all; the states before it are removed afterwards. The main process writes.
 
+        Args:
+            learning_rates: what to lower where a weight is not finite.
         Raises:
             InputError: a weight that is not finite, so that the state before it stays the last; no space.
         """
-        from_main(lambda: self._write_state({name: one.state_dict() for name, one in states.items()}, stage, step))
+        from_main(lambda: self._write_state(states, stage, step, learning_rates))
 
-    def _write_state(self, content: Mapping[str, Any], stage: str, step: int) -> None:
+    def _write_state(self, states: Mapping[str, Stateful], stage: str, step: int, learning_rates: str) -> None:
+        content = {name: one.state_dict() for name, one in states.items()}
         tensors: dict[str, Tensor] = {}
         structure = json.dumps(_packed(content, tensors))
         if not all_finite(tensors):
-            raise self.diverged(stage, f"a weight at step {step}")
+            raise self.diverged(stage, f"a weight at step {step}", learning_rates)
         try:
             with written_whole(self.path / "state" / stage / f"step_{step:08d}") as temporary:
                 temporary.mkdir()
@@ -238,11 +219,11 @@ class RunFolder:
             states[name].load_state_dict(content[name])
         return int(last.name.removeprefix("step_"))
 
-    def diverged(self, stage: str, what: str) -> InputError:
+    def diverged(self, stage: str, what: str, learning_rates: str) -> InputError:
         """What to say where `what` of a stage is not finite: the same command would end there again."""
         again = f" and --pretrained {self.pretrained}" if self.pretrained.is_dir() else ""
         return InputError(
-            f"{stage}: {what} is not finite: lower {LEARNING_RATES[stage]}, in another --out{again} (what "
+            f"{stage}: {what} is not finite: lower {learning_rates}, in another --out{again} (what "
             "was saved before is kept)"
         )
 
@@ -303,60 +284,6 @@ def prepare_run(path: Path, recipe: Recipe, data: LabeledImages, weights: Mappin
         if is_main_process():
             run = RunFolder.prepare(path, recipe, data, weights)
     return run
-
-
-def run_stage(
-    accelerator: "Accelerator",
-    run: RunFolder,
-    stage: str,
-    num_steps: int,
-    step_fn: Callable[[int], Mapping[str, Tensor]],
-    states: Mapping[str, Any],
-    *,
-    save_every_steps: int,
-    on_save: Callable[[int], None] = lambda step: None,
-) -> None:
-    """Runs `step_fn(step)` for the steps that are left, with progress, log and states.
-
-    Args:
-        step_fn: does step number `step` (from 0) and returns the values to log, which are averaged over
-            `LOG_EVERY_STEPS`. It must draw all its randomness from `step_rng(seed, stage, step)`.
-        states: by name what a state is made of, not wrapped for data parallelism; what has no state is left out.
-        on_save: called on the main process with the number of steps done, before a state is written.
-    """
-    states = {name: one for name, one in states.items() if isinstance(one, Stateful)}
-    if accelerator.scaler is not None:
-        states["scaler"] = accelerator.scaler
-    start, last_time = run.load_state(states, stage), time.monotonic()
-    main = accelerator.is_main_process
-    if main:
-        run._forget_log(stage, start)
-    if start and main:
-        logger.info("%s: resumed at step %d of %d", stage, start, num_steps)
-        run.log(stage=stage, event="resumed", step=start)
-    bar = progress(range(start, num_steps), description=stage, total=num_steps, initial=start, disable=not main)
-    seen: dict[str, list[Tensor]] = {}  # a term may be left out of some steps
-    for step in bar:
-        for name, value in step_fn(step).items():
-            seen.setdefault(name, []).append(value.detach())
-        done = step + 1
-        saves = done % save_every_steps == 0 or done == num_steps
-        if saves or done % LOG_EVERY_STEPS == 0:
-            means = {
-                name: float(accelerator.reduce(torch.stack(values).mean(), "mean")) for name, values in seen.items()
-            }
-            seen = {}
-            if not all(math.isfinite(value) for value in means.values()):
-                raise run.diverged(stage, f"{means} at step {done}")
-            if main:
-                now = time.monotonic()
-                cost = {"seconds": round(now - last_time, 3), "memory": memory_used(accelerator.device)}
-                run.log(stage=stage, step=done, **means, **cost)
-                last_time = now
-                bar.set_postfix({name: f"{value:.3g}" for name, value in list(means.items())[:3]}, refresh=False)
-        if saves:
-            from_main(functools.partial(on_save, done))
-            run.save_state(states, stage, done)
 
 
 def describe_data(source: str, data: LabeledImages) -> dict[str, Any]:

@@ -7,6 +7,7 @@ at its centers through its own images.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gencond.common.distributed import gather_rows, own_share
-from gencond.condensing.build import Representatives
 from gencond.condensing.real import Draw, RealSide, Targets, gradient_loss
+from gencond.condensing.starts import Representatives
 from gencond.data.augment import Augmentation, AugmentParams
 from gencond.generator.packing import decode
 from gencond.losses.anchor import pixel_anchor_loss, representative_loss
@@ -29,55 +30,73 @@ from gencond.losses.total import total_loss
 OF_FEATURES = frozenset(("mean", "mmd", "diversity", "center", "classification"))
 
 
-class CondenseStep:
-    """The objective of one step: what a step's classes, slots, extractor and augmentation say of the synthetic images.
+@dataclass(frozen=True)
+class Objective:
+    """What synthetic images are held to, made once for all steps of a run; `at` is a step of it.
 
-    Each process synthesizes and embeds its own share of the step's classes; only class centers are gathered. Averaged
+    Each process synthesizes and embeds its own share of a step's classes; only class centers are gathered. Averaged
     over processes and summed over chunks, parts and gradients are those of one process with all the classes at once. A
     term of weight 0 is not computed, nor classification by an extractor that was never trained.
 
     Args:
         synthesize: (labels, slots) -> images in [-1, 1]: a `Condensed`, possibly wrapped for data parallelism.
+        real: the real side of every step.
+        augmentation: what real and synthetic images go through before they are compared.
+        representatives: what slots start from and may be held to.
+        weights: of the terms by name: mean, mmd, gradient, diversity, center, classification, pixel, representative.
         factor: every image is cut into factor x factor before it is looked at.
-        images_per_step: at most, of a class; more are drawn from at random.
+        images_per_step: at most, of a class; more are drawn from at random. None takes all.
         images_at_once: bounds memory: a chunk holds as many classes as have this many images together, synthetic ones
             or real ones of a batch. Where one class has more synthetic ones, they are made again, so many at a time,
             when the gradient of its images is known (`torch.utils.checkpoint`); the extractor sees a class's images at
             once all the same. None takes all classes at once.
         scale: of the matching terms: `relative` is a mean over classes, in gaps between real classes; `sum` adds up.
+        gradient_metric: of the gradient term, see `losses.gradient`.
+        center_margin: of the center term, in gaps between real classes.
+        rank, num_processes: which process this is, and of how many.
     """
 
-    def __init__(
-        self,
-        synthesize: nn.Module,
-        draw: Draw,
-        real: RealSide,
-        augmentation: Augmentation,
-        representatives: Representatives,
-        weights: Mapping[str, float],
-        *,
-        factor: int = 1,
-        images_per_step: int | None = None,
-        images_at_once: int | None = None,
-        scale: Literal["relative", "sum"] = "relative",
-        gradient_metric: Metric = "mse",
-        center_margin: float = 1.0,
-        rank: int = 0,
-        num_processes: int = 1,
-    ) -> None:
-        self.synthesize, self.draw, self.real, self.augmentation = synthesize, draw, real, augmentation
-        self.representatives, self.weights, self.factor, self.scale = representatives, weights, factor, scale
-        self.gradient_metric, self.center_margin, self.num_processes = gradient_metric, center_margin, num_processes
-        self.images_at_once = images_at_once
+    synthesize: nn.Module
+    real: RealSide
+    augmentation: Augmentation
+    representatives: Representatives
+    weights: Mapping[str, float]
+    factor: int = 1
+    images_per_step: int | None = None
+    images_at_once: int | None = None
+    scale: Literal["relative", "sum"] = "relative"
+    gradient_metric: Metric = "mse"
+    center_margin: float = 1.0
+    rank: int = 0
+    num_processes: int = 1
+
+    def at(self, draw: Draw) -> "CondenseStep":
+        """The objective for what a step draws."""
+        return CondenseStep(self, draw)
+
+
+class CondenseStep:
+    """The objective of one step: what a step's classes, slots, extractor and augmentation say of the synthetic images.
+
+    `chunks` are this process's classes, some at a time; `loss` is the objective of one chunk.
+    """
+
+    def __init__(self, objective: Objective, draw: Draw) -> None:
+        self.draw, self.num_processes = draw, objective.num_processes
+        self.synthesize, self.real, self.augmentation = objective.synthesize, objective.real, objective.augmentation
+        self.representatives, self.weights, self.factor = objective.representatives, objective.weights, objective.factor
+        self.scale, self.gradient_metric = objective.scale, objective.gradient_metric
+        self.center_margin, self.images_at_once = objective.center_margin, objective.images_at_once
         self.extractor, self.device = draw.extractor, draw.extractor.mean.device
         self.num_classes = len(draw.classes)
-        self.on = {name for name, weight in weights.items() if weight}
+        self.on = {name for name, weight in objective.weights.items() if weight}
         if not self.extractor.knows_classes:
             self.on -= {"classification"}
+        real, factor, images_at_once = objective.real, objective.factor, objective.images_at_once
 
         # All that is random is drawn for all classes, on every process and for every chunk alike.
         of_class = draw.length * factor**2
-        self.num_images = of_class if images_per_step is None else min(of_class, images_per_step)
+        self.num_images = of_class if objective.images_per_step is None else min(of_class, objective.images_per_step)
         slots = torch.arange(draw.length).repeat(self.num_classes, 1)
         self.kept: Int64[Tensor, "classes m"] | None = None  # of the images that the slots are cut into
         if self.num_images < of_class:
@@ -89,12 +108,12 @@ class CondenseStep:
                 self.kept = looked_at.to(self.device)
         self.slots: Int64[Tensor, "classes k"] = (draw.first_slot + slots).to(self.device)
         self.most_of_class = max(self.slots.shape[1], self.num_images)  # at once: as made, or as looked at
-        self.params = augmentation.draw(self.num_classes * (1 if real.siamese else self.num_images), draw.rng)
-        self.targets_of = real.at(draw, augmentation)
+        self.params = objective.augmentation.draw(self.num_classes * (1 if real.siamese else self.num_images), draw.rng)
+        self.targets_of = real.at(draw, objective.augmentation)
         self.kept_targets: tuple[int, Targets] | None = None
 
-        share = own_share(self.num_classes, rank, num_processes)
-        largest_share = classes_at_once = -(-self.num_classes // num_processes)
+        share = own_share(self.num_classes, objective.rank, objective.num_processes)
+        largest_share = classes_at_once = -(-self.num_classes // objective.num_processes)
         if images_at_once is not None:
             classes_at_once = max(1, images_at_once // max(self.most_of_class, real.images_of_class))
         self.in_chunks = classes_at_once < largest_share  # on some process: they all gather alike
@@ -102,14 +121,14 @@ class CondenseStep:
             slice(first, min(first + classes_at_once, share.stop))
             for first in range(share.start, share.stop, classes_at_once)
         ]
-        anchors = draw.anchors[own_share(len(draw.anchors), rank, num_processes)]
+        anchors = draw.anchors[own_share(len(draw.anchors), objective.rank, objective.num_processes)]
         self.anchors = dict(
             zip((chunk.start for chunk in self.chunks), anchors.tensor_split(len(self.chunks)), strict=True)
         )
         self.wire_bytes = 0  # of centers, gathered and their gradients summed, so far
         self.centers_real, self.at_centers = self._centers()
 
-    def objective(self, chunk: slice) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    def loss(self, chunk: slice) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """(weighted total, unweighted parts) of the classes of one of `chunks`, both with gradient."""
         on, own, targets = self.on, self._classes(chunk), self._targets(chunk)
         anchors = self.anchors[chunk.start].to(self.device)

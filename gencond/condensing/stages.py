@@ -1,0 +1,210 @@
+"""The stages of a run, in order: a run goes through the list, and a forecast times the same list."""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gencond.common.distributed import (
+    from_main,
+    is_main_process,
+    main_process_first,
+    memory_used,
+    new_accelerator,
+    wait_for_everyone,
+)
+from gencond.common.files import written_whole
+from gencond.condensing.build import Parts
+from gencond.condensing.encode import Encoding
+from gencond.condensing.extractors import Extractors
+from gencond.condensing.loop import Stage, run_stage
+from gencond.condensing.match import Matching
+from gencond.condensing.pretrain import Pretraining
+from gencond.condensing.real import RealSide
+from gencond.condensing.run_folder import RunFolder
+from gencond.condensing.starts import Representatives, start_from_transform
+from gencond.generator.artefact import Condensed
+from gencond.generator.backbone import Backbone
+from gencond.generator.dataset import CondensedDataset
+from gencond.generator.transform import TransformGenerator
+from gencond.networks.extractor import advice_on_bfloat16
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Work:
+    """What the stages of a run have made so far; a stage takes what the ones before it made."""
+
+    generator: Backbone | None = None
+    extractors: Extractors | None = None
+    pool_key: str = ""
+    real: RealSide | None = None
+    representatives: Representatives | None = None
+    condensed: Condensed | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the list.
+
+    Args:
+        name: of the stage.
+        is_needed: whether a run of these parts has it, after what was made so far.
+        begin: makes the steps that it consists of; None: it is one piece.
+        end: leaves in `Work` what it makes, once its steps are done.
+    """
+
+    name: str
+    is_needed: Callable[[Parts, Work], bool]
+    begin: Callable[[Parts, Work], Stage] | None
+    end: Callable[[Parts, Work, RunFolder, Stage | None], None]
+
+
+def _always(parts: Parts, work: Work) -> bool:
+    return True
+
+
+# --- pretraining ---------------------------------------------------------------------------------------------------
+
+
+def given_generator(parts: Parts, run: RunFolder, pretrained: Path | None) -> Backbone | None:
+    """The generator that condensing starts from where nothing has to be trained for it; None where it has, or pixels.
+
+    Args:
+        pretrained: a folder with a generator of the recipe's shape, which comes before all others.
+    Raises:
+        InputError: `pretrained` is no generator, or one of another shape; weights that cannot be had or do not fit.
+    """
+    makers = parts.generators
+    if makers is None:
+        return None
+    if pretrained is not None:
+        return makers.read(pretrained)
+    if parts.pretraining is None:
+        of_others = nullcontext() if makers.part.weights is None else main_process_first()
+        with of_others:  # one process downloads them
+            return makers.make().eval()
+    if from_main(run.pretrained.is_dir):
+        logger.info("pretrain: reusing %s", run.pretrained)
+        from_main(lambda: run.drop_states(Pretraining.name))
+        return makers.read(run.pretrained)
+    return None
+
+
+def _begin_pretraining(parts: Parts, work: Work) -> Pretraining:
+    return Pretraining(parts.pretraining, parts.generators.new(), parts.data, parts.seed)
+
+
+def _keep_generator(parts: Parts, work: Work, run: RunFolder, stage: Pretraining) -> None:
+    work.generator = stage.result()
+
+    def write() -> None:
+        with written_whole(run.pretrained) as temporary:
+            work.generator.save_pretrained(temporary)
+        run.drop_states(stage.name)
+
+    from_main(write)
+
+
+# --- what a step needs ---------------------------------------------------------------------------------------------
+
+
+def _make_extractors(parts: Parts, work: Work, run: RunFolder, stage: None) -> None:
+    with main_process_first():
+        work.extractors, work.pool_key = parts.new_extractors()
+
+
+def _make_real_side(parts: Parts, work: Work, run: RunFolder, stage: None) -> None:
+    work.real = parts.new_real_side(work.extractors, work.pool_key)
+
+
+def _choose_starts(parts: Parts, work: Work, run: RunFolder, stage: None) -> None:
+    work.representatives = parts.starts.choose(work.extractors).to(parts.device)
+    wait_for_everyone()  # before data parallelism compares its copies
+    work.condensed = parts.new_condensed(work.generator, work.representatives, run.weights)
+    if isinstance(work.condensed, CondensedDataset) and isinstance(work.condensed.generator, TransformGenerator):
+        start_from_transform(work.condensed, work.representatives, parts.generators.part.quantization_step)
+
+
+# --- learning ------------------------------------------------------------------------------------------------------
+
+
+def _begin_encoding(parts: Parts, work: Work) -> Encoding:
+    return Encoding(parts.codes, work.condensed, work.representatives, parts.seed)
+
+
+def _stay_in_place(parts: Parts, work: Work, run: RunFolder, stage: Encoding) -> None:
+    """Encoding changes the artefact itself."""
+
+
+def _begin_matching(parts: Parts, work: Work) -> Matching:
+    return Matching(parts, work.condensed, work.extractors, work.real, work.representatives)
+
+
+def _keep_artefact(parts: Parts, work: Work, run: RunFolder, stage: Matching) -> None:
+    work.condensed = stage.result()
+
+
+PRETRAIN = Entry(
+    Pretraining.name,
+    lambda parts, work: parts.pretraining is not None and work.generator is None,
+    _begin_pretraining,
+    _keep_generator,
+)
+EXTRACTORS = Entry("extractors", _always, None, _make_extractors)
+REAL_SIDE = Entry("statistics", _always, None, _make_real_side)
+STARTS = Entry("representatives", _always, None, _choose_starts)
+ENCODE = Entry(
+    Encoding.name,
+    lambda parts, work: parts.generators is not None and parts.codes.encode_steps > 0,
+    _begin_encoding,
+    _stay_in_place,
+)
+MATCH = Entry(Matching.name, _always, _begin_matching, _keep_artefact)
+BEFORE_MATCHING = (PRETRAIN, EXTRACTORS, REAL_SIDE, STARTS, ENCODE)
+STAGES = (*BEFORE_MATCHING, MATCH)
+
+
+def go_through(stages: tuple[Entry, ...], parts: Parts, work: Work, run: RunFolder) -> None:
+    """Does one stage after the other, each from its last state; what they make lies in `work`."""
+    for entry in stages:
+        if not entry.is_needed(parts, work):
+            continue
+        started, stage = time.monotonic(), entry.begin and entry.begin(parts, work)
+        if stage is not None:
+            run_stage(stage, run, parts.save_every_steps)
+        entry.end(parts, work, run, stage)
+        if stage is None and is_main_process():
+            seconds = round(time.monotonic() - started, 1)
+            run.log(stage=entry.name, seconds=seconds, memory=memory_used(parts.device))
+
+
+def begin(parts: Parts, run: RunFolder, pretrained: Path | None = None) -> Work:
+    """What a run has before its first stage: a generator, where none has to be trained.
+
+    Args:
+        pretrained: see `given_generator`.
+    """
+    for advice in advice_on_bfloat16(
+        parts.device,
+        extractors=parts.maker.embed.dtype is torch.bfloat16,
+        generator=new_accelerator().mixed_precision == "bf16",
+    ):
+        logger.warning("condense: %s", advice)
+    return Work(generator=given_generator(parts, run, pretrained))
+
+
+def start(parts: Parts, run: RunFolder, pretrained: Path | None = None) -> Matching:
+    """Goes through all stages before matching, and begins matching.
+
+    Args:
+        pretrained: see `given_generator`.
+    """
+    work = begin(parts, run, pretrained)
+    go_through(BEFORE_MATCHING, parts, work, run)
+    return MATCH.begin(parts, work)

@@ -1,0 +1,192 @@
+"""What learned slots start from: real images, chosen once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from gencond.common.distributed import from_all, main_process_first, own_share, rank_and_world
+from gencond.common.files import cache_dir
+from gencond.common.ranges import to_signed
+from gencond.condensing.difficulty import Ranking
+from gencond.condensing.extractors import Extractors
+from gencond.condensing.real import embed_all
+from gencond.data.images import LabeledImages
+from gencond.data.mapped import CPU, MappedImages
+from gencond.data.select import nested_representatives, pixel_features
+from gencond.generator.codes import whole_numbers
+from gencond.generator.dataset import CondensedDataset
+from gencond.generator.packing import pack
+
+
+@dataclass(frozen=True)
+class Representatives:
+    """What a learned slot starts from: real images, `factor` squared of them packed into each.
+
+    They stay where the real images are, and are read as they are asked for.
+
+    Args:
+        labels, slots: which slots; on `device`.
+        rows: of `real`, in reading order.
+        real: all real images.
+        device: where images go that are read.
+    """
+
+    labels: Int64[Tensor, " n"]
+    slots: Int64[Tensor, " n"]
+    rows: Int64[Tensor, "n k"]
+    real: UInt8[Tensor, "m c h w"] | MappedImages
+    factor: int = 1
+    device: torch.device = CPU
+
+    def to(self, device: torch.device) -> "Representatives":
+        return replace(self, labels=self.labels.to(device), slots=self.slots.to(device), device=device)
+
+    def read(self, which: Int64[Tensor, " k"] | slice) -> Float[Tensor, "k c h w"]:
+        """Some of the images, in [-1, 1]."""
+        rows = self.rows[which.cpu() if isinstance(which, Tensor) else which]
+        images = to_signed(self.real[rows.flatten()])
+        packed = pack(images.unflatten(0, rows.shape), self.factor) if len(rows) else images
+        return packed.to(self.device)
+
+    @property
+    def images(self) -> Float[Tensor, "n c h w"]:
+        """All of them, in [-1, 1]."""
+        return self.read(slice(None))
+
+
+# (rows of a class, a random order of them) -> the rows that its slots start from, `factor` squared for each slot
+Chooser = Callable[[Int64[Tensor, " n"], Int64[Tensor, " n"]], Int64[Tensor, " k"]]
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Chooses for each class the real images that its slots start from; fewer than slots where the class is small.
+
+    Args:
+        factor: squared, the images that are packed into each slot.
+        seed: of every random choice.
+    """
+
+    data: LabeledImages
+    factor: int
+    seed: int
+
+    @property
+    def per_slot(self) -> int:
+        """Images in a slot."""
+        return self.factor**2
+
+    def choose(self, extractors: Extractors) -> Representatives:
+        """The images of every class; all processes have to call it, since each does its share of the classes.
+
+        K-means in a large class takes minutes.
+        """
+        rng = torch.Generator().manual_seed(self.seed)
+        choose = self.chooser(extractors, rng)
+        drawn = [  # on every process for every class, so that their generators stay alike
+            (rows, torch.randperm(len(rows), generator=rng)) for rows in self.candidates()
+        ]
+        chosen = from_all([choose(*one) for one in drawn[own_share(len(drawn), *rank_and_world())]])
+        rows = [
+            of_class[: len(of_class) // self.per_slot * self.per_slot].view(-1, self.per_slot) for of_class in chosen
+        ]
+        labels = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(of_class) for of_class in rows]))
+        slots = torch.cat([torch.arange(len(of_class)) for of_class in rows])
+        return Representatives(labels, slots, torch.cat(rows), self.data.images, self.factor)
+
+    def candidates(self) -> list[Int64[Tensor, " n"]]:
+        """Rows of each class that its slots may start from."""
+        return [self.data.rows_of(label) for label in range(self.data.num_classes)]
+
+    def chooser(self, extractors: Extractors, rng: torch.Generator) -> Chooser:
+        """How the images of a class are chosen; `rng` draws the extractor, where one is needed."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CodeStarts(Starts):
+    """Starts of codes: k-means representatives in pixel space, in nested order, then random images.
+
+    Args:
+        num_slots: of each class.
+        sizes: how many images of a class stand for its first slots, in nested order, `factor` squared for each slot.
+        are_needed: whether anything starts from images or is held to them; without, none are chosen.
+        ranking: says how easy each image is; None lets slots start from any.
+        skip_easiest: the share of each class, the easiest images, that is skipped.
+    """
+
+    num_slots: int = 1
+    sizes: tuple[int, ...] = ()
+    are_needed: bool = True
+    ranking: Ranking | None = None
+    skip_easiest: float = 0.0
+
+    def candidates(self) -> list[Int64[Tensor, " n"]]:
+        rows = super().candidates()
+        if self.ranking is None or not self.are_needed:
+            return rows
+        with main_process_first():  # which finds them for all
+            losses = self.ranking.difficulties(self.data, cache_dir())
+
+        def from_there_on(of_class: Tensor) -> Tensor:
+            count = min(self.num_slots * self.per_slot, len(of_class))
+            first = min(int(self.skip_easiest * len(of_class)), len(of_class) - count)
+            return of_class[losses[of_class].argsort(stable=True)[first : first + count]]
+
+        return [from_there_on(of_class) for of_class in rows]
+
+    def chooser(self, extractors: Extractors, rng: torch.Generator) -> Chooser:
+        if not self.are_needed:
+            return lambda rows, order: rows[:0]
+
+        def nested_then_random(rows: Tensor, order: Tensor) -> Tensor:
+            chosen = nested_representatives(pixel_features(self.data.images[rows]), self.sizes, self.seed)
+            others = order[~torch.isin(order, chosen)]
+            return rows[torch.cat([chosen, others[: self.num_slots * self.per_slot - len(chosen)]])]
+
+        return nested_then_random
+
+
+@dataclass(frozen=True)
+class PixelStarts(Starts):
+    """Starts of pixels: random images, or k-means representatives in the features of the first step's extractor.
+
+    Args:
+        ipc: images of each class.
+        by_kmeans: chooses representatives.
+    Source: of the representatives, DREAM (2302.14416), section 3.3.
+    """
+
+    ipc: int = 1
+    by_kmeans: bool = False
+
+    def chooser(self, extractors: Extractors, rng: torch.Generator) -> Chooser:
+        needed = self.ipc * self.per_slot
+        if not self.by_kmeans:
+            return lambda rows, order: rows[order[:needed]]
+        extractor = extractors.at(0, rng)
+
+        def nearest_to_centers(rows: Tensor, order: Tensor) -> Tensor:
+            features = embed_all(extractor, self.data.images[rows])
+            return rows[nested_representatives(features.cpu().numpy(), [needed], self.seed)]
+
+        return nearest_to_centers
+
+
+@torch.no_grad()
+def start_from_transform(condensed: CondensedDataset, representatives: Representatives, step: float) -> None:
+    """Makes the generator the transform of what the slots are to make, and their codes its numbers, in place.
+
+    Args:
+        condensed: on the CPU, as new ones are.
+        step: by which an image changes where a number changes by 1.
+    """
+    squares = condensed.cut(representatives.images.cpu())  # the same on any device
+    numbers = whole_numbers(condensed.generator.fit(squares, step))
+    of_part = condensed.generator.squares_in_a_row**2
+    numbers = numbers.unflatten(0, (-1, of_part)).transpose(1, 2)  # as feature maps lie
+    rows = (representatives.labels * condensed.num_slots + representatives.slots).cpu()
+    condensed.codes.learned[rows] = numbers.reshape(len(rows), -1)
