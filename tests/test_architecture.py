@@ -54,6 +54,22 @@ def test_what_scores_knows_of_the_generator_only_how_packed_images_are_cut() -> 
         assert of_generator <= {"gencond.generator.packing"}, file
 
 
+WITH_A_RECIPE = {"build.py", "checks.py", "forecast.py", "run.py", "run_folder.py"}
+
+
+def test_below_the_building_of_parts_no_signature_takes_a_recipe() -> None:
+    rooms_below = ("common", "data", "losses", "generator", "networks")
+    files = [file for room in rooms_below for file in (PACKAGE / room).rglob("*.py")]
+    files += [file for file in (PACKAGE / "condensing").glob("*.py") if file.name not in WITH_A_RECIPE]
+    for file in files:
+        names = {
+            node.id if isinstance(node, ast.Name) else node.name
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.Name | ast.alias)
+        }
+        assert "Recipe" not in names, file
+
+
 def test_what_runs_in_another_judges_environment_needs_nothing_of_ours() -> None:
     assert "gencond" not in {
         name.split(".")[0]
