@@ -1,38 +1,45 @@
 """Accuracy at a storage as others published it, to be drawn behind our own: other protocols, marked as published.
 
-Source: the labelled points of the rate-utility plots of 2507.17221 (float32 pixels; latents, decoders and labels
-included), ConvNet-3 of 128 channels. Unlabelled points were read off by eye, to 0.3 points.
+The figures lie in `published/NAME.json`, each with the paper and the plot it comes from and how it was read.
 """
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
 
 from gencond.common.errors import InputError
 
-# Megabits a class -> top-1 %.
-CIFAR10: dict[str, dict[float, float]] = {
-    "TM": {0.098: 46.3, 0.983: 65.3, 4.92: 71.6},
-    "IDC": {0.098: 50.0, 0.983: 67.5, 4.92: 74.5},
-    "HaBa": {0.098: 48.3, 0.983: 69.9, 4.92: 74.0},
-    "FreD": {0.098: 60.6, 0.983: 70.3, 4.92: 75.8},
-    "RTP": {0.098: 66.4, 0.983: 71.2, 4.92: 73.6},
-    "SPEED": {0.098: 63.2, 0.983: 73.5, 4.92: 77.7},
-    "NSD": {0.098: 68.5, 0.983: 73.4, 4.92: 75.2},
-    "HMN": {0.098: 65.7, 0.983: 73.7, 4.92: 76.9},
-    "DDiF": {0.098: 66.5, 0.983: 74.0, 4.92: 77.5},
-    "RUO": {0.107: 70.3, 0.77: 77.5, 2.0: 79.7},
-}
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# Curves, classes, channels and side. Of the curves two that store a decoder and can be told apart in a plot beside rows
-# of any kind: neural fields, and the best in few bits.
+Curves = dict[str, dict[float, float]]  # method -> megabits a class -> top-1 %
+
+
+def _read(name: str) -> dict[str, Any]:
+    return json.loads(resources.files("gencond").joinpath("eval", "published", f"{name}.json").read_text("utf-8"))
+
+
+def _curves(content: Mapping[str, Any]) -> Curves:
+    return {method: dict(curve["points"]) for method, curve in content["curves"].items()}
+
+
+_CIFAR10 = _read("cifar10")
+CIFAR10: Curves = _curves(_CIFAR10)
+CIFAR10_CLASSES = tuple(_CIFAR10["classes"])
+# Curves, classes, channels and side.
 PUBLISHED = {
-    "cifar10": ({method: CIFAR10[method] for method in ("DDiF", "RUO")}, len(CIFAR10_CLASSES), (3, 32)),
+    "cifar10": (
+        {method: CIFAR10[method] for method in _CIFAR10["drawn"]},
+        len(CIFAR10_CLASSES),
+        (_CIFAR10["channels"], _CIFAR10["image_size"]),
+    ),
 }
 
 
-def published_curves(class_names: list[str]) -> dict[str, dict[float, float]]:
+def published_curves(class_names: list[str]) -> Curves:
     """Method -> megabits a class -> top-1 %, of the set with these classes; empty where nothing is known."""
     return CIFAR10 if tuple(class_names) == CIFAR10_CLASSES else {}
 
 
-def curves_of(name: str, num_classes: int, shape: tuple[int, int]) -> dict[str, dict[float, float]]:
+def curves_of(name: str, num_classes: int, shape: tuple[int, int]) -> Curves:
     """Those of a set by its own name, for images whose class names do not tell.
 
     Args:
