@@ -2,12 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow format check clean
+.PHONY: help demo test test-slow format check pages clean
 help:
 	@echo "make demo       install, then condense real digits, score and report (minutes, CPU)"
 	@echo "make test       install, then run the tests (minutes, no network, no GPU)"
 	@echo "make test-slow  the long tests too"
-	@echo "make format     rewrite the code in the house format;  make check  only look"
+	@echo "make format     rewrite the code in the house format"
+	@echo "make reference  write docs/reference.md from the code"
+	@echo "make check      look whether either is needed"
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -34,6 +36,12 @@ format: .venv/installed
 check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python scripts/reference.py --check
+	$(BIN)/python scripts/results.py --check
+
+pages: .venv/installed
+	$(BIN)/python scripts/reference.py
+	$(BIN)/python scripts/results.py
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache

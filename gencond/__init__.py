@@ -1,24 +1,29 @@
 """gencond condenses an image dataset into a conditional generator: sample any number of images per class.
 
 import gencond
-condensed = gencond.load("runs/demo")
-images, labels = condensed.sample(ipc=10)
+gencond.condense("gencond", "photos", "runs/photos")    # photos/<class>/*.jpg
+condensed = gencond.load("runs/photos")
+images, labels = condensed.sample(ipc=10)               # float [n, c, h, w] in [0, 1], class indices [n]
+report = gencond.evaluate("runs/photos")
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gencond.api import condense, evaluate
     from gencond.common.errors import InputError
     from gencond.generator.dataset import CondensedDataset, load
     from gencond.generator.pixels import CondensedPixels
 
 __version__ = "0.1.0"
-__all__ = ["CondensedDataset", "CondensedPixels", "InputError", "load", "__version__"]
+__all__ = ["CondensedDataset", "CondensedPixels", "InputError", "condense", "evaluate", "load", "__version__"]
 _ROOMS = {
     "CondensedDataset": "generator.dataset",
     "CondensedPixels": "generator.pixels",
     "InputError": "common.errors",
+    "condense": "api",
+    "evaluate": "api",
     "load": "generator.dataset",
 }
 
@@ -28,3 +33,7 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return getattr(import_module(f"gencond.{_ROOMS[name]}"), name)
     raise AttributeError(f"module 'gencond' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -15,14 +15,13 @@ from gencond.common.errors import InputError, first_line
 from gencond.common.files import alone_in, read_json, require_new
 from gencond.common.progress import LogAboveBars, close_bars
 from gencond.common.room import require_place, require_text
-from gencond.config import Recipe, available_recipes, load_recipe, to_yaml
+from gencond.config import Recipe, available_recipes, load_recipe, to_commented_yaml, to_yaml
 
 if TYPE_CHECKING:
     from gencond.eval.outside.lrs import Settings
 
 logger = logging.getLogger("gencond")
 
-REPORT_LOCK = ".report.lock"
 SECONDS_OF_MAIN = 5.0  # that other processes leave the main one to say what is wrong
 ON_STATE = "the same command goes on from what is saved"
 
@@ -135,6 +134,16 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the recipe")
         sub.set_defaults(command=command)
 
+    recipe = commands.add_parser(
+        "recipe",
+        help="print a recipe with what each field means, may be and is by default",
+        description="Prints a whole recipe as YAML, which --recipe takes again. Above each field stands what it means, "
+        "which values it takes, and its default.",
+    )
+    recipe.add_argument("recipe", metavar="NAME[:VARIANT...]", help=f"{', '.join(available_recipes())}, or a YAML file")
+    recipe.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the recipe")
+    recipe.set_defaults(command=run_recipe)
+
     doctor = commands.add_parser(
         "doctor",
         help="say what a run will take, and what it lacks, before it starts",
@@ -150,7 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
     sample = commands.add_parser("sample", help="write any number of images per class")
     sample.add_argument("path", help="run folder, artefact folder or Hub id")
     sample.add_argument("--ipc", type=int, required=True, help="images per class, at least 1")
-    sample.add_argument("--out", type=Path, required=True)
+    sample.add_argument("--out", type=Path, required=True, help="a new folder; of npz and ddranking a new file")
     sample.add_argument(
         "--format", default="imagefolder", help="imagefolder (default), npz, webdataset, parquet, ddranking"
     )
@@ -167,10 +176,12 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "path", help="run folder, artefact folder or Hub id; or anybody's set: image folder, .npz, .pt, .safetensors"
     )
-    evaluate.add_argument("--ipc", type=int, nargs="+", help="default: what the recipe says")
-    evaluate.add_argument("--protocol", help="default: what the recipe says")
-    evaluate.add_argument("--networks", nargs="+", help="default: what the recipe says")
-    evaluate.add_argument("--seeds", type=int, help="default: what the recipe says")
+    evaluate.add_argument(
+        "--ipc", type=int, nargs="+", help="images per class to judge at; default: what the recipe says"
+    )
+    evaluate.add_argument("--protocol", help="how classifiers are trained; default: what the recipe says")
+    evaluate.add_argument("--networks", nargs="+", help="classifiers that are trained; default: what the recipe says")
+    evaluate.add_argument("--seeds", type=int, help="classifiers of each network; default: what the recipe says")
     evaluate.add_argument("--baselines", nargs="*", metavar="NAME", help="real images beside it; default: all kinds")
     evaluate.add_argument("--data", help="the real images, where they are not those of the recipe or have moved")
     evaluate.add_argument("--augmentation", help="operations that leave the class as it is; default: the recipe's")
@@ -193,13 +204,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--judge", metavar="ddranking[:EPOCHS]",
         help="have DD-Ranking judge instead, in an environment of its own; --networks is its name, --seeds its runs",
     )  # fmt: skip
-    evaluate.add_argument("--judge-python", metavar="PYTHON", help="that has it; default: one is made in the cache")
-    evaluate.add_argument("--judge-lr", type=float, metavar="RATE", help="for the condensed set; default: searched")
+    evaluate.add_argument(
+        "--judge-python", metavar="PYTHON", help="one that has DD-Ranking; default: one is made in the cache"
+    )
+    evaluate.add_argument(
+        "--judge-lr",
+        type=float,
+        metavar="RATE",
+        help="learning rate of DD-Ranking for the condensed set; default: searched",
+    )
     evaluate.add_argument("--out", type=Path, help="for the report; default: the run folder")
     evaluate.set_defaults(command=run_evaluate)
 
     cache = commands.add_parser("cache", help="list what lies in the cache, or remove what was not used for long")
-    cache.add_argument("action", nargs="?", choices=("list", "prune"), default="list")
+    cache.add_argument("action", nargs="?", choices=("list", "prune"), default="list", help="default: list")
     cache.add_argument(
         "--older-than", type=float, metavar="DAYS", default=30.0,
         help="prune what was last used so long ago and can be made again (default: %(default)g); what a process uses "
@@ -227,13 +245,10 @@ def _numbers(text: str) -> list[float]:
 
 
 def run_demo(args: argparse.Namespace) -> None:
-    from gencond.eval.judge import judge
-
     _require_one_process("demo")
-    recipe = load_recipe(DEMO_RECIPE, source=DEMO_DATA)
-    out = _condensed_run(recipe, args.out)
-    with alone_in(out, REPORT_LOCK):
-        judge(str(out), out)
+    out = args.out
+    gencond.condense(DEMO_RECIPE, DEMO_DATA, out)
+    gencond.evaluate(out)
     print(
         f"\nLook at   {out}/report.html   (pictures, plots, how it was measured)\n"
         f"Sample    gencond sample {out} --ipc 600 --out runs/digits600\n"
@@ -249,7 +264,8 @@ def run_condense(args: argparse.Namespace) -> None:
         return
     if args.pretrained is not None:
         _require_generator(recipe, "starts from --pretrained")
-    out = _condensed_run(recipe, _out(args), args.pretrained)
+    out = _out(args)
+    gencond.condense(recipe, None, out, pretrained=args.pretrained)
     from gencond.common.distributed import is_main_process
 
     if is_main_process():
@@ -271,6 +287,10 @@ def run_pretrain(args: argparse.Namespace) -> None:
     pretrained = pretrain(recipe, load_data(recipe.data)[0], out)
     if is_main_process():
         print(f"\n{pretrained} is ready; `gencond condense` with the same arguments goes on from it")
+
+
+def run_recipe(args: argparse.Namespace) -> None:
+    print(to_commented_yaml(load_recipe(args.recipe, args.overrides)), end="")
 
 
 def run_doctor(args: argparse.Namespace) -> None:
@@ -309,35 +329,33 @@ def run_store(args: argparse.Namespace) -> None:
 
 def run_evaluate(args: argparse.Namespace) -> None:
     _require_one_process("evaluate")
-    out = args.out or Path(args.path)
-    if args.out is None and not (out / "recipe.yaml").is_file():
-        raise InputError(
-            f"{args.path} is no run folder: name a folder for the report with --out, and with --data the real images "
-            "where the set does not know them"
-        )
-    with alone_in(out, REPORT_LOCK):
-        _evaluate_into(out, args)
-    print(f"\nLook at   {out}/report.html")
-
-
-def _evaluate_into(out: Path, args: argparse.Namespace) -> None:
-    from gencond.eval.judge import judge, judge_outside
-
     normalised_by = args.normalised_by and tuple(args.normalised_by)
     if args.judge is not None:
+        _have_it_judged_outside(args, normalised_by)
+    elif args.judge_python is not None or args.judge_lr is not None:
+        raise InputError("--judge-python and --judge-lr are of an outside judge: name it with --judge ddranking")
+    else:
+        gencond.evaluate(
+            args.path, args.data, args.out, ipc=args.ipc, protocol=args.protocol, networks=args.networks,
+            num_seeds=args.seeds, baselines=args.baselines, augmentation=args.augmentation,
+            normalised_by=normalised_by, factor=args.factor, quality=args.quality, stream=args.stream,
+            teacher=args.teacher,
+        )  # fmt: skip
+    print(f"\nLook at   {args.out or Path(args.path)}/report.html")
+
+
+def _have_it_judged_outside(
+    args: argparse.Namespace, normalised_by: tuple[Sequence[float], Sequence[float]] | None
+) -> None:
+    from gencond.api import REPORT_LOCK, report_folder
+    from gencond.eval.judge import judge_outside
+
+    out = report_folder(args.path, args.out)
+    with alone_in(out, REPORT_LOCK):
         judge_outside(
             args.path, out, _outside_settings(args), args.judge_python, ipcs=args.ipc, data=args.data,
             normalised_by=normalised_by, factor=args.factor,
         )  # fmt: skip
-        return
-    if args.judge_python is not None or args.judge_lr is not None:
-        raise InputError("--judge-python and --judge-lr are of an outside judge: name it with --judge ddranking")
-    judge(
-        args.path, out, ipcs=args.ipc, protocol=args.protocol, networks=args.networks, num_seeds=args.seeds,
-        data=args.data, baselines=args.baselines, augmentation=args.augmentation,
-        normalised_by=normalised_by, factor=args.factor, quality=args.quality, stream=args.stream,
-        teacher=args.teacher,
-    )  # fmt: skip
 
 
 def run_report(args: argparse.Namespace) -> None:
@@ -415,20 +433,6 @@ def _out(args: argparse.Namespace) -> Path:
         raise InputError("--out is missing: name a folder for the run")
     require_text(args.out, "--out")
     return args.out
-
-
-def _condensed_run(recipe: Recipe, out: Path, pretrained: Path | None = None) -> Path:
-    from gencond.condensing.run import condense
-    from gencond.data.load import load_data
-    from gencond.eval.networks import build_network
-    from gencond.eval.protocols import check_protocol
-
-    train, _ = load_data(recipe.data)
-    check_protocol(recipe.evaluate.protocol)  # what the run will be judged by has to fit before it starts
-    for network in recipe.evaluate.networks:
-        build_network(network, train.channels, train.num_classes, train.image_size, seed=0)
-    condense(recipe, train, out, pretrained)
-    return out
 
 
 if __name__ == "__main__":

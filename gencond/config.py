@@ -2,8 +2,13 @@
 
 import copy
 import difflib
+import json
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from dataclasses import dataclass as frozen
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,282 +42,373 @@ part = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 
 @part
 class Data:
-    """The real images.
+    """The real images: where they lie, how large they are, and what is held out of them."""
 
-    source: a named set, a folder or an .npz file; `--data` sets it.
-    image_size: side in pixels; null takes that of the images (see `data.load_real`).
-    test_fraction: held out of each class where the source has no test images.
-    judge_on: `validation` judges on a slice held out of the training set, to choose settings by; the test set stays
-        unread.
-    validation_fraction: that slice's share of the training set.
-    augmentation: operations that leave the class as it is; for extractors, evaluation and, unless `condense` names
-        others, matching.
-    """
-
-    source: str = "digits"
-    image_size: Annotated[int, Field(ge=8, le=512)] | None = None
-    test_fraction: Share = 0.2
-    judge_on: Literal["test", "validation"] = "test"
-    validation_fraction: Share = 0.2
-    augmentation: str = "color_crop_cutout_flip_scale_rotate"
+    source: str = Field(
+        "digits",
+        description="A named set (digits, mnist, fashion_mnist, cifar10, cifar100), a folder of images or of "
+        "WebDataset shards, or an .npz file; `--data` sets it.",
+    )
+    image_size: Annotated[int, Field(ge=8, le=512)] | None = Field(
+        None,
+        description="Side in pixels that images are scaled and cropped to; null keeps square images as they are, and "
+        "otherwise takes the largest size a generator can have that is not over the median shorter side, 8 to 32.",
+    )
+    test_fraction: Share = Field(
+        0.2, description="Share of each class that is held out as the test set, where the source has no test images."
+    )
+    judge_on: Literal["test", "validation"] = Field(
+        "test",
+        description="What a classifier is tested on. `validation` is a slice of the training set, to choose settings "
+        "by; the test set then stays unread.",
+    )
+    validation_fraction: Share = Field(0.2, description="Share of the training set that this slice takes.")
+    augmentation: str = Field(
+        "color_crop_cutout_flip_scale_rotate",
+        description="Operations that leave the class of an image as it is: color, crop, cutout, flip, scale and "
+        "rotate, joined by `_`, or none. The extractors and the evaluation use them, and so does matching unless "
+        "condense.augmentation names others.",
+    )
 
 
 @part
 class Synthesizer:
-    """What makes the images: a generator with codes, or a bank of pixels that are learned one by one.
+    """What makes the images: a generator with codes, or a bank of pixels that are learned one by one."""
 
-    factor: every image is cut into factor x factor, each of which counts as an image of full size (IDC's
-        multi-formation). IPC counts the images before they are cut.
-    by_parts: a generator makes each of these parts by itself, from a code of its own, instead of whole images; it is
-        pretrained on real images of a part's size. Sides have to be multiples of factor.
-    """
-
-    kind: Literal["generator", "pixels"] = "generator"
-    factor: Annotated[int, Field(ge=1, le=8)] = 1
-    by_parts: bool = False
+    kind: Literal["generator", "pixels"] = Field(
+        "generator", description="A generator with codes, or a bank of pixels."
+    )
+    factor: Annotated[int, Field(ge=1, le=8)] = Field(
+        1,
+        description="Every image is cut into factor x factor parts, and each part counts as an image of full size "
+        "(the multi-formation of IDC). IPC counts the images before they are cut.",
+    )
+    by_parts: bool = Field(
+        False,
+        description="Whether a generator makes each of these parts by itself, from a code of its own, instead of "
+        "whole images. It is then pretrained on real images of a part's size, and the side of the images has to be a "
+        "multiple of factor.",
+    )
 
 
 @part
 class Pixels:
-    """The bank of pixels. ipc: images of each class.
+    """The bank of pixels, where synthesizer.kind is `pixels`."""
 
-    init: random real images, k-means representatives of each class (in the features of an extractor), or noise.
-    space: what is learned: `unit` is [0, 1]; `normalised` divides by the data's standard deviation, as DM does.
-    clamp_every_steps: back into the range of images; 0 never.
-    learning_rate, momentum: of SGD; rate_per_ipc multiplies the rate by `ipc`, since a mean over more images gives each
-        a smaller gradient.
-    """
-
-    ipc: Count = 10
-    init: Literal["real", "kmeans", "noise"] = "real"
-    space: Literal["unit", "normalised"] = "unit"
-    clamp_every_steps: CountOrZero = 1
-    learning_rate: Rate = 1.0
-    rate_per_ipc: bool = False
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    ipc: Count = Field(10, description="Images of each class.")
+    init: Literal["real", "kmeans", "noise"] = Field(
+        "real",
+        description="What the images start from: random real images, k-means representatives of each class in the "
+        "features of an extractor, or noise.",
+    )
+    space: Literal["unit", "normalised"] = Field(
+        "unit",
+        description="What is learned: values in [0, 1], or values divided by the standard deviation of the data, as "
+        "DM does.",
+    )
+    clamp_every_steps: CountOrZero = Field(
+        1, description="Steps after which pixels are clamped to the range of images; 0 never clamps them."
+    )
+    learning_rate: Rate = Field(1.0, description="Learning rate of SGD.")
+    rate_per_ipc: bool = Field(
+        False,
+        description="Whether the rate is multiplied by `ipc`, since a mean over more images gives each image a "
+        "smaller gradient.",
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="Momentum of SGD.")
 
 
 @part
 class Generator:
-    """The backbone.
+    """The backbone, where synthesizer.kind is `generator`."""
 
-    backbone: `biggan`, 8 to 512 px, which can be pretrained here; `biggan_deep`, of which published weights exist;
-        `transform`, made like an image codec, which begins as the linear transform of the images that it starts from.
-    weights: of a pretrained one instead of pretraining: a file, a folder, a URL or a Hub id; `imagenet1k` of
-        biggan_deep, at 128, 256 or 512 px. They say all sizes below.
-    sha256: of the file of weights; null checks none.
-    width: of biggan, channels of the blocks up to 16 pixels; each doubling beyond halves them. Of biggan_deep, channels
-        of the last block, and up to 16 times as many before. Of transform, of its convolutions.
-    num_blocks: each doubles the side; null leaves a first feature map of 4 to 7 pixels.
-    chunk_dim: of biggan: part of the latent that the first layer and each block get; the latent is (num_blocks + 1)
-        times as long. Of transform: whole numbers for each square of an image, at most; no more than it has pixels.
-    square: of transform: side in pixels; null is the largest up to 8 that divides an image.
-    quantization_step: of transform: by which an image in [-1, 1] changes, as a norm, where one of these numbers changes
-        by 1. Coarse steps leave most numbers at 0, which costs next to nothing to store.
-    latent_dim: of biggan_deep.
-    attention_resolution: side of the feature maps that are attended to; null leaves attention out.
-    truncation: of biggan_deep: t of the latents t * truncated normal(-2, 2), also those that codes start from; null is
-        1 of published weights and otherwise a standard normal.
-    gradient_checkpointing: less memory in matching for a second forward pass.
-    """
-
-    backbone: Literal["biggan", "biggan_deep", "transform"] = "biggan"
-    weights: str | None = None
-    sha256: str | None = None
-    width: Count = 64
-    num_blocks: Annotated[int, Field(ge=1, le=16)] | None = None
-    chunk_dim: Count = 16
-    square: Count | None = None
-    quantization_step: Rate = 0.4
-    latent_dim: Count = 128
-    class_embed_dim: Count = 64
-    attention_resolution: Count | None = None
-    truncation: Annotated[float, Field(gt=0, le=1)] | None = None
-    gradient_checkpointing: bool = False
+    backbone: Literal["biggan", "biggan_deep", "transform"] = Field(
+        "biggan",
+        description="`biggan` makes 8 to 512 px and can be pretrained here; `biggan_deep` has published weights; "
+        "`transform` is made like an image codec and begins as the linear transform of the images that it starts from.",
+    )
+    weights: str | None = Field(
+        None,
+        description="Weights of a pretrained backbone, instead of pretraining: a file, a folder, a URL or a Hub id, "
+        "or `imagenet1k` for biggan_deep at 128, 256 or 512 px. They decide all sizes below.",
+    )
+    sha256: str | None = Field(None, description="SHA-256 that the file of weights must have; null checks none.")
+    width: Count = Field(
+        64,
+        description="Channels. biggan: of the blocks up to 16 pixels, and each doubling beyond halves them. "
+        "biggan_deep: of the last block, with up to 16 times as many before. transform: of its convolutions.",
+    )
+    num_blocks: Annotated[int, Field(ge=1, le=16)] | None = Field(
+        None,
+        description="Blocks of biggan, each of which doubles the side; null leaves a first feature map of 4 to 7 "
+        "pixels.",
+    )
+    chunk_dim: Count = Field(
+        16,
+        description="biggan: length of the part of the latent that the first layer and each block get, so that the "
+        "latent is (num_blocks + 1) times as long. transform: the most whole numbers for each square of an image, no "
+        "more than the square has pixels.",
+    )
+    square: Count | None = Field(
+        None, description="transform: side of a square in pixels; null takes the largest up to 8 that divides an image."
+    )
+    quantization_step: Rate = Field(
+        0.4,
+        description="transform: how far an image in [-1, 1] moves, as a norm, when one of these numbers changes by 1. "
+        "Coarse steps leave most numbers at 0, which costs next to nothing to store.",
+    )
+    latent_dim: Count = Field(128, description="biggan_deep: length of the latent.")
+    class_embed_dim: Count = Field(64, description="Length of the embedding of a class.")
+    attention_resolution: Count | None = Field(
+        None, description="Side of the feature maps that are attended to; null leaves attention out."
+    )
+    truncation: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="biggan_deep: the t of latents t * truncated normal(-2, 2), also of those that codes start from; "
+        "null means 1 for published weights and a standard normal otherwise.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Whether matching saves memory at the price of a second forward pass."
+    )
 
 
 @part
 class Pretrain:
-    """Adversarial pretraining. num_steps: of the generator; 0 starts from random weights.
+    """Adversarial pretraining of the generator."""
 
-    augmentation: differentiable, of real and synthetic images alike, every operation on every image.
-    """
-
-    num_steps: CountOrZero = 2000
-    batch_size: Count = 64
-    discriminator_steps: Count = 1
-    discriminator_width: Count = 64
-    generator_lr: Rate = 2e-4
-    discriminator_lr: Rate = 4e-4
-    ema_halflife_steps: Count = 150
-    augmentation: str = "crop"
+    num_steps: CountOrZero = Field(2000, description="Steps of the generator; 0 starts from random weights.")
+    batch_size: Count = Field(64, description="Images in a batch.")
+    discriminator_steps: Count = Field(1, description="Steps of the discriminator for each step of the generator.")
+    discriminator_width: Count = Field(64, description="Channels of the discriminator.")
+    generator_lr: Rate = Field(2e-4, description="Learning rate of the generator.")
+    discriminator_lr: Rate = Field(4e-4, description="Learning rate of the discriminator.")
+    ema_halflife_steps: Count = Field(150, description="Half-life of the average of the generator's weights, in steps.")
+    augmentation: str = Field(
+        "crop",
+        description="Differentiable operations, named as in data.augmentation. Each image, real or synthetic, goes "
+        "through all of them.",
+    )
 
 
 @part
 class Features:
-    """The extractors.
+    """The extractors: the networks in whose features real and synthetic images are compared."""
 
-    kind: `pool` keeps num_trajectories x snapshots of nets in training, plus num_random that never train; `fresh`
-        draws a random net every refresh_steps; `online` trains such a net further after each step, on train_images
-        real ones.
-    network: `convnet`, `resnet_ap10` or a timm name.
-    weights: of a timm network: `pretrained` downloads its own, a path reads a file; null draws them.
-    resize: side that images are brought to before a network sees them; null leaves them.
-    width, depth: of convnet and resnet_ap10 (no depth); depth null follows the image size.
-    activation, norm, pooling: of convnet.
-    batch_size, learning_rate, cutmix: of training in a pool or online; cutmix is the share of mixed batches.
-    precision, compile: of the extractors' arithmetic, but for gradient matching, which torch cannot compile. Compiling
-        costs half a minute and then saves up to three quarters of a step; it needs a C++ compiler on a CPU.
-    """
-
-    kind: Literal["pool", "fresh", "online"] = "pool"
-    network: str = "convnet"
-    weights: str | None = None
-    resize: Annotated[int, Field(ge=8, le=512)] | None = None
-    width: Count = 128
-    depth: Annotated[int, Field(ge=1, le=100)] | None = None
-    activation: Literal["relu", "leaky_relu", "sigmoid", "swish"] = "relu"
-    norm: Literal["instance", "batch", "layer", "group", "none"] = "instance"
-    pooling: Literal["avg", "max", "none"] = "avg"
-    num_trajectories: FewOrZero = 2
-    snapshot_steps: Steps = (20, 50, 100, 200, 350)
-    num_random: FewOrZero = 4
-    refresh_steps: Count = 1
-    train_images: Count = 2000
-    batch_size: Count = 128
-    learning_rate: Rate = 0.01
-    cutmix: Annotated[float, Field(ge=0, le=1)] = 0.0
-    precision: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
+    kind: Literal["pool", "fresh", "online"] = Field(
+        "pool",
+        description="`pool` keeps num_trajectories x snapshots of networks in training, and num_random that never "
+        "train; `fresh` draws a random network every refresh_steps; `online` also trains that network after each "
+        "step, on train_images real images.",
+    )
+    network: str = Field("convnet", description="`convnet`, `resnet_ap10` or the name of a timm model.")
+    weights: str | None = Field(
+        None,
+        description="Weights of a timm model: `pretrained` downloads its own, a path reads a file; null draws random "
+        "ones.",
+    )
+    resize: Annotated[int, Field(ge=8, le=512)] | None = Field(
+        None, description="Side in pixels that images are scaled to before a network sees them; null leaves them."
+    )
+    width: Count = Field(128, description="Channels of convnet and resnet_ap10.")
+    depth: Annotated[int, Field(ge=1, le=100)] | None = Field(
+        None, description="Blocks of convnet; null follows the size of the images."
+    )
+    activation: Literal["relu", "leaky_relu", "sigmoid", "swish"] = Field("relu", description="Activation of convnet.")
+    norm: Literal["instance", "batch", "layer", "group", "none"] = Field(
+        "instance", description="Normalisation of convnet and resnet_ap10."
+    )
+    pooling: Literal["avg", "max", "none"] = Field("avg", description="Pooling of convnet.")
+    num_trajectories: FewOrZero = Field(2, description="pool: networks that are trained on the real images.")
+    snapshot_steps: Steps = Field(
+        (20, 50, 100, 200, 350),
+        description="pool: training steps after which a copy of each such network is kept, ascending.",
+    )
+    num_random: FewOrZero = Field(4, description="pool: networks that never train.")
+    refresh_steps: Count = Field(1, description="fresh and online: steps after which a new network is drawn.")
+    train_images: Count = Field(2000, description="online: real images that the network trains on after each step.")
+    batch_size: Count = Field(128, description="pool and online: images in a batch of this training.")
+    learning_rate: Rate = Field(0.01, description="pool and online: learning rate of this training.")
+    cutmix: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="pool and online: share of the batches that are mixed by CutMix."
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Arithmetic of the extractors, except in gradient matching, which stays in float32."
+    )
+    compile: bool = Field(
+        False,
+        description="Whether the extractors are compiled, except in gradient matching, which torch cannot compile. It "
+        "costs half a minute and then saves up to three quarters of a step; on a CPU it needs a C++ compiler.",
+    )
 
 
 @part
 class Real:
-    """What stands for a class's real images in a step.
+    """What stands for the real images of a class in a step."""
 
-    kind: `statistics` of the whole set, kept for each extractor of a pool; `random` batches; `representatives`, the
-        images nearest to k-means centers in the current features (DREAM).
-    batch_size: real images of each class in a step.
-    refresh_steps: between two choices of representatives.
-    candidates: how many random images of a class are looked at, to choose from or to take statistics of; null all.
-    num_passes, num_frequencies: of the statistics: passes over the images, length of the Fourier embedding (a multiple
-        of 3).
-    """
-
-    kind: Literal["statistics", "random", "representatives"] = "statistics"
-    batch_size: Count = 256
-    refresh_steps: Count = 10
-    candidates: Count | None = None
-    num_passes: Count = 2
-    num_frequencies: Annotated[int, Field(ge=3, le=MOST, multiple_of=3)] = 510
+    kind: Literal["statistics", "random", "representatives"] = Field(
+        "statistics",
+        description="`statistics` of the whole set, kept for each extractor of a pool; `random` batches; or "
+        "`representatives`, the images nearest to k-means centers in the current features (DREAM).",
+    )
+    batch_size: Count = Field(256, description="random and representatives: real images of each class in a step.")
+    refresh_steps: Count = Field(10, description="representatives: steps between two choices of them.")
+    candidates: Count | None = Field(
+        None,
+        description="Random images of a class that are looked at, to choose from or to take statistics of; null looks "
+        "at all.",
+    )
+    num_passes: Count = Field(2, description="statistics: passes over the images, each augmented anew.")
+    num_frequencies: Annotated[int, Field(ge=3, le=MOST, multiple_of=3)] = Field(
+        510, description="statistics: frequencies of the random Fourier embedding, which is twice as long."
+    )
 
 
 @part
 class Codes:
-    """The learned slots.
+    """The learned slots of a generator."""
 
-    representative_sizes: the first so many slots start from k-means representatives, further ones from random images.
-    skip_easiest: slots start from images that a network, trained for ranking_steps on the whole set, finds neither
-        easiest nor hard: of each class this share, the easiest, is skipped, and those that follow are taken. null takes
-        any.
-    encode_steps: fitting slots and generator to these real images; 0 skips it.
-    fresh: what slots past them are made from: `prior`, latents as in pretraining; `mixed`, points between learned codes
-        of the class; `none`: num_slots images of each class are all there are.
-    """
-
-    num_slots: Count = 50
-    fresh: Literal["prior", "mixed", "none"] = "prior"
-    representative_sizes: Steps = (1, 10, 50)
-    skip_easiest: Annotated[float, Field(ge=0, lt=1)] | None = None
-    ranking_steps: Count = 1000
-    encode_steps: CountOrZero = 0
-    encode_batch_size: Count = 128
-    encode_generator_lr: Rate = 1e-3
-    encode_code_lr: Rate = 5e-2
+    num_slots: Count = Field(50, description="Learned slots of each class.")
+    fresh: Literal["prior", "mixed", "none"] = Field(
+        "prior",
+        description="What slots past the learned ones are made from: `prior`, latents as in pretraining; `mixed`, "
+        "points between learned codes of the class; `none`, there are no others.",
+    )
+    representative_sizes: Steps = Field(
+        (1, 10, 50),
+        description="Set sizes, ascending. Slots up to the largest start from k-means representatives, chosen so that "
+        "the first so many are a good set by themselves; further slots start from random images.",
+    )
+    skip_easiest: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="Share of each class, its easiest images, that is skipped when slots choose the images they start "
+        "from; the next ones are taken. A network trained on the whole set ranks them. null takes any images.",
+    )
+    ranking_steps: Count = Field(1000, description="Steps that this network trains for.")
+    encode_steps: CountOrZero = Field(
+        0, description="Steps that fit slots and generator to the images they start from; 0 skips this stage."
+    )
+    encode_batch_size: Count = Field(128, description="Slots in a step of encoding.")
+    encode_generator_lr: Rate = Field(1e-3, description="Learning rate of the generator while encoding.")
+    encode_code_lr: Rate = Field(5e-2, description="Learning rate of the codes while encoding.")
 
 
 @part
 class Objective:
-    """Weights of the terms; 0 leaves a term out.
+    """Weights of the terms of the loss; 0 leaves a term out."""
 
-    scale: `relative` averages over classes and divides the means' squared distances by the real gap between classes,
-        so that nets compare; `sum` adds over classes and divides by nothing, as the papers do.
-    kernel: of the MMD between batches, M3D's; statistics are kept for Gaussians around the median distance.
-    gradient_metric: of gradient matching, convolution weights only.
-    center_margin: in real gaps.
-    """
-
-    scale: Literal["relative", "sum"] = "relative"
-    mean_weight: Weight = 0.0
-    mmd_weight: Weight = 0.0
-    kernel: Literal["gaussian", "linear", "polynomial", "laplace"] = "gaussian"
-    gradient_weight: Weight = 0.0
-    gradient_metric: Literal["mse", "l1"] = "mse"
-    diversity_weight: Weight = 0.0
-    center_weight: Weight = 0.0
-    center_margin: Rate = 1.0
-    classification_weight: Weight = 0.0
-    representative_weight: Weight = 0.0
-    pixel_weight: Weight = 0.0
+    scale: Literal["relative", "sum"] = Field(
+        "relative",
+        description="`relative` averages over classes and divides the squared distances of means by the real gap "
+        "between classes, so that networks compare; `sum` adds over classes and divides by nothing, as the papers do.",
+    )
+    mean_weight: Weight = Field(0.0, description="Weight of the distance between class means (DM).")
+    mmd_weight: Weight = Field(0.0, description="Weight of the squared maximum mean discrepancy (M3D).")
+    kernel: Literal["gaussian", "linear", "polynomial", "laplace"] = Field(
+        "gaussian",
+        description="Kernel of the MMD between batches, as M3D has it. Statistics are kept for Gaussians around the "
+        "median distance.",
+    )
+    gradient_weight: Weight = Field(
+        0.0, description="Weight of gradient matching (IDC, DREAM), on the weights of convolutions only."
+    )
+    gradient_metric: Literal["mse", "l1"] = Field("mse", description="Distance between gradients.")
+    diversity_weight: Weight = Field(
+        0.0, description="Weight of the intra-class term, which keeps images of a class apart."
+    )
+    center_weight: Weight = Field(
+        0.0, description="Weight of the inter-class term, which keeps the gaps between classes."
+    )
+    center_margin: Rate = Field(1.0, description="Gap that the inter-class term asks for, in gaps of the real classes.")
+    classification_weight: Weight = Field(
+        0.0, description="Weight of the cross-entropy that trained extractors give the images."
+    )
+    representative_weight: Weight = Field(
+        0.0, description="Weight of the squared error in pixels between slots and the real images they start from."
+    )
+    pixel_weight: Weight = Field(
+        0.0, description="Weight of the term that holds mean thumbnails and contrasts of a class at the real ones."
+    )
 
 
 @part
 class Condense:
-    """Matching.
+    """Matching: the steps in which synthetic images are fitted to the real ones."""
 
-    prefix_lengths: drawn from in every step: how many slots of a class form that step's set; null takes all.
-    stream_probability: share of steps that match fresh slots past the learned ones instead, stream_length of a class.
-    classes_per_step: at most; the cost of a step follows it, not the number of classes.
-    images_per_step: at most, of a class and after `factor`; more are drawn from at random. null takes all.
-    images_at_once: bounds the memory of a step, which then does not grow with classes_per_step; null takes all at once.
-    augmentation, augmentation_mode: of matching; null takes `data.augmentation`. `one` operation an image, `idc`'s
-        stronger mix, or `all`. A batch of real images shares its class's draw with the synthetic ones.
-    representative_batch_size: (class, slot) pairs a step that are held to their real image, never slot 0.
-    generator_lr, class_lr, code_lr: of the generator, of its class embeddings (null: as of the rest), of the codes.
-    schedule, max_grad_norm: of all learning rates, of the gradient; null does not clip.
-    ema_halflife_steps: of the average that becomes the artefact; 0 takes the last iterate.
-    """
-
-    num_steps: CountOrZero = 1000
-    prefix_lengths: Counts | None = None
-    stream_probability: Annotated[float, Field(ge=0, le=1)] = 0.0
-    stream_length: Count = 10
-    classes_per_step: Count = 10
-    images_per_step: Count | None = None
-    images_at_once: Count | None = None
-    augmentation: str | None = None
-    augmentation_mode: Literal["one", "idc", "all"] = "one"
-    representative_batch_size: Count = 64
-    generator_lr: Rate = 3e-4
-    class_lr: Rate | None = None
-    code_lr: Rate = 3e-2
-    schedule: Literal["cosine", "constant"] = "cosine"
-    max_grad_norm: Rate | None = 1.0
-    ema_halflife_steps: CountOrZero = 20
+    num_steps: CountOrZero = Field(1000, description="Steps.")
+    prefix_lengths: Counts | None = Field(
+        None,
+        description="How many slots of a class form the set of a step, drawn from this list; null always takes all.",
+    )
+    stream_probability: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Share of the steps that match fresh slots past the learned ones instead."
+    )
+    stream_length: Count = Field(10, description="Fresh slots of a class in such a step.")
+    classes_per_step: Count = Field(
+        10, description="The most classes in a step; its cost follows this, not the number of classes."
+    )
+    images_per_step: Count | None = Field(
+        None,
+        description="The most images of a class in a step, counted after they are cut by factor; of more, a random "
+        "part is taken. null takes all.",
+    )
+    images_at_once: Count | None = Field(
+        None,
+        description="Images that are in memory at once, so that the memory of a step does not grow with "
+        "classes_per_step; null takes all at once.",
+    )
+    augmentation: str | None = Field(
+        None, description="Operations of matching, named as in data.augmentation; null takes those."
+    )
+    augmentation_mode: Literal["one", "idc", "all"] = Field(
+        "one",
+        description="`one` operation for each image, the stronger mix of `idc`, or `all`. A batch of real images "
+        "shares the draw of its class with the synthetic ones.",
+    )
+    representative_batch_size: Count = Field(
+        64, description="(class, slot) pairs in a step that are held to their real image; never slot 0."
+    )
+    generator_lr: Rate = Field(3e-4, description="Learning rate of the generator.")
+    class_lr: Rate | None = Field(
+        None, description="Learning rate of the generator's class embeddings; null takes generator_lr."
+    )
+    code_lr: Rate = Field(3e-2, description="Learning rate of the codes.")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Schedule of all learning rates.")
+    max_grad_norm: Rate | None = Field(1.0, description="Norm that gradients are clipped to; null does not clip.")
+    ema_halflife_steps: CountOrZero = Field(
+        20,
+        description="Half-life, in steps, of the average of the weights that becomes the artefact; 0 takes the last "
+        "iterate.",
+    )
 
 
 @part
 class Evaluate:
-    """How the result is judged.
+    """How the result is judged."""
 
-    ipc: null takes 1, 10 and 50 of a generator and what is stored of pixels.
-    networks: `convnet2`, `convnet3w64` or timm names.
-    protocol: see `eval.protocols`; `dm:200` is dm with 200 epochs.
-    """
-
-    ipc: Counts | None = None
-    networks: Annotated[tuple[str, ...], Field(min_length=1)] = ("convnet3",)
-    protocol: str = "quick"
-    num_seeds: Annotated[int, Field(ge=1, le=1000)] = 3
+    ipc: Counts | None = Field(
+        None,
+        description="Images per class to judge at; null takes 1, 10 and 50 of a generator, and what is stored of "
+        "pixels.",
+    )
+    networks: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        ("convnet3",),
+        description="Classifiers that are trained: `convnet2`, `convnet3w64` and the like, or names of timm models.",
+    )
+    protocol: str = Field(
+        "quick", description="How they are trained: a name of gencond.eval.protocols; `dm:200` is dm with 200 epochs."
+    )
+    num_seeds: Annotated[int, Field(ge=1, le=1000)] = Field(3, description="Classifiers of each network.")
 
 
 @part
 class Recipe:
-    """All of a run. save_every_steps: of the state that a killed run resumes from."""
+    """All that a run depends on: the data, the four exchangeable parts of the method, and how the result is judged."""
 
-    name: str
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    save_every_steps: Count = 100
+    name: str = Field(description="Name of the recipe, for reports.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seed of all that is random in the run.")
+    save_every_steps: Count = Field(
+        100, description="Steps after which the state is saved that a killed run resumes from."
+    )
     data: Data = Data()
     synthesizer: Synthesizer = Synthesizer()
     pixels: Pixels = Pixels()
@@ -447,6 +543,103 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 def to_yaml(recipe: Recipe) -> str:
     """The whole recipe, as `load_recipe` reads it."""
     return yaml.safe_dump(to_dict(recipe), sort_keys=False)
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    """What pydantic knows of a recipe: parts, fields, descriptions, ranges, defaults."""
+    return TypeAdapter(Recipe).json_schema()
+
+
+@frozen(frozen=True)
+class FieldDoc:
+    """What a recipe's field means.
+
+    Args:
+        name: of the field, within its part.
+        description: one or more sentences.
+        values: what it may be: a type with its range, or the choices.
+        default: as YAML; empty where there is none.
+    """
+
+    name: str
+    description: str
+    values: str
+    default: str
+
+
+def recipe_docs() -> dict[str, tuple[str, list[FieldDoc]]]:
+    """Each part of a recipe by name: what it is, and its fields in order. The recipe's own fields come first, as ""."""
+    schema, docs = _schema(), {}
+    for name, about in {"": schema, **schema["properties"]}.items():
+        if name and "$ref" not in about:
+            continue
+        of_part = schema["$defs"][about["$ref"].rpartition("/")[2]] if name else about
+        fields = [
+            FieldDoc(
+                field,
+                known["description"],
+                _values(known),
+                _yaml_value(known["default"]) if "default" in known else "",
+            )
+            for field, known in of_part["properties"].items()
+            if "$ref" not in known
+        ]
+        docs[name] = of_part["description"], fields
+    return docs
+
+
+def _values(known: Mapping[str, Any]) -> str:
+    """The values that a JSON schema allows, in words."""
+    if "anyOf" in known:
+        return ", or ".join(_values(one) for one in known["anyOf"])
+    if "enum" in known:
+        return f"one of {', '.join(known['enum'])}"
+    match known["type"]:
+        case "null":
+            return "null"
+        case "boolean":
+            return "true or false"
+        case "string":
+            return "text"
+        case "array":
+            return f"list of one or more: {_values(known['items'])}"
+    words = "whole number" if known["type"] == "integer" else "number"
+    limits = [
+        f" {text} {known[key]}"
+        for key, text in (
+            ("minimum", "from"), ("exclusiveMinimum", "above"), ("maximum", "up to"), ("exclusiveMaximum", "and below"),
+        )
+        if key in known and known[key] != MOST
+    ]  # fmt: skip
+    return "".join([words, *limits, f", a multiple of {known['multipleOf']}" if "multipleOf" in known else ""])
+
+
+def _yaml_value(value: Any) -> str:
+    """A plain value as it stands behind `field:` in YAML, in one line."""
+    if isinstance(value, str) and not value.isprintable():
+        return json.dumps(value)
+    return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=math.inf).strip()[1:-1]
+
+
+def to_commented_yaml(recipe: Recipe) -> str:
+    """The whole recipe with what each field means, may be and is by default, as `load_recipe` reads it."""
+    values, lines = to_dict(recipe), []
+
+    def comment(text: str, indent: str = "") -> None:
+        mark = f"{indent}# "
+        lines.extend(textwrap.wrap(text, 100, initial_indent=mark, subsequent_indent=mark, break_on_hyphens=False))
+
+    for part, (about, fields) in recipe_docs().items():
+        indent, of_part = ("  ", values[part]) if part else ("", values)
+        comment(about)
+        lines.extend([f"{part}:"] if part else [""])
+        for field in fields:
+            comment(field.description, indent)
+            comment(field.values + (f"; default {field.default}" if field.default else ""), indent)
+            lines.append(f"{indent}{field.name}: {_yaml_value(of_part[field.name])}")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:

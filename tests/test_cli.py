@@ -258,6 +258,20 @@ def test_dry_run_prints_the_whole_recipe_and_writes_nothing(
     assert not any(tmp_path.iterdir())
 
 
+def test_a_recipe_is_printed_with_what_its_fields_mean_and_is_taken_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    main(["recipe", "dm:digits", "pixels.ipc=7"])
+    printed = capsys.readouterr().out
+    assert "  # Images of each class.\n  # whole number from 1; default 10\n  ipc: 7\n" in printed
+    (tmp_path / "own.yaml").write_text(printed)
+    main(["condense", "--recipe", str(tmp_path / "own.yaml"), "--dry-run"])
+    again = capsys.readouterr().out
+    main(["condense", "--recipe", "dm:digits", "--dry-run", "pixels.ipc=7"])
+    assert again == capsys.readouterr().out
+    assert "no recipe 'nothing'" in fails(capsys, "recipe", "nothing")
+
+
 def test_a_data_path_is_taken_letter_by_letter(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "no such data: 'my data #2'" in fails(
         capsys, "condense", "--data", "my data #2", "--out", str(tmp_path / "x")

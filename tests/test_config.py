@@ -6,7 +6,16 @@ import torch
 
 from gencond.common.errors import InputError
 from gencond.condensing.checks import check_fit, check_networks
-from gencond.config import available_recipes, first_difference, load_recipe, parse_recipe, to_dict, to_yaml
+from gencond.config import (
+    available_recipes,
+    first_difference,
+    load_recipe,
+    parse_recipe,
+    recipe_docs,
+    to_commented_yaml,
+    to_dict,
+    to_yaml,
+)
 from gencond.data.images import GENERATOR_SIZES, LabeledImages
 
 
@@ -16,6 +25,28 @@ def test_every_shipped_recipe_loads_and_survives_the_round_trip(name: str, tmp_p
     (tmp_path / "copy.yaml").write_text(to_yaml(recipe))
     assert load_recipe(str(tmp_path / "copy.yaml")) == recipe
     assert parse_recipe(to_dict(recipe), "here") == recipe
+
+
+@pytest.mark.parametrize("name", [*available_recipes(), "dm:fashion_mnist:quick", "flagship:cifar10:stream"])
+def test_the_commented_recipe_loads_again_as_the_same_recipe(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(
+        name, ["condense.code_lr=1e-7", "evaluate.ipc=[1, 50]", "seed=4294967295"], "a: b #c, [d]\n'é'"
+    )
+    (tmp_path / "copy.yaml").write_text(to_commented_yaml(recipe), encoding="utf-8")
+    assert load_recipe(str(tmp_path / "copy.yaml")) == recipe
+
+
+def test_every_field_of_a_recipe_is_described_in_a_sentence_with_its_range_and_default() -> None:
+    docs, values = recipe_docs(), to_dict(load_recipe("demo"))
+    assert {part for part in docs if part} == {part for part, value in values.items() if isinstance(value, dict)}
+    for part, (about, fields) in docs.items():
+        known = values[part] if part else {name: v for name, v in values.items() if not isinstance(v, dict)}
+        assert about.endswith(".") and [field.name for field in fields] == list(known)
+        for field in fields:
+            assert re.fullmatch(r"[A-Za-z`(].+\.", field.description), (part, field)
+            assert field.values and (field.default or field.name == "name"), (part, field)
+    (lr,) = (field for field in docs["condense"][1] if field.name == "class_lr")
+    assert (lr.values, lr.default) == ("number above 0, or null", "null")
 
 
 def test_overrides_change_one_field_and_read_numbers_as_people_write_them() -> None:

@@ -1,6 +1,6 @@
-"""How a classifier is trained before it is judged. A protocol is data; the report prints it.
+"""How a classifier is trained before it is judged. A protocol is data, and the report prints it.
 
-What is like the released code, and what is not: docs/protocols.md.
+docs/protocols.md says where they are like the released code and where they are not.
 """
 
 import math
@@ -13,23 +13,26 @@ from gencond.data.augment import Mode
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to train a classifier on labelled images.
+    """One way to train a classifier on labelled images, before it is judged.
 
     Args:
-        epochs: passes over the images, but at least `min_steps` and at most `max_steps` batches.
-        epochs_by_ipc: (up to so many images of a class, epochs) in growing order, instead of `epochs`, which stand for
-            more; with `num_classes`.
-        batch_size: the whole set where that is smaller.
-        smallest_batch: batches are half of the set, but no smaller and at most `batch_size`; None always takes that.
-        optimizer, learning_rate, momentum, weight_decay: AdamW has no momentum.
-        schedule: `cosine` to zero; `half_cosine`, its first half; `half`, a tenth after half of the steps, where the
-            momentum starts anew; `thirds`, a fifth after two thirds and again after five sixths.
-        augmentation: `one` operation an image of those that the data set allows (DSA), the stronger `idc`, either with
-            one choice for all images of a batch (`_a_batch`), or `none`.
-        left_out: operations that it does without.
-        cutmix: probability that a batch is mixed.
-        temperature: of the softened answers of a teacher, which are what a network learns; None learns the labels.
-        source: where it comes from.
+        name: as it is asked for; `dm:200` where the number of epochs was given.
+        epochs: passes over the images, but no fewer than `min_steps` and no more than `max_steps` batches.
+        epochs_by_ipc: pairs (ipc, epochs) with growing ipc, which replace `epochs` for sets of up to `ipc` images of
+            each of `num_classes` classes; `epochs` then holds for larger sets.
+        batch_size: images in a batch; a smaller set is one batch.
+        smallest_batch: where it is given, a batch is half of the set, but no smaller than this and no larger than
+            `batch_size`.
+        optimizer, learning_rate, momentum, weight_decay: `sgd` or `adamw`, which has no momentum.
+        schedule: of the learning rate. `cosine` falls to zero; `half_cosine` is the first half of that; `half` falls to
+            a tenth after half of the steps, where the momentum starts anew; `thirds` falls to a fifth after two thirds
+            of the steps and again after five sixths.
+        augmentation: `one` operation for each image, among those that the data set allows (DSA); the stronger mix of
+            `idc`; either of them with one choice for all images of a batch (`one_a_batch`, `idc_a_batch`); or `none`.
+        left_out: operations of the data set that are not used.
+        cutmix: probability in [0, 1] that a batch is mixed by CutMix.
+        temperature: of the softened answers of a teacher, which the network then learns; None learns the labels.
+        source: the paper or code that it follows.
     """
 
     name: str
@@ -52,14 +55,14 @@ class Protocol:
     source: str = ""
 
     def batch_of(self, num_images: int) -> int:
-        """Images in a batch of a set of `num_images`."""
+        """How many images a batch has, for a set of `num_images`."""
         wanted = self.batch_size
         if self.smallest_batch is not None:
             wanted = min(wanted, max(self.smallest_batch, num_images // 2))
         return min(wanted, num_images)
 
     def num_steps(self, num_images: int) -> int:
-        """Batches in a training on a set of `num_images`."""
+        """How many batches a training takes, for a set of `num_images`."""
         epochs = next(
             (epochs for ipc, epochs in self.epochs_by_ipc if num_images <= ipc * self.num_classes), self.epochs
         )
@@ -67,7 +70,7 @@ class Protocol:
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def rate_at(self, done: float) -> float:
-        """Share of the steps done, in [0, 1) -> factor on the learning rate."""
+        """The factor on the learning rate after the share `done` of the steps, in [0, 1)."""
         match self.schedule:
             case "cosine":
                 return 0.5 * (1 + math.cos(math.pi * done))
@@ -80,16 +83,17 @@ class Protocol:
 
     @property
     def restart_at(self) -> float | None:
-        """Share of the steps after which the momentum starts anew."""
+        """The share of the steps after which the momentum starts anew; None where it never does."""
         return 0.5 if self.schedule == "half" else None
 
     def strategy(self, allowed: str) -> str:
-        """The operations of `allowed`, joined by "_", that this protocol uses."""
+        """The operations that this protocol uses, out of `allowed`; both are joined by "_"."""
         if self.augmentation == "none":
             return "none"
         return "_".join(name for name in allowed.split("_") if name not in self.left_out) or "none"
 
     def describe(self) -> dict[str, Any]:
+        """All fields by name, as they stand in report.json."""
         return asdict(self)
 
 
@@ -124,12 +128,14 @@ IDC_MANY_CLASSES = 100
 
 
 def check_protocol(name: str, from_labels: bool = False) -> None:
-    """Whether `get_protocol` will know a name, before the data is read.
+    """Checks the name of a protocol before the data is read.
 
     Args:
-        from_labels: whether there is no teacher.
+        name: as of `get_protocol`.
+        from_labels: whether classifiers have to learn from labels, since there is no teacher.
     Raises:
-        InputError: an unknown name, epochs that are no whole number of at least 1, or a teacher that is not there.
+        InputError: an unknown name; epochs that are no whole number of at least 1; with `from_labels`, a protocol that
+            learns from a teacher.
     """
     base, colon, epochs = name.partition(":")
     if base not in PROTOCOLS:
@@ -141,12 +147,15 @@ def check_protocol(name: str, from_labels: bool = False) -> None:
 
 
 def get_protocol(name: str, num_classes: int, image_size: int) -> Protocol:
-    """A protocol by name; `dm:200` is dm with 200 epochs, and says so wherever its name stands.
+    """Returns the protocol of a name, for images of one data set.
 
     Args:
-        num_classes, image_size: of the data; `idc` trains otherwise on images above 64 px, and again on 100 classes.
+        name: one of `PROTOCOLS`. A number of epochs may follow: `dm:200` is `dm` with 200 epochs, and is called so in
+            every report.
+        num_classes: of the data; `idc` trains otherwise on 100 classes and more, above 64 px.
+        image_size: side in pixels; `idc` trains otherwise above 64 px.
     Raises:
-        InputError: as of `check_protocol`.
+        InputError: an unknown name, or epochs that are no whole number of at least 1.
     """
     check_protocol(name)
     base, colon, epochs = name.partition(":")
@@ -159,7 +168,7 @@ def get_protocol(name: str, num_classes: int, image_size: int) -> Protocol:
 
 
 def _idc_of_large_images(protocol: Protocol, num_classes: int) -> Protocol:
-    """As IDC's code trains on subsets of ImageNet."""
+    """The protocol as IDC's code trains on subsets of ImageNet."""
     protocol = replace(protocol, cutmix=1.0, num_classes=num_classes)
     if num_classes < IDC_MANY_CLASSES:
         return replace(protocol, epochs=IDC_EPOCHS_ABOVE, epochs_by_ipc=IDC_EPOCHS)

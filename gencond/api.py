@@ -1,0 +1,129 @@
+"""The library as two calls, which the command line makes too: condense a data set, judge a condensed one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gencond.common.errors import InputError
+from gencond.common.files import alone_in, read_json
+from gencond.condensing.run import condense as condense_images
+from gencond.config import Recipe, load_recipe, parse_recipe, to_dict
+from gencond.data.load import data_source, load_data
+from gencond.eval.judge import judge
+from gencond.eval.networks import build_network
+from gencond.eval.protocols import check_protocol
+from gencond.generator.artefact import Condensed
+
+REPORT_LOCK = ".report.lock"
+
+
+def condense(
+    recipe: str | Path | Recipe,
+    data: str | Path | None,
+    out: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    pretrained: str | Path | None = None,
+) -> Condensed:
+    """Condenses a set of images by a recipe, and returns the artefact in eval mode on the CPU.
+
+    The same call goes on with an unfinished run in `out`, and loads a finished one. The device is chosen by accelerate.
+
+    Args:
+        recipe: a name with its variants, as in `"dm:fashion_mnist:quick"`, a YAML file, or a `Recipe`.
+        data: a folder with one folder of images per class, a folder of WebDataset shards, an .npz file, or a named set
+            (`digits`, `mnist`, `fashion_mnist`, `cifar10`, `cifar100`); None takes what the recipe says.
+        out: the run folder. The artefact lies in its folder `condensed`.
+        overrides: changes to the recipe, as on the command line: `["condense.num_steps=100", "data.image_size=64"]`.
+        pretrained: a folder with a pretrained generator of the recipe's shape; None pretrains one as the recipe says.
+    Returns:
+        `CondensedDataset`, a generator with its codes, or `CondensedPixels`, where the recipe learns pixels.
+    Raises:
+        InputError: an unknown recipe or field, images that cannot be read, parts of the recipe that fit neither the
+            images nor each other, another run in `out`.
+    """
+    source = None if data is None else data_source(str(data))
+    if isinstance(recipe, Recipe):
+        recipe = parse_recipe(to_dict(recipe), recipe.name, overrides, source)
+    else:
+        recipe = load_recipe(str(recipe), overrides, source)
+    train, _ = load_data(recipe.data)
+    check_protocol(recipe.evaluate.protocol)  # what the run will be judged by has to fit before it starts
+    for network in recipe.evaluate.networks:
+        build_network(network, train.channels, train.num_classes, train.image_size, seed=0)
+    return condense_images(recipe, train, Path(out), None if pretrained is None else Path(pretrained))
+
+
+def evaluate(
+    path: str | Path,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    ipc: int | Sequence[int] | None = None,
+    protocol: str | None = None,
+    networks: str | Sequence[str] | None = None,
+    num_seeds: int | None = None,
+    baselines: Sequence[str] | None = None,
+    augmentation: str | None = None,
+    normalised_by: tuple[Sequence[float], Sequence[float]] | None = None,
+    factor: int = 1,
+    quality: str | None = None,
+    stream: bool = False,
+    teacher: str | None = None,
+) -> dict[str, Any]:
+    """Trains classifiers on a condensed set and on the baselines, tests them on real images, and writes a report.
+
+    Args:
+        path: a run folder, an artefact folder or a Hub id; or the set of another method: a folder of images or shards,
+            .npz, .safetensors, .pt.
+        data: the real images, as of `condense`; None takes those that the artefact was made from.
+        out: the folder of report.json, report.md and report.html; None takes `path`, which then is a run folder. Rows
+            of an earlier report there are kept, and reused where they answer the same question.
+        ipc: images per class to judge at; None takes what the recipe says.
+        protocol: how classifiers are trained, a name of `gencond.eval.protocols.PROTOCOLS` (`"dm:200"` is `dm` with 200
+            epochs); None takes what the recipe says.
+        networks: names of classifiers (`"convnet3"`, `"resnet18"`, a timm model); None takes what the recipe says.
+        num_seeds: classifiers of each network; None takes what the recipe says.
+        baselines: names of `gencond.eval.baselines.BASELINES`; None takes all that mean something, `[]` none.
+        augmentation: operations that leave the class as it is; None takes what the recipe says.
+        normalised_by: mean and standard deviation per channel, of another method's floats.
+        factor: images of another method are cut into factor x factor.
+        quality: a network for FID and its kin: `"inception"`, a judge or a timm model; None leaves them out.
+        stream: whether classifiers are also trained on fresh images, none of them seen twice.
+        teacher: a network whose answers are learned, for protocol `soft`.
+    Returns:
+        What report.json holds: `rows` has an entry for each question, with `top1` in [0, 1] for each classifier.
+    Raises:
+        InputError: nothing to judge at `path`, real images of other classes or another size, an unknown protocol,
+            network or baseline, another evaluation at work in `out`.
+    """
+    folder = report_folder(path, out)
+    with alone_in(folder, REPORT_LOCK):
+        judge(
+            str(path),
+            folder,
+            ipcs=[ipc] if isinstance(ipc, int) else ipc,
+            protocol=protocol,
+            networks=[networks] if isinstance(networks, str) else networks,
+            num_seeds=num_seeds,
+            data=None if data is None else str(data),
+            baselines=baselines,
+            augmentation=augmentation,
+            normalised_by=normalised_by,
+            factor=factor,
+            quality=quality,
+            stream=stream,
+            teacher=teacher,
+        )
+    return read_json(folder / "report.json")
+
+
+def report_folder(path: str | Path, out: str | Path | None = None) -> Path:
+    """Where the report of a condensed set goes. Raises InputError where `out` is None and `path` is no run folder."""
+    folder = Path(path if out is None else out)
+    if out is None and not (folder / "recipe.yaml").is_file():
+        raise InputError(
+            f"{path} is no run folder: name a folder for the report with --out, and with --data the real images "
+            "where the set does not know them"
+        )
+    return folder
