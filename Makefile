@@ -8,7 +8,7 @@ help:
 	@echo "make test       install, then run the tests (minutes, no network, no GPU)"
 	@echo "make test-slow  the long tests too"
 	@echo "make format     rewrite the code in the house format"
-	@echo "make reference  write docs/reference.md from the code"
+	@echo "make pages      write docs/reference.md from the code, and the tables of results/"
 	@echo "make check      look whether either is needed"
 
 .venv/installed: pyproject.toml
