@@ -29,7 +29,7 @@ from gencond.condensing.extractors import (
     PoolExtractors,
     build_pool,
 )
-from gencond.condensing.real import BatchSide, RealSide, RepresentativeSide, StatisticsSide, embed_all
+from gencond.condensing.real import BatchSide, RealSide, RepresentativeSide, StatisticsSide
 from gencond.condensing.real_statistics import cached_statistics
 from gencond.config import Recipe
 from gencond.data.augment import Augmentation
@@ -39,7 +39,7 @@ from gencond.data.select import nested_representatives, pixel_features, some_of_
 from gencond.generator.packing import pack
 from gencond.generator.pixels import CondensedPixels
 from gencond.networks.convnet import ConvNet, automatic_depth
-from gencond.networks.extractor import Embedding
+from gencond.networks.extractor import Embedding, embed_all
 from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import ResNetAP10
 from gencond.networks.training import new_sgd

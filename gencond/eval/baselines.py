@@ -16,7 +16,7 @@ from gencond.eval.classifier import trained_on_all
 from gencond.eval.codec import QUALITIES, Choice, choose_quality, encoder_version, stored_photographs
 from gencond.eval.protocols import PROTOCOLS
 from gencond.generator.packing import decode, pack
-from gencond.networks.extractor import Extractor
+from gencond.networks.extractor import Extractor, embed_all
 
 RANDOM_REAL, KMEANS_REAL, WHOLE_SET = "random_real", "kmeans_real", "whole_set"
 HERDING_REAL, K_CENTER_REAL, CODEC_REAL = "herding_real", "k_center_real", "codec_real"
@@ -150,5 +150,4 @@ class RealImages:
         train, (mean, std) = self.train, self.train.mean_std
         network = trained_on_all(self.network, train, CHOOSING, self.augmentation, self.device, "network for herding")
         extractor = Extractor(network, mean, std).to(self.device)
-        parts = [extractor(to_signed(images).to(self.device)).cpu() for images in train.images.split(EMBEDDED_AT_ONCE)]
-        return torch.cat(parts)
+        return embed_all(extractor, train.images, EMBEDDED_AT_ONCE, fill_up=False, device=torch.device("cpu"))

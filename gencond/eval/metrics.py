@@ -11,11 +11,10 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from gencond.common.errors import InputError
-from gencond.common.progress import progress
-from gencond.common.ranges import as_bytes, to_signed
+from gencond.common.ranges import as_bytes
 from gencond.data.images import LabeledImages
 from gencond.data.mapped import MappedImages
-from gencond.networks.extractor import Extractor
+from gencond.networks.extractor import Extractor, embed_all
 
 EMBEDDED_AT_ONCE = 64
 NEIGHBOURS = 5
@@ -97,7 +96,7 @@ def compare_sets(
         (class name -> spread in units of the real one, where there are two images), `collapsed` (names of classes that
         are nearly the same image again and again).
     """
-    of_syn, of_real, of_floor = (embed(network, part.images) for part in (syn, real, floor))
+    of_syn, of_real, of_floor = (embed_as_bytes(network, part.images) for part in (syn, real, floor))
     spread = spread_of_classes(of_syn, syn.labels, real.num_classes)
     spread = spread / spread_of_classes(of_real, real.labels, real.num_classes)
     shares = {name: one for name, one in zip(real.class_names, spread.tolist(), strict=True) if not math.isnan(one)}
@@ -113,11 +112,10 @@ def compare_sets(
     }
 
 
-@torch.no_grad()
-def embed(
+def embed_as_bytes(
     network: Extractor, images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"] | MappedImages
 ) -> Float[Tensor, "n d"]:
-    """Features of images, floats in [-1, 1] as rounded to bytes, on the CPU."""
-    count = -(-len(images) // EMBEDDED_AT_ONCE)
-    bar = progress(images.split(EMBEDDED_AT_ONCE), description="quality", total=count, unit="batch", disable=count < 20)
-    return torch.cat([network(to_signed(as_bytes(some)).to(network.mean.device)).float().cpu() for some in bar])
+    """Features of images on the CPU; floats in [-1, 1] are rounded to bytes first, as an exported image is."""
+    rounded = images if images.dtype == torch.uint8 else as_bytes(images)
+    cpu = torch.device("cpu")
+    return embed_all(network, rounded, EMBEDDED_AT_ONCE, fill_up=False, device=cpu, description="quality").float()

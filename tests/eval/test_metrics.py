@@ -12,7 +12,7 @@ from gencond.data.images import LabeledImages
 from gencond.data.select import random_subset
 from gencond.eval.given import GivenNetwork, quality_network
 from gencond.eval.memorization import memorisation, nearest_training_images
-from gencond.eval.metrics import compare_sets, density_and_coverage, embed, quality, spread_of_classes
+from gencond.eval.metrics import compare_sets, density_and_coverage, embed_as_bytes, quality, spread_of_classes
 
 CPU = torch.device("cpu")
 
@@ -68,8 +68,8 @@ def test_the_panel_names_a_class_that_is_one_image_again_and_again(
 def test_floats_and_bytes_of_the_same_images_have_the_same_features(
     few_digits: LabeledImages, network: GivenNetwork
 ) -> None:
-    one = embed(network, few_digits.images[:9])
-    other = embed(network, few_digits.images[:9].float() / 127.5 - 1)
+    one = embed_as_bytes(network, few_digits.images[:9])
+    other = embed_as_bytes(network, few_digits.images[:9].float() / 127.5 - 1)
     assert one.shape[0] == 9 and torch.equal(one, other)
 
 
