@@ -228,12 +228,13 @@ def _numbers(text: str) -> list[float]:
 
 def run_demo(args: argparse.Namespace) -> None:
     from gencond.eval.judge import judge
+    from gencond.eval.subject import SubjectAt
 
     _require_one_process("demo")
     recipe = load_recipe(DEMO_RECIPE, source=DEMO_DATA)
     out = _condensed_run(recipe, args.out)
     with alone_in(out, REPORT_LOCK):
-        judge(str(out), out)
+        judge(SubjectAt(str(out)), out)
     print(
         f"\nLook at   {out}/report.html   (pictures, plots, how it was measured)\n"
         f"Sample    gencond sample {out} --ipc 600 --out runs/digits600\n"
@@ -327,33 +328,31 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 
 def _evaluate_into(out: Path, args: argparse.Namespace) -> None:
-    from gencond.eval.judge import judge, judge_outside
+    from gencond.eval.judge import Wishes, judge, judge_outside
+    from gencond.eval.subject import SubjectAt
 
-    normalised_by = args.normalised_by and tuple(args.normalised_by)
+    at = SubjectAt(args.path, args.data, args.normalised_by and tuple(args.normalised_by), args.factor)
     if args.judge is not None:
-        judge_outside(
-            args.path, out, _outside_settings(args), args.judge_python, ipcs=args.ipc, data=args.data,
-            normalised_by=normalised_by, factor=args.factor,
-        )  # fmt: skip
+        judge_outside(at, out, _outside_settings(args), args.judge_python, args.ipc)
         return
     if args.judge_python is not None or args.judge_lr is not None:
         raise InputError("--judge-python and --judge-lr are of an outside judge: name it with --judge ddranking")
-    judge(
-        args.path, out, ipcs=args.ipc, protocol=args.protocol, networks=args.networks, num_seeds=args.seeds,
-        data=args.data, baselines=args.baselines, augmentation=args.augmentation,
-        normalised_by=normalised_by, factor=args.factor, quality=args.quality, stream=args.stream,
-        teacher=args.teacher,
+    wishes = Wishes(
+        ipcs=args.ipc, protocol=args.protocol, networks=args.networks, num_seeds=args.seeds, baselines=args.baselines,
+        augmentation=args.augmentation, quality=args.quality, stream=args.stream, teacher=args.teacher,
     )  # fmt: skip
+    judge(at, out, wishes)
 
 
 def run_report(args: argparse.Namespace) -> None:
     from gencond.common.files import read_log
     from gencond.eval.report import write_reports
+    from gencond.eval.results import Evaluation
 
     content = read_json(args.path / "report.json")
     if not content.get("rows") and not content.get("outside"):
         raise InputError(f"{args.path}/report.json has no rows: run `gencond evaluate {args.path}`")
-    write_reports(args.path, content, read_log(args.path))
+    write_reports(args.path, Evaluation.from_json(content), read_log(args.path))
     print(f"{args.path}/report.md and report.html are written")
 
 

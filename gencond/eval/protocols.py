@@ -4,11 +4,13 @@ What is like the released code, and what is not: docs/protocols.md.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from gencond.common.errors import InputError
 from gencond.data.augment import Mode
+from gencond.eval.records import read_record
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,15 @@ class Protocol:
         return "_".join(name for name in allowed.split("_") if name not in self.left_out) or "none"
 
     def describe(self) -> dict[str, Any]:
+        """All of it, for a report and for what depends on it."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Protocol":
+        """What `describe` said, read from JSON."""
+        return read_record(
+            cls, content, left_out=tuple, epochs_by_ipc=lambda pairs: tuple((ipc, epochs) for ipc, epochs in pairs)
+        )
 
 
 DM = Protocol(
