@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from gencond.common.errors import InputError
-from gencond.common.files import alone_in, read_json
+from gencond.common.files import alone_in
 from gencond.condensing.run import condense as condense_images
 from gencond.config import Recipe, load_recipe, parse_recipe, to_dict
 from gencond.data.load import data_source, load_data
-from gencond.eval.judge import judge
+from gencond.eval.judge import Wishes, judge
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import check_protocol
+from gencond.eval.results import Evaluation
+from gencond.eval.subject import SubjectAt
 from gencond.generator.artefact import Condensed
 
 REPORT_LOCK = ".report.lock"
@@ -70,7 +71,7 @@ def evaluate(
     quality: str | None = None,
     stream: bool = False,
     teacher: str | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Trains classifiers on a condensed set and on the baselines, tests them on real images, and writes a report.
 
     Args:
@@ -92,30 +93,26 @@ def evaluate(
         stream: whether classifiers are also trained on fresh images, none of them seen twice.
         teacher: a network whose answers are learned, for protocol `soft`.
     Returns:
-        What report.json holds: `rows` has an entry for each question, with `top1` in [0, 1] for each classifier.
+        What report.json holds. Each of its `rows` says what was asked, and `top1`, in [0, 1], as mean, std and each.
     Raises:
         InputError: nothing to judge at `path`, real images of other classes or another size, an unknown protocol,
             network or baseline, another evaluation at work in `out`.
     """
     folder = report_folder(path, out)
     with alone_in(folder, REPORT_LOCK):
-        judge(
-            str(path),
-            folder,
+        at = SubjectAt(str(path), None if data is None else str(data), normalised_by, factor)
+        wishes = Wishes(
             ipcs=[ipc] if isinstance(ipc, int) else ipc,
             protocol=protocol,
             networks=[networks] if isinstance(networks, str) else networks,
             num_seeds=num_seeds,
-            data=None if data is None else str(data),
             baselines=baselines,
             augmentation=augmentation,
-            normalised_by=normalised_by,
-            factor=factor,
             quality=quality,
             stream=stream,
             teacher=teacher,
         )
-    return read_json(folder / "report.json")
+        return judge(at, folder, wishes)
 
 
 def report_folder(path: str | Path, out: str | Path | None = None) -> Path:

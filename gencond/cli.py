@@ -349,23 +349,23 @@ def _have_it_judged_outside(
 ) -> None:
     from gencond.api import REPORT_LOCK, report_folder
     from gencond.eval.judge import judge_outside
+    from gencond.eval.subject import SubjectAt
 
     out = report_folder(args.path, args.out)
     with alone_in(out, REPORT_LOCK):
-        judge_outside(
-            args.path, out, _outside_settings(args), args.judge_python, ipcs=args.ipc, data=args.data,
-            normalised_by=normalised_by, factor=args.factor,
-        )  # fmt: skip
+        at = SubjectAt(args.path, args.data, normalised_by, args.factor)
+        judge_outside(at, out, _outside_settings(args), args.judge_python, args.ipc)
 
 
 def run_report(args: argparse.Namespace) -> None:
     from gencond.common.files import read_log
     from gencond.eval.report import write_reports
+    from gencond.eval.results import Evaluation
 
     content = read_json(args.path / "report.json")
     if not content.get("rows") and not content.get("outside"):
         raise InputError(f"{args.path}/report.json has no rows: run `gencond evaluate {args.path}`")
-    write_reports(args.path, content, read_log(args.path))
+    write_reports(args.path, Evaluation.from_json(content), read_log(args.path))
     print(f"{args.path}/report.md and report.html are written")
 
 

@@ -9,7 +9,6 @@ pretraining is shared by the variants that leave it alone.
 
 import argparse
 import shutil
-import statistics
 from pathlib import Path
 
 import torch
@@ -22,7 +21,9 @@ from gencond.config import load_recipe, to_dict
 from gencond.data.load import load_data
 from gencond.eval.classifier import train_and_test
 from gencond.eval.protocols import check_protocol, get_protocol
+from gencond.eval.records import Scores
 from gencond.eval.subject import sampled_images
+from gencond.eval.wording import percent
 
 
 def main() -> None:
@@ -69,10 +70,7 @@ def main() -> None:
                     device=new_accelerator().device,
                 )
                 scores.setdefault(label, []).extend(top1)
-        cells = [
-            f"IPC {label}: {100 * statistics.mean(values):5.1f} ± {100 * statistics.pstdev(values):3.1f}"
-            for label, values in scores.items()
-        ]
+        cells = [f"IPC {label}: {percent(Scores.of(values)):>10}" for label, values in scores.items()]
         print(f"{name:<18}", "   ".join(cells), flush=True)
 
 

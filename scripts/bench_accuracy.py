@@ -35,7 +35,8 @@ from gencond.data.images import LabeledImages
 from gencond.data.load import data_source, load_data
 from gencond.eval.classifier import train_and_test
 from gencond.eval.protocols import check_protocol, get_protocol
-from gencond.eval.scoring import EVALUATOR
+from gencond.eval.records import Scores
+from gencond.eval.results import EVALUATOR
 from gencond.eval.subject import sampled_images
 
 STATE = "bench_accuracy.json"
@@ -120,8 +121,8 @@ def plot(points: list[dict[str, Any]], title: str, path: Path) -> None:
     for axes, key, label in zip(panels[0], ("seconds", "steps"), ("wall time, seconds", "iterations"), strict=True):
         for name in dict.fromkeys(point["line"] for point in points):
             own = [point for point in points if point["line"] == name]
-            means = [100 * statistics.mean(point["top1"]) for point in own]
-            spreads = [100 * statistics.stdev(p["top1"]) if len(p["top1"]) > 1 else 0.0 for p in own]
+            reached = [Scores.of(point["top1"]) for point in own]
+            means, spreads = [100 * scores.mean for scores in reached], [100 * scores.std for scores in reached]
             axes.errorbar(
                 [point[key] for point in own], means, spreads, marker="o", markersize=4, capsize=2, label=name
             )

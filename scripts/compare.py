@@ -21,7 +21,7 @@ import gencond
 from gencond.cli import run_cleanly
 from gencond.common.distributed import new_accelerator
 from gencond.common.errors import InputError
-from gencond.common.files import file_hash, read_json, require_writable, short_hash, write_json
+from gencond.common.files import file_hash, require_writable, short_hash
 from gencond.condensing.checks import check_fit
 from gencond.condensing.run import condense
 from gencond.config import Recipe, first_difference, load_recipe, to_dict
@@ -32,8 +32,10 @@ from gencond.eval.baselines import KMEANS_REAL, PACKED, RANDOM_REAL, RealImages
 from gencond.eval.classifier import train_and_test
 from gencond.eval.drawing import write_first_images
 from gencond.eval.networks import build_network
-from gencond.eval.protocols import Protocol, check_protocol, get_protocol
-from gencond.eval.scoring import EVALUATOR, over_seeds
+from gencond.eval.protocols import check_protocol, get_protocol
+from gencond.eval.records import Scores
+from gencond.eval.results import EVALUATOR, Answer, Question, scores_of
+from gencond.eval.score_cache import ScoreCache
 from gencond.eval.subject import sampled_images
 from gencond.eval.wording import markdown_table, percent, spoken_seeds
 
@@ -62,21 +64,6 @@ def drawn_images(real: RealImages, row: str, ipc: int, seed: int) -> LabeledImag
     """A baseline's training set."""
     (images,), _ = real.draw(row, ipc, [seed])
     return images
-
-
-def depends_on(
-    images: str, ipc: int, seed: int, protocol: Protocol, network: str, real: RealImages, test: LabeledImages
-) -> dict:
-    """All that a score depends on, as it is kept beside the score.
-
-    Args:
-        images: what is trained on: a baseline's name, or the fingerprint of what was condensed.
-    """
-    return {
-        "evaluator": EVALUATOR, "images": images, "ipc": ipc, "seed": seed, "protocol": protocol.describe(),
-        "network": network, "augmentation": real.augmentation, "train": real.train.fingerprint,
-        "test": test.fingerprint,
-    }  # fmt: skip
 
 
 def factor_of(args: argparse.Namespace) -> int:
@@ -152,28 +139,30 @@ def main() -> None:
     protocols = [get_protocol(name, train.num_classes, train.image_size) for name in args.protocols]
     device = new_accelerator().device
     real = RealImages(train, args.network, shared.data.augmentation, device, factor_of(args))
+    cache = ScoreCache(folder=args.out / "scores")
 
-    cells: dict[tuple[str, int, str], list[float]] = {}
+    cells: dict[tuple[str, int, str], list[Answer]] = {}
     for seed, row, ipc in itertools.product(range(args.seeds), args.rows, args.ipc):
         if row in BASELINES:
-            made = identity = f"{row}, factor {real.factor}" if row in PACKED else row
-            make = partial(drawn_images, real, row, ipc, seed)
+            made, key, make = row, None, partial(drawn_images, real, row, ipc, seed)
         else:
             recipe = recipe_of(row, ipc, seed, args)
             folder, pretrained = run_of(row, recipe, args)
             condensed = condense(recipe, train, folder, pretrained)
-            made, identity, make = folder.name, condensed.fingerprint, partial(sampled_images, condensed, ipc)
+            made, key, make = folder.name, condensed.fingerprint, partial(sampled_images, condensed, ipc)
         images: LabeledImages | None = None  # made only where a score is missing
         for protocol in protocols:
-            question = (made, ipc, seed, protocol.name, args.network, train.fingerprint, test.fingerprint)
-            file = args.out / "scores" / f"{short_hash(*question, shared.data.augmentation)}.json"
-            depends = depends_on(identity, ipc, seed, protocol, args.network, real, test)
-            key, again = short_hash(depends), ""
-            if file.is_file() and read_json(file).get("key") != key:
-                again = ", measured again: what was kept is another evaluator's, or of what was condensed before"
-            if again or not file.is_file():
+            question = Question(
+                images=made, ipc=ipc, network=args.network, protocol=protocol, augmentation=real.augmentation,
+                seeds=(seed,), seed=seed, train=train.fingerprint, test=test.fingerprint, condensed=key,
+                factor=real.factor, evaluator=EVALUATOR,
+            )  # fmt: skip
+            answer, again = cache.get(question), ""
+            if answer is None:
+                if cache.has_file(question):
+                    again = ", measured again: what was kept is another evaluator's, or of what was condensed before"
                 images = images or make()
-                (top1,) = train_and_test(
+                scores = train_and_test(
                     [images],
                     test,
                     network=args.network,
@@ -183,14 +172,14 @@ def main() -> None:
                     seeds=[seed],
                     device=device,
                 )
-                write_json(file, {"row": row, "key": key, "depends_on": depends, "top1": top1})
-            top1 = read_json(file)["top1"]
-            cells.setdefault((row, ipc, protocol.name), []).append(top1)
-            print(f"seed {seed}  {row}  IPC {ipc}  {protocol.name}: {100 * top1:.2f}{again}", flush=True)
+                answer = Answer(top1=Scores.of(scores))
+                cache.put(question, answer, row)
+            cells.setdefault((row, ipc, protocol.name), []).append(answer)
+            print(f"seed {seed}  {row}  IPC {ipc}  {protocol.name}: {100 * answer.top1.mean:.2f}{again}", flush=True)
     print(f"\n{args.network}, top-1 %, {spoken_seeds(args.seeds)}\n")
     columns = [(protocol, ipc) for protocol in args.protocols for ipc in args.ipc]
     header = ["trained on", *(f"{protocol}, IPC {ipc}" for protocol, ipc in columns)]
-    lines = [[row, *(percent(over_seeds(cells[row, ipc, protocol])) for protocol, ipc in columns)] for row in args.rows]
+    lines = [[row, *(percent(scores_of(cells[row, ipc, protocol])) for protocol, ipc in columns)] for row in args.rows]
     print(markdown_table(header, lines))
     draw_first_images(train, args)
     print(f"\n{args.out}/first_images.png shows them")

@@ -18,32 +18,34 @@ shows accuracy over bits a class, OUT/first_images.png an image of each class as
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+
+import torch
 
 import gencond
 from gencond.cli import run_cleanly
 from gencond.common.distributed import new_accelerator
 from gencond.common.errors import InputError
-from gencond.common.files import read_json, require_writable, short_hash, write_json, written_whole
+from gencond.common.files import require_writable, written_whole
 from gencond.common.progress import progress
 from gencond.config import Recipe, first_difference, to_dict
 from gencond.data.images import LabeledImages
 from gencond.data.load import load_data
 from gencond.data.overlap import notes_on_overlap
 from gencond.data.select import random_subset
-from gencond.eval.baselines import CODEC_REAL, WHOLE_SET, RealImages
+from gencond.eval.baselines import CODEC_REAL, WHOLE_SET, CodecFacts, RealImages
 from gencond.eval.classifier import FreshImages, RepeatedImages, train_and_test
 from gencond.eval.codec import QUALITIES, decode_mosaic, encode_mosaic, encoder_version
 from gencond.eval.drawing import plot_any_number, write_first_images
-from gencond.eval.judge import notes_on_origin
 from gencond.eval.networks import build_network
-from gencond.eval.protocols import Protocol, check_protocol, get_protocol
+from gencond.eval.protocols import check_protocol, get_protocol
 from gencond.eval.published import curves_of
-from gencond.eval.scoring import EVALUATOR, Row, measured
-from gencond.eval.subject import judged_artefact, recipe_of, require_fit
+from gencond.eval.records import Scores
+from gencond.eval.results import EVALUATOR, Answer, Question, Row, scores_of
+from gencond.eval.score_cache import ScoreCache
+from gencond.eval.subject import judged_artefact, notes_on_origin, recipe_of, require_fit
 from gencond.eval.wording import about_codec, kinds, markdown_table, percent, spoken_seeds
 from gencond.generator.artefact import Condensed
 from gencond.generator.storage import check_storage
@@ -68,26 +70,43 @@ class Images:
     train: FreshImages | RepeatedImages
     num_bytes: int
     ipc: str
-    codec: dict[str, Any] | None = None
+    codec: CodecFacts | None = None
 
 
 @dataclass(frozen=True)
-class Question:
+class PlannedRow:
     """A row before it is measured.
 
     Args:
-        kind: CODEC_REAL, WHOLE_SET, or the run that is judged.
         name: in the table.
-        key: of what is trained on.
+        question: what it asks of all seeds.
         draw: -> None where not one image of each class fits; called only where a score is missing.
         num_bytes: that store it, where its score may be that of the same images in another storage.
     """
 
-    kind: str
     name: str
-    key: tuple
+    question: Question
     draw: Callable[[], Images | None]
     num_bytes: int | None = None
+
+    @property
+    def of_seeds(self) -> list[Question]:
+        """What it asks of each seed."""
+        return [replace(self.question, seed=seed) for seed in self.question.seeds]
+
+
+@dataclass(frozen=True)
+class MeasuredRow:
+    """A row of the table.
+
+    Args:
+        name: for people.
+        stored: images of each class that are stored, in words; empty where any number can be made.
+    """
+
+    name: str
+    stored: str
+    row: Row
 
 
 def parse_run(text: str) -> tuple[str, str | None]:
@@ -128,20 +147,21 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise InputError(f"protocol {args.protocol}: --images-seen says how long is trained, leave the epochs out")
 
 
-def questions_of(
+def rows_planned(
     runs: Sequence[tuple[str, Condensed]],
     real: RealImages,
     top1: Top1,
-    batch_size: int,
-    num_steps: int,
+    ask: Callable[..., Question],
     args: argparse.Namespace,
-) -> list[Question]:
+) -> list[PlannedRow]:
     """The rows: artefacts, photographs from few bytes to many, the whole set.
 
     Args:
         top1: trains the classifiers and tests them.
+        ask: what every row asks, but for its images.
     """
     train, seeds = real.train, range(args.seeds)
+    batch_size, num_steps = ask(images=WHOLE_SET).budget
 
     def of_artefact(condensed: Condensed) -> Images:
         subject, most = judged_artefact(condensed.to(real.device)), condensed.largest_ipc
@@ -165,84 +185,72 @@ def questions_of(
             return None
         ipc = str(int(found.sets[0].counts.min()))
         sets = RepeatedImages(found.sets.__getitem__, batch_size, num_steps)
-        return Images(sets, found.num_bytes, ipc, found.describe())
+        return Images(sets, found.num_bytes, ipc, found.facts)
 
     ours = [
-        Question(path, f"{path}, {one.config.storage}", (one.fingerprint,), partial(of_artefact, one), one.num_bytes)
+        PlannedRow(
+            f"{path}, {one.config.storage}",
+            ask(images=path, condensed=one.fingerprint),
+            partial(of_artefact, one),
+            one.num_bytes,
+        )
         for path, one in runs
     ]
-    sizes = {question.num_bytes for question in ours}
+    sizes = {line.num_bytes for line in ours}
     sizes |= {int(1e6 * bits * train.num_classes / 8) for bits in args.codec_bits}
-    # How many photographs fit is decided for all seeds at once, so it is another question with another number of them.
-    rivals = [
-        Question(
-            CODEC_REAL,
-            CODEC_NAME,
-            (CODEC_REAL, size, args.codec_quality, encoder_version(), args.seeds),
-            partial(of_codec, size),
-        )
-        for size in sorted(sizes)
-    ]
-    whole = Question(WHOLE_SET, "whole training set", (WHOLE_SET,), of_whole)
-    return [*ours, *rivals, whole]
+    of_codec_at = partial(
+        ask, images=CODEC_REAL, qualities=tuple(args.codec_quality), encoder=encoder_version()
+    )  # fmt: skip
+    rivals = [PlannedRow(CODEC_NAME, of_codec_at(num_bytes=size), partial(of_codec, size)) for size in sorted(sizes)]
+    return [*ours, *rivals, PlannedRow("whole training set", ask(images=WHOLE_SET), of_whole)]
 
 
 def measure(
-    questions: Sequence[Question],
-    real: RealImages,
-    top1: Top1,
-    test: LabeledImages,
-    protocol: Protocol,
-    batch_size: int,
-    num_steps: int,
-    args: argparse.Namespace,
-) -> tuple[list[Row], list[str]]:
-    """(rows, notes: what was left out, and how photographs are stored). Scores that are in OUT are kept."""
-    train, seen = real.train, batch_size * num_steps
-    asked_of_all = (
-        EVALUATOR, batch_size, num_steps, protocol.describe(), args.network, real.augmentation, train.fingerprint,
-        test.fingerprint,
-    )  # fmt: skip
-    files = [
-        [args.out / "scores" / f"{short_hash(*asked_of_all, *question.key, seed)}.json" for seed in range(args.seeds)]
-        for question in questions
-    ]
-    total = seen * len({file for own in files for file in own if not file.is_file()})
+    planned: Sequence[PlannedRow], device: torch.device, top1: Top1, test: LabeledImages, cache: ScoreCache
+) -> tuple[list[MeasuredRow], list[str]]:
+    """(rows, notes: what was left out, and how photographs are stored). Scores that were kept are not measured."""
+    batch_size, num_steps = planned[0].question.budget
+    seen = batch_size * num_steps
+    missing = {one.key for line in planned for one in line.of_seeds if cache.get(one) is None}
+    total = seen * len(missing)
     bar = progress(description="training", total=total, unit="image", unit_scale=True, disable=not total)
 
     def advance(begun: int, work: int, share: float) -> None:
         bar.update(int(begun + share * work) - bar.n)
 
-    rows: list[Row] = []
+    measured: list[MeasuredRow] = []
     notes: list[str] = []
-    for question, own in zip(questions, files, strict=True):
-        seeds = [seed for seed, file in enumerate(own) if not file.is_file()]
-        if seeds:
-            bar.set_postfix_str(question.name)
-            images = question.draw()
+    for line in planned:
+        waiting = [one for one in line.of_seeds if cache.get(one) is None]
+        if waiting:
+            bar.set_postfix_str(line.name)
+            images = line.draw()
             if images is None:
-                notes.append(f"{question.name}: no row in {question.key[1]:,} bytes, not one image of each class fits")
-                bar.total -= seen * len(seeds)
+                size = line.question.num_bytes
+                notes.append(f"{line.name}: no row in {size:,} bytes, not one image of each class fits")
+                bar.total -= seen * len(waiting)
                 continue
             # Side by side a GPU takes little longer for all; elsewhere a kill shall cost one training.
-            for together in [seeds] if real.device.type != "cpu" else [[seed] for seed in seeds]:
-                bar.set_postfix_str(f"{question.name}, seed {', '.join(map(str, together))}")
-                on_share = partial(advance, bar.n, seen * len(together))
-                scores = top1(images.train, test, seeds=together, on_share=on_share)
-                for seed, share in zip(together, scores, strict=True):
-                    score = {"row": question.name, "seed": seed, "top1": share, "images_seen": seen}
-                    score |= {"bytes": images.num_bytes, "ipc": images.ipc, "steps": num_steps, "codec": images.codec}
-                    write_json(own[seed], score)
-        kept = [read_json(file) for file in own]
-        row: Row = {"images": question.kind, "name": question.name, "network": args.network}
-        row |= {"bytes": question.num_bytes or kept[0]["bytes"], "ipc": kept[0]["ipc"]}
-        row |= measured([score["top1"] for score in kept], row["bytes"], train.num_classes)
-        if codec := kept[0]["codec"]:
-            notes.append(f"{question.name}, {row['bytes']:,} bytes: {about_codec(codec)}")
-        rows.append(row)
-        print(f"{question.name}, {row['bytes']:,} bytes: {percent(row)}", flush=True)
+            for together in [waiting] if device.type != "cpu" else [[one] for one in waiting]:
+                seeds = [one.seed for one in together]
+                bar.set_postfix_str(f"{line.name}, seed {', '.join(map(str, seeds))}")
+                scores = top1(images.train, test, seeds=seeds, on_share=partial(advance, bar.n, seen * len(together)))
+                for one, share in zip(together, scores, strict=True):
+                    answer = Answer(
+                        top1=Scores.of([share]), num_bytes=images.num_bytes, num_images=seen, codec=images.codec,
+                        stored=images.ipc,
+                    )  # fmt: skip
+                    cache.put(one, answer, line.name)
+        answers = [cache.get(one) for one in line.of_seeds]
+        first = answers[0]
+        whole = replace(first, top1=scores_of(answers), num_bytes=line.num_bytes or first.num_bytes)
+        row = line.question.row(whole, test.num_classes)
+        if first.codec:
+            notes.append(f"{line.name}, {row.num_bytes:,} bytes: {about_codec(first.codec)}")
+        measured.append(MeasuredRow(line.name, first.stored, row))
+        print(f"{line.name}, {row.num_bytes:,} bytes: {percent(row.top1)}", flush=True)
     bar.close()
-    return sorted(rows, key=lambda row: row["bits_per_class"]), notes
+    return sorted(measured, key=lambda one: one.row.bits_per_class), notes
 
 
 def first_images(runs: Sequence[tuple[str, Condensed]], train: LabeledImages) -> dict:
@@ -258,9 +266,9 @@ def first_images(runs: Sequence[tuple[str, Condensed]], train: LabeledImages) ->
     return rows
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(measured: Sequence[MeasuredRow]) -> str:
     """In Markdown, from few bits to many."""
-    lines = [[row["name"], str(row["ipc"] or "any"), _bits(row["bits_per_class"]), percent(row)] for row in rows]
+    lines = [[one.name, one.stored or "any", _bits(one.row.bits_per_class), percent(one.row.top1)] for one in measured]
     return markdown_table(["trained on", "stored images a class", "bits a class", "top-1"], lines)
 
 
@@ -325,14 +333,20 @@ def main() -> None:
         normalisation=train.mean_std,
         device=real.device,
     )
-    questions = questions_of(runs, real, top1, batch_size, num_steps, args)
-    rows, notes_on_rows = measure(questions, real, top1, test, protocol, batch_size, num_steps, args)
+    ask = partial(
+        Question, ipc=None, network=args.network, protocol=protocol, augmentation=real.augmentation,
+        seeds=tuple(range(args.seeds)), train=train.fingerprint, test=test.fingerprint,
+        budget=(batch_size, num_steps), evaluator=EVALUATOR,
+    )  # fmt: skip
+    planned = rows_planned(runs, real, top1, ask, args)
+    measured, notes_on_rows = measure(planned, real.device, top1, test, ScoreCache(folder=args.out / "scores"))
+    rows = [one.row for one in measured]
     print(
         f"\nEqual storage, any number of images. Top-1 % of {args.network} on {len(test):,} real images of the "
         f"{recipe.data.judge_on} set, {spoken_seeds(args.seeds)}; each row after {batch_size * num_steps:,} "
         f"images seen, in {num_steps:,} batches of {batch_size} under protocol {protocol.name}\n"
     )
-    print(table(rows))
+    print(table(measured))
     for note in [*notes, *notes_on_rows]:
         print(f"\nNote: {note}")
     names = kinds(rows) | {CODEC_REAL: CODEC_NAME}

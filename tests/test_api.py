@@ -12,8 +12,8 @@ def test_a_set_is_condensed_and_judged_in_two_calls(tmp_path: Path) -> None:
     images, labels = condensed.sample(ipc=2)
     assert images.shape == (20, 1, 8, 8) and torch.equal(labels, torch.arange(10).repeat_interleave(2))
     report = gencond.evaluate(tmp_path / "run", ipc=1, networks="convnet2w8", num_seeds=1, baselines=[])
-    (row,) = (row for row in report["rows"] if row["images"] == "gencond")
-    assert row["ipc"] == 1 and len(row["top1"]) == 1 and 0 <= row["top1"][0] <= 1
+    (row,) = (row for row in report.rows if row.images == "gencond")
+    assert row.ipc == 1 and len(row.top1.each) == 1 and 0 <= row.top1.mean <= 1
     assert (tmp_path / "run" / "report.html").is_file()
 
 

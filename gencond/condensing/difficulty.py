@@ -14,8 +14,8 @@ from gencond.common.cache import read_checked, write_checked
 from gencond.common.errors import InputError
 from gencond.common.files import short_hash
 from gencond.condensing.extractors import ExtractorMaker
-from gencond.condensing.real import embed_all
 from gencond.data.images import LabeledImages
+from gencond.networks.extractor import embed_all
 
 logger = logging.getLogger(__name__)
 

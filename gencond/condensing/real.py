@@ -28,11 +28,7 @@ from gencond.losses.gradient import Metric, gradient_matching_loss
 from gencond.losses.kernels import pair_distances
 from gencond.losses.mean import mean_matching_loss
 from gencond.losses.mmd import Kernel, fourier_mmd_loss, mmd_loss
-from gencond.networks.extractor import Extractor
-
-# Images in one forward without gradient: large enough for a GPU, small enough for a CPU's caches.
-EMBEDDED_AT_ONCE = 256
-
+from gencond.networks.extractor import Extractor, embed_all
 
 # --- a step --------------------------------------------------------------------------------------------------------
 
@@ -137,23 +133,6 @@ class BatchTargets:
 
 
 Targets = CachedTargets | BatchTargets
-
-
-@torch.no_grad()
-def embed_all(
-    extractor: Extractor, images: Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"]
-) -> Float[Tensor, "n d"]:
-    """Features without gradient, some hundred images at a time: memory follows the features, not the activations.
-
-    Of more images than that, the last few are filled up to as many, so that compiled code meets one size.
-
-    Args:
-        images: in [-1, 1] or uint8, on any device: some hundred of them are floats where the extractor is.
-    """
-    parts = list(images.split(EMBEDDED_AT_ONCE))
-    if len(parts) > 1:
-        parts[-1] = torch.cat([parts[-1], images[: EMBEDDED_AT_ONCE - len(parts[-1])]])
-    return torch.cat([extractor(to_signed(some).to(extractor.mean.device)) for some in parts])[: len(images)]
 
 
 # --- where they come from ------------------------------------------------------------------------------------------

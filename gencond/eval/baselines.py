@@ -1,6 +1,6 @@
 """What a condensed set has to beat: real images at the same number per class or in the same bytes, and all of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,8 +15,9 @@ from gencond.data.select import herding, k_center, kmeans_subset, random_subset,
 from gencond.eval.classifier import trained_on_all
 from gencond.eval.codec import QUALITIES, Choice, choose_quality, encoder_version, stored_photographs
 from gencond.eval.protocols import PROTOCOLS
+from gencond.eval.records import read_record
 from gencond.generator.packing import decode, pack
-from gencond.networks.extractor import Extractor
+from gencond.networks.extractor import Extractor, embed_all
 
 RANDOM_REAL, KMEANS_REAL, WHOLE_SET = "random_real", "kmeans_real", "whole_set"
 HERDING_REAL, K_CENTER_REAL, CODEC_REAL = "herding_real", "k_center_real", "codec_real"
@@ -38,6 +39,28 @@ HELD_OUT = 0.2  # of the training images, to choose the codec's quality by
 
 
 @dataclass(frozen=True)
+class CodecFacts:
+    """How the photographs of a row were stored, and by what that was chosen.
+
+    Args:
+        qualities: of the seeds' files; where bytes were left over they are finer than the chosen one.
+        held_out_top1: quality -> accuracy in [0, 1] on held-out training images; empty where nothing was to choose.
+        chosen: the quality that taught best.
+        encoder: with its version.
+    """
+
+    qualities: tuple[int, ...]
+    held_out_top1: Mapping[str, float]
+    chosen: int
+    encoder: str
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "CodecFacts":
+        """What a report or a score holds."""
+        return read_record(cls, content, qualities=tuple)
+
+
+@dataclass(frozen=True)
 class Photographs:
     """Photographs in a codec, at its best.
 
@@ -53,14 +76,11 @@ class Photographs:
     qualities: list[int]
     choice: Choice
 
-    def describe(self) -> dict[str, Any]:
-        """For a row: how it was stored, and by what it was chosen."""
-        return {
-            "qualities": self.qualities,
-            "held_out_top1": {str(quality): share for quality, share in self.choice.top1.items()},
-            "chosen": self.choice.quality,
-            "encoder": encoder_version(),
-        }
+    @property
+    def facts(self) -> CodecFacts:
+        """For a row."""
+        held_out = {str(quality): share for quality, share in self.choice.top1.items()}
+        return CodecFacts(tuple(self.qualities), held_out, self.choice.quality, encoder_version())
 
 
 def usual_baselines(factor: int) -> tuple[str, ...]:
@@ -150,5 +170,4 @@ class RealImages:
         train, (mean, std) = self.train, self.train.mean_std
         network = trained_on_all(self.network, train, CHOOSING, self.augmentation, self.device, "network for herding")
         extractor = Extractor(network, mean, std).to(self.device)
-        parts = [extractor(to_signed(images).to(self.device)).cpu() for images in train.images.split(EMBEDDED_AT_ONCE)]
-        return torch.cat(parts)
+        return embed_all(extractor, train.images, EMBEDDED_AT_ONCE, fill_up=False, device=torch.device("cpu"))

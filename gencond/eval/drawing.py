@@ -23,7 +23,7 @@ from gencond.common.ranges import as_bytes
 from gencond.data.images import LabeledImages
 from gencond.eval.baselines import CODEC_REAL, HERDING_REAL, K_CENTER_REAL, KMEANS_REAL, RANDOM_REAL, WHOLE_SET
 from gencond.eval.memorization import Nearest
-from gencond.eval.scoring import Row
+from gencond.eval.results import Row
 from gencond.eval.wording import kinds
 
 OUR_COLORS = ("#e4572e", "#b5489a", "#c79a2b", "#8e6bbf")  # of several artefacts in one plot
@@ -102,13 +102,18 @@ def _figure(draw: Any, width: float = 6.4) -> tuple[bytes, str]:
 
 def _curves(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Kind of images -> its rows of the first network and protocol, without streams, by IPC."""
-    shown = rows[0]["network"], rows[0]["protocol"]
-    fixed = [row for row in rows if row["mode"] == "fixed" and (row["network"], row["protocol"]) == shown]
+    shown = rows[0].network, rows[0].protocol
+    fixed = [row for row in rows if row.mode == "fixed" and (row.network, row.protocol) == shown]
     curves = {
-        images: sorted((row for row in fixed if row["images"] == images), key=lambda row: row["ipc"] or 0)
+        images: sorted((row for row in fixed if row.images == images), key=lambda row: row.ipc or 0)
         for images in kinds(rows)
     }
     return {images: own for images, own in curves.items() if own}
+
+
+def _percents(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """Means and sample deviations over seeds, times 100."""
+    return [100 * row.top1.mean for row in rows], [100 * row.top1.std for row in rows]
 
 
 def plot_accuracy(rows: Sequence[Row]) -> tuple[bytes, str]:
@@ -116,19 +121,19 @@ def plot_accuracy(rows: Sequence[Row]) -> tuple[bytes, str]:
     names = kinds(rows)
 
     def draw(axes: Any) -> None:
-        ticks = sorted({row["ipc"] for row in rows if row["ipc"]})
+        ticks = sorted({row.ipc for row in rows if row.ipc})
         for images, own in _curves(rows).items():
-            means, stds = ([100 * row[key] for row in own] for key in ("top1_mean", "top1_std"))
+            means, stds = _percents(own)
             color, name = COLORS.get(images, OURS_COLOR), names[images]
             if images == WHOLE_SET:
                 axes.axhline(means[0], color=color, linestyle="--", label=name)
             else:
-                axes.errorbar([row["ipc"] for row in own], means, stds, color=color, marker="o", capsize=3, label=name)
+                axes.errorbar([row.ipc for row in own], means, stds, color=color, marker="o", capsize=3, label=name)
         axes.set_xscale("log")
         axes.set_xticks(ticks, [str(ipc) for ipc in ticks])
         axes.minorticks_off()
         axes.set_xlabel("images per class")
-        axes.set_ylabel(f"top-1 %, {rows[0]['network']}")
+        axes.set_ylabel(f"top-1 %, {rows[0].network}")
         axes.legend(frameon=False)
 
     return _figure(draw)
@@ -165,9 +170,9 @@ def plot_any_number(
         _draw_published(axes, published, "published, other budgets")
         ours = [images for images in names if images not in COLORS]
         for images, name in names.items():
-            own = [row for row in rows if row["images"] == images]
+            own = [row for row in rows if row.images == images]
             if own and images == WHOLE_SET:
-                axes.axhline(100 * own[0]["top1_mean"], color=COLORS[images], linestyle="--", label=name)
+                axes.axhline(100 * own[0].top1.mean, color=COLORS[images], linestyle="--", label=name)
             elif own:
                 number = ours.index(images) if images in ours else 0
                 _draw_over_bits(axes, own, COLORS.get(images, OUR_COLORS[number % len(OUR_COLORS)]), name)
@@ -192,9 +197,9 @@ def _draw_published(axes: Any, published: Mapping[str, Mapping[float, float]], l
 
 def _draw_over_bits(axes: Any, rows: Sequence[Row], color: str, label: str) -> None:
     """A line through what one kind of images reaches in more and more bits."""
-    rows = sorted(rows, key=lambda row: row["bits_per_class"])
-    means, stds = ([100 * row[key] for row in rows] for key in ("top1_mean", "top1_std"))
-    megabits = [row["bits_per_class"] / 1e6 for row in rows]
+    rows = sorted(rows, key=lambda row: row.bits_per_class)
+    means, stds = _percents(rows)
+    megabits = [row.bits_per_class / 1e6 for row in rows]
     axes.errorbar(megabits, means, stds, color=color, marker="o", capsize=3, label=label)
 
 
@@ -206,7 +211,7 @@ def _name_axes_of_storage(axes: Any, rows: Sequence[Row]) -> None:
     axes.xaxis.set_major_formatter("{x:g}")  # 0.2, where the default writes 2 x 10^-1
     axes.minorticks_off()
     axes.set_xlabel("megabits a class that must be stored")
-    axes.set_ylabel(f"top-1 %, {rows[0]['network']}")
+    axes.set_ylabel(f"top-1 %, {rows[0].network}")
     axes.legend(frameon=False, fontsize=8)
 
 

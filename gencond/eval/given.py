@@ -66,6 +66,22 @@ def quality_network(asked: str, train: LabeledImages, device: torch.device) -> G
 
 
 @dataclass(frozen=True)
+class TeacherFacts:
+    """What a report says of a teacher.
+
+    Args:
+        name, top1, key, trained: see `GivenTeacher`.
+        bytes: of its weights.
+    """
+
+    name: str
+    top1: float
+    bytes: int
+    key: str
+    trained: str
+
+
+@dataclass(frozen=True)
 class GivenTeacher:
     """Whose answers a protocol learns from.
 
@@ -87,10 +103,11 @@ class GivenTeacher:
         """Of images in [-1, 1]."""
         return self.network.logits(self.network(images))
 
-    def describe(self) -> dict[str, Any]:
+    @property
+    def facts(self) -> TeacherFacts:
         """For a report."""
         num_bytes = sum(tensor.nbytes for tensor in self.network.network.state_dict().values())
-        return {"name": self.name, "top1": self.top1, "bytes": num_bytes, "key": self.key, "trained": self.trained}
+        return TeacherFacts(self.name, self.top1, num_bytes, self.key, self.trained)
 
 
 def get_teacher(

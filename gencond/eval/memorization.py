@@ -27,6 +27,24 @@ class Nearest:
     row: Int64[Tensor, " n"]
 
 
+@dataclass(frozen=True)
+class Memorisation:
+    """Whether samples are copies.
+
+    Args:
+        num_syn, num_held_out: images that were looked at.
+        median_syn, median_held_out: of the distances to the nearest training image, see `Nearest`.
+        share_nearer: of samples that lie nearer to a training image than all but a twentieth of held-out images do;
+            near 0.05 where samples are as new as other real images.
+    """
+
+    num_syn: float
+    num_held_out: float
+    median_syn: float
+    median_held_out: float
+    share_nearer: float
+
+
 def nearest_training_images(images: LabeledImages, train: LabeledImages) -> Nearest:
     """Among all classes, in pixel space."""
     points = to_signed(images.images[:]).flatten(1)
@@ -40,23 +58,20 @@ def nearest_training_images(images: LabeledImages, train: LabeledImages) -> Near
 
 def memorisation(
     syn: LabeledImages, train: LabeledImages, held_out: LabeledImages, seed: int = 0
-) -> tuple[dict[str, float], Nearest]:
+) -> tuple[Memorisation, Nearest]:
     """(what was measured, the samples' nearest training images).
 
     Args:
         held_out: real images that were not condensed; up to 2000 random ones are looked at.
-    Returns:
-        `median_syn` and `median_held_out`, of the distances; `share_nearer`, of samples that lie nearer to a training
-        image than all but a twentieth of held-out images do. Near 0.05 where samples are as new as other real images.
     """
     of_syn = nearest_training_images(syn, train)
     others = some_of_each_class(held_out, -(-HELD_OUT // held_out.num_classes), seed)
     of_real = nearest_training_images(others, train).distance
-    measured = {
-        "num_syn": float(len(syn)),
-        "num_held_out": float(len(others)),
-        "median_syn": float(of_syn.distance.median()),
-        "median_held_out": float(of_real.median()),
-        "share_nearer": float((of_syn.distance < of_real.quantile(0.05)).float().mean()),
-    }
+    measured = Memorisation(
+        num_syn=float(len(syn)),
+        num_held_out=float(len(others)),
+        median_syn=float(of_syn.distance.median()),
+        median_held_out=float(of_real.median()),
+        share_nearer=float((of_syn.distance < of_real.quantile(0.05)).float().mean()),
+    )
     return measured, of_syn

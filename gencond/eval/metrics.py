@@ -4,6 +4,8 @@ They say how images look, not what they teach: a set may score badly here and tr
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,15 +13,42 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from gencond.common.errors import InputError
-from gencond.common.progress import progress
-from gencond.common.ranges import as_bytes, to_signed
+from gencond.common.ranges import as_bytes
 from gencond.data.images import LabeledImages
 from gencond.data.mapped import MappedImages
-from gencond.networks.extractor import Extractor
+from gencond.eval.records import read_record
+from gencond.networks.extractor import Extractor, embed_all
 
 EMBEDDED_AT_ONCE = 64
 NEIGHBOURS = 5
 COLLAPSED = 0.1  # of the spread of real images
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How samples compare with real images as sets.
+
+    Args:
+        extractor: name of the network whose features are compared.
+        num_syn, num_real, num_floor: samples, real images that both are held against, and other real images.
+        condensed, held_out_real: what `quality` says of the samples and of the other real images.
+        diversity: class name -> spread in units of the real one, where there are two images.
+        collapsed: names of classes that are nearly the same image again and again.
+    """
+
+    extractor: str
+    num_syn: int
+    num_real: int
+    num_floor: int
+    condensed: Mapping[str, float]
+    held_out_real: Mapping[str, float]
+    diversity: Mapping[str, float]
+    collapsed: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Likeness":
+        """What a report holds."""
+        return read_record(cls, content, collapsed=tuple)
 
 
 def quality(syn: Float[Tensor, "m d"], real: Float[Tensor, "n d"]) -> dict[str, float]:
@@ -85,39 +114,34 @@ def spread_of_classes(
 
 def compare_sets(
     extractor: str, network: Extractor, syn: LabeledImages, real: LabeledImages, floor: LabeledImages
-) -> dict[str, Any]:
+) -> Likeness:
     """The quality panel of a report.
 
     Args:
         extractor, network: a name and what `given.quality_network` made of it.
         syn, real: samples and the real images that they are held against.
         floor: other real images, about as many as the samples: what the same numbers are for real images.
-    Returns:
-        `extractor`, `num_syn`, `num_real`, `num_floor`, `condensed` and `held_out_real` (see `quality`), `diversity`
-        (class name -> spread in units of the real one, where there are two images), `collapsed` (names of classes that
-        are nearly the same image again and again).
     """
-    of_syn, of_real, of_floor = (embed(network, part.images) for part in (syn, real, floor))
+    of_syn, of_real, of_floor = (embed_as_bytes(network, part.images) for part in (syn, real, floor))
     spread = spread_of_classes(of_syn, syn.labels, real.num_classes)
     spread = spread / spread_of_classes(of_real, real.labels, real.num_classes)
     shares = {name: one for name, one in zip(real.class_names, spread.tolist(), strict=True) if not math.isnan(one)}
-    return {
-        "extractor": extractor,
-        "num_syn": len(syn),
-        "num_real": len(real),
-        "num_floor": len(floor),
-        "condensed": quality(of_syn, of_real),
-        "held_out_real": quality(of_floor, of_real),
-        "diversity": shares,
-        "collapsed": [name for name, share in shares.items() if share < COLLAPSED],
-    }
+    return Likeness(
+        extractor=extractor,
+        num_syn=len(syn),
+        num_real=len(real),
+        num_floor=len(floor),
+        condensed=quality(of_syn, of_real),
+        held_out_real=quality(of_floor, of_real),
+        diversity=shares,
+        collapsed=tuple(name for name, share in shares.items() if share < COLLAPSED),
+    )
 
 
-@torch.no_grad()
-def embed(
+def embed_as_bytes(
     network: Extractor, images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"] | MappedImages
 ) -> Float[Tensor, "n d"]:
-    """Features of images, floats in [-1, 1] as rounded to bytes, on the CPU."""
-    count = -(-len(images) // EMBEDDED_AT_ONCE)
-    bar = progress(images.split(EMBEDDED_AT_ONCE), description="quality", total=count, unit="batch", disable=count < 20)
-    return torch.cat([network(to_signed(as_bytes(some)).to(network.mean.device)).float().cpu() for some in bar])
+    """Features of images on the CPU; floats in [-1, 1] are rounded to bytes first, as an exported image is."""
+    rounded = images if images.dtype == torch.uint8 else as_bytes(images)
+    cpu = torch.device("cpu")
+    return embed_all(network, rounded, EMBEDDED_AT_ONCE, fill_up=False, device=cpu, description="quality").float()

@@ -4,11 +4,13 @@ docs/protocols.md says where they are like the released code and where they are 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from gencond.common.errors import InputError
 from gencond.data.augment import Mode
+from gencond.eval.records import read_record
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,13 @@ class Protocol:
     def describe(self) -> dict[str, Any]:
         """All fields by name, as they stand in report.json."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Protocol":
+        """What `describe` said, read from JSON."""
+        return read_record(
+            cls, content, left_out=tuple, epochs_by_ipc=lambda pairs: tuple((ipc, epochs) for ipc, epochs in pairs)
+        )
 
 
 DM = Protocol(

@@ -20,6 +20,7 @@ from gencond.eval.drawing import (
     plot_storage,
 )
 from gencond.eval.published import published_curves
+from gencond.eval.results import Evaluation
 from gencond.eval.wording import (
     about_likeness,
     about_outside,
@@ -34,17 +35,17 @@ from gencond.eval.wording import (
 )
 
 
-def write_reports(out: Path, content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> None:
+def write_reports(out: Path, content: Evaluation, log: Sequence[Mapping[str, Any]]) -> None:
     """Writes `out/report.md` and `out/report.html`.
 
     Args:
-        content: of report.json.
+        content: all that was measured.
         log: entries of log.jsonl, for the loss curves and the cost.
     """
-    rows = content["rows"]
+    rows = content.rows
     plots = {"losses": plot_losses(log)}
     if rows:
-        published = published_curves(content["class_names"])
+        published = published_curves(list(content.class_names))
         plots = {"accuracy": plot_accuracy(rows), "storage": plot_storage(rows, published), **plots}
     for name, plot in plots.items():
         if plot is not None:
@@ -71,27 +72,27 @@ CAPTIONS = {
 
 def _markdown(
     out: Path,
-    content: Mapping[str, Any],
+    content: Evaluation,
     log: Sequence[Mapping[str, Any]],
     plots: Mapping[str, tuple[bytes, str] | None],
 ) -> str:
-    parts = [f"# {content['title']}", ""]
+    parts = [f"# {content.title}", ""]
     if (out / "samples" / PAIRS_PICTURE).is_file():
         parts += [f"![{CAPTIONS[PAIRS_PICTURE]}](samples/{PAIRS_PICTURE})", "", CAPTIONS[PAIRS_PICTURE], ""]
-    if results := markdown_results(content["rows"]):
+    if results := markdown_results(content.rows):
         parts += [results, ""]
-    parts += [f"- {sentence}" for sentence in verdicts(content["rows"])]
-    parts += [f"- {note}" for note in content["notes"]]
+    parts += [f"- {sentence}" for sentence in verdicts(content.rows)]
+    parts += [f"- {note}" for note in content.notes]
     parts += ["", *(f"![{name}](samples/{name}.png)" for name, plot in plots.items() if plot), ""]
     for picture in (REAL_PICTURE, SYN_PICTURE):
         if (out / "samples" / picture).is_file():
             parts += [CAPTIONS[picture], "", f"![{CAPTIONS[picture]}](samples/{picture})", ""]
-    if entries := content.get("outside"):
+    if entries := content.outside:
         parts += [f"## {OUTSIDE}", "", markdown_table(*outside_table(entries)), ""]
         parts += [*(f"- {sentence}" for sentence in about_outside(entries)), ""]
     if sentences := about_likeness(content):
         parts += ["## Likeness", ""]
-        parts += [markdown_table(*quality_table(content["quality"])), ""] if content.get("quality") else []
+        parts += [markdown_table(*quality_table(content.quality)), ""] if content.quality else []
         parts += [*(f"- {sentence}" for sentence in sentences), ""]
         parts += [f"![{CAPTIONS[NEAREST_PICTURE]}](samples/{NEAREST_PICTURE})", "", CAPTIONS[NEAREST_PICTURE], ""]
     for section, named in facts(content, log).items():
@@ -120,7 +121,7 @@ code { background: var(--soft); padding: .1rem .3rem; border-radius: .2rem; }
 
 def _html(
     out: Path,
-    content: Mapping[str, Any],
+    content: Evaluation,
     log: Sequence[Mapping[str, Any]],
     plots: Mapping[str, tuple[bytes, str] | None],
 ) -> str:
@@ -135,7 +136,7 @@ def _html(
             "</figure>"
         )
 
-    sentences = "".join(f"<li>{html.escape(text)}</li>" for text in [*verdicts(content["rows"]), *content["notes"]])
+    sentences = "".join(f"<li>{html.escape(text)}</li>" for text in [*verdicts(content.rows), *content.notes])
     sections = "".join(
         f"<h2>{html.escape(section)}</h2><dl>"
         + "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in named)
@@ -143,20 +144,18 @@ def _html(
         for section, named in facts(content, log).items()
     )
     shown = ""
-    if content["rows"]:
-        shown = f"<p>{html.escape(heading(content['rows']))}:</p>{_html_table(*table(content['rows']))}"
+    if content.rows:
+        shown = f"<p>{html.escape(heading(content.rows))}:</p>{_html_table(*table(content.rows))}"
     outside = ""
-    if entries := content.get("outside"):
+    if entries := content.outside:
         said = "".join(f"<li>{html.escape(text)}</li>" for text in about_outside(entries))
         outside = f"<h2>{OUTSIDE}</h2>{_html_table(*outside_table(entries))}<ul>{said}</ul>"
     likeness = ""
     if said := about_likeness(content):
-        likeness = "<h2>Likeness</h2>" + (
-            _html_table(*quality_table(content["quality"])) if content.get("quality") else ""
-        )
+        likeness = "<h2>Likeness</h2>" + (_html_table(*quality_table(content.quality)) if content.quality else "")
         likeness += f"<ul>{''.join(f'<li>{html.escape(text)}</li>' for text in said)}</ul>{picture(NEAREST_PICTURE)}"
     drawn = "".join(f"<figure>{plot[1]}</figure>" for plot in plots.values() if plot)
-    title = html.escape(content["title"])
+    title = html.escape(content.title)
     return f"""<!doctype html>
 <html lang="en">
 <head>

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from gencond.eval.baselines import (
@@ -15,8 +16,13 @@ from gencond.eval.baselines import (
     RANDOM_REAL,
     SAME_NUMBER,
     WHOLE_SET,
+    CodecFacts,
 )
-from gencond.eval.scoring import GENCOND, Row
+from gencond.eval.given import TeacherFacts
+from gencond.eval.metrics import Likeness
+from gencond.eval.outside.lrs import OutsideScores
+from gencond.eval.records import Scores
+from gencond.eval.results import GENCOND, Cost, Evaluation, Row
 
 NAMES = {
     GENCOND: "gencond (ours)",
@@ -34,14 +40,14 @@ RIVALS = (*SAME_NUMBER, CODEC_REAL)
 
 def kinds(rows: Sequence[Row]) -> dict[str, str]:
     """Kinds of images in a table -> their names for people; what was condensed comes first."""
-    condensed = [row["images"] for row in rows if row["images"] not in BASELINES]
+    condensed = [row.images for row in rows if row.images not in BASELINES]
     return {images: NAMES.get(images, images) for images in dict.fromkeys([*condensed, *BASELINES])}
 
 
-def percent(row: Row) -> str:
-    """Top-1 of a row's seeds, mean and standard deviation; a single seed has none."""
-    spread = f" ± {100 * row['top1_std']:.1f}" if len(row["top1"]) > 1 else ""
-    return f"{100 * row['top1_mean']:.1f}{spread}"
+def percent(scores: Scores) -> str:
+    """Scores times 100: their mean and sample deviation; a single one has none."""
+    spread = f" ± {100 * scores.std:.1f}" if len(scores.each) > 1 else ""
+    return f"{100 * scores.mean:.1f}{spread}"
 
 
 def spoken_seeds(*counts: int) -> str:
@@ -63,10 +69,10 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     One line for each kind of images, network and protocol (named where there are several); one column for each IPC,
     "fresh" where images are seen once each, and "all" for the whole set.
     """
-    ipcs = sorted({row["ipc"] for row in rows if row["ipc"]})
-    columns = [*ipcs, *(["fresh"] if any(row["mode"] == "stream" for row in rows) else []), None]
+    ipcs = sorted({row.ipc for row in rows if row.ipc})
+    columns = [*ipcs, *(["fresh"] if any(row.mode == "stream" for row in rows) else []), None]
     titles = ["all" if column is None else column if column == "fresh" else f"IPC {column}" for column in columns]
-    judges = list(dict.fromkeys((row["network"], row["protocol"]) for row in rows))
+    judges = list(dict.fromkeys((row.network, row.protocol) for row in rows))
     named = [number for number in (0, 1) if len({judge[number] for judge in judges}) > 1]
     header = ["trained on", *(("network", "protocol")[number] for number in named), *titles, "stored"]
     lines = []
@@ -74,13 +80,13 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         for images, name in kinds(rows).items():
             wanted = (images, network, protocol)
             own = {
-                "fresh" if row["mode"] == "stream" else row["ipc"]: row
+                "fresh" if row.mode == "stream" else row.ipc: row
                 for row in rows
-                if (row["images"], row["network"], row["protocol"]) == wanted
+                if (row.images, row.network, row.protocol) == wanted
             }
             if own:
-                cells = [percent(own[column]) if column in own else "" for column in columns]
-                sizes = sorted({row["bytes"] for row in own.values()})
+                cells = [percent(own[column].top1) if column in own else "" for column in columns]
+                sizes = sorted({row.num_bytes for row in own.values()})
                 lines.append([name, *((network, protocol)[number] for number in named), *cells, _size(*sizes)])
     return header, lines
 
@@ -110,19 +116,23 @@ def _aligned(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]
 
 def heading(rows: Sequence[Row]) -> str:
     """What a table shows, with the judge where there is one."""
-    judges = {(row["network"], row["protocol"]) for row in rows}
-    judge = f" of {rows[0]['network']} under protocol {rows[0]['protocol']}" if len(judges) == 1 else ""
-    seeds = spoken_seeds(*(row["num_seeds"] for row in rows))
+    judges = {(row.network, row.protocol) for row in rows}
+    judge = f" of {rows[0].network} under protocol {rows[0].protocol}" if len(judges) == 1 else ""
+    seeds = spoken_seeds(*(row.num_seeds for row in rows))
     return f"Top-1 accuracy (%){judge} on real test images, {seeds}"
 
 
 def _difference(row: Row, other: Row) -> str:
     """Of two rows' means in points, with its standard error where there is one."""
-    gap = 100 * (row["top1_mean"] - other["top1_mean"])
-    if min(row["num_seeds"], other["num_seeds"]) < 2:
+    gap = 100 * (row.top1.mean - other.top1.mean)
+    if min(row.num_seeds, other.num_seeds) < 2:
         return f"{gap:+.1f}"
-    error = 100 * math.sqrt(sum(one["top1_std"] ** 2 / one["num_seeds"] for one in (row, other)))
+    error = 100 * math.sqrt(sum(one.top1.std**2 / one.num_seeds for one in (row, other)))
     return f"{gap:+.1f} ± {error:.1f}"
+
+
+def _judged_alike(row: Row, other: Row) -> bool:
+    return (row.ipc, row.network, row.protocol) == (other.ipc, other.network, other.protocol)
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
@@ -132,23 +142,23 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     """
     sentences = []
     for row in rows:
-        if row["images"] in BASELINES:
+        if row.images in BASELINES:
             continue
-        if row["mode"] == "stream":
+        if row.mode == "stream":
             sentences.append(
-                f"Fresh, {row['network']}, {row['protocol']}: {row['num_images']:,} images were seen, none of them "
+                f"Fresh, {row.network}, {row.protocol}: {row.num_images:,} images were seen, none of them "
                 "twice; not to be compared with a fixed IPC."
             )
             continue
         rivals = {
-            other["images"]: _difference(row, other)
+            other.images: _difference(row, other)
             for other in rows
-            if other["images"] in RIVALS and all(other[key] == row[key] for key in ("ipc", "network", "protocol"))
+            if other.images in RIVALS and _judged_alike(other, row)
         }
         if rivals:
             gaps = "; ".join(f"{gap} points against {NAMES[name]}" for name, gap in rivals.items())
-            sentences.append(f"IPC {row['ipc']}, {row['network']}, {row['protocol']}: {gaps}.")
-    sizes = {row["images"]: row["bytes"] for row in rows}
+            sentences.append(f"IPC {row.ipc}, {row.network}, {row.protocol}: {gaps}.")
+    sizes = {row.images: row.num_bytes for row in rows}
     ours = max((size for images, size in sizes.items() if images not in BASELINES), default=0)
     if ours > sizes.get(WHOLE_SET, float("inf")):
         sentences.append(
@@ -168,39 +178,39 @@ def _words(protocol: Mapping[str, Any]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
 
 
-def quality_table(panel: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def quality_table(panel: Likeness) -> tuple[list[str], list[list[str]]]:
     """(header, lines) of the quality panel of `metrics.compare_sets`."""
-    names = list(panel["condensed"])
+    names = list(panel.condensed)
     lines = [
-        [label, *(f"{panel[key][name]:.3g}" for name in names)]
-        for label, key in (("condensed", "condensed"), ("held-out real images", "held_out_real"))
+        [label, *(f"{values[name]:.3g}" for name in names)]
+        for label, values in (("condensed", panel.condensed), ("held-out real images", panel.held_out_real))
     ]
     return ["", *(name.upper() if name in ("fid", "kid") else name for name in names)], lines
 
 
-def about_likeness(content: Mapping[str, Any]) -> list[str]:
+def about_likeness(content: Evaluation) -> list[str]:
     """Sentences on the quality panel and on memorisation, for what of them was measured."""
     sentences = []
-    if panel := content.get("quality"):
-        low = min(panel["diversity"].items(), key=lambda item: item[1], default=None)
+    if panel := content.quality:
+        low = min(panel.diversity.items(), key=lambda item: item[1], default=None)
         sentences.append(
-            f"Features of {panel['extractor']}; {panel['num_syn']} samples and {panel['num_floor']} held-out real "
-            f"images, each against {panel['num_real']} real ones. Both FID and KID depend on the number of images."
+            f"Features of {panel.extractor}; {panel.num_syn} samples and {panel.num_floor} held-out real "
+            f"images, each against {panel.num_real} real ones. Both FID and KID depend on the number of images."
         )
         if low:
             sentences.append(f"Least diverse class: {low[0]}, {100 * low[1]:.0f} % of the spread of real images.")
-        if panel["collapsed"]:
-            sentences.append(f"Nearly the same image again and again: {', '.join(panel['collapsed'])}.")
-    if found := content.get("memorisation"):
+        if panel.collapsed:
+            sentences.append(f"Nearly the same image again and again: {', '.join(panel.collapsed)}.")
+    if found := content.memorisation:
         sentences.append(
-            f"Nearest training image, in pixels: {100 * found['median_syn']:.1f} % of the range away from a sample "
-            f"(median of {found['num_syn']:.0f}), {100 * found['median_held_out']:.1f} % from a held-out real image; "
-            f"{100 * found['share_nearer']:.0f} % of the samples are nearer to one than 95 % of held-out images are."
+            f"Nearest training image, in pixels: {100 * found.median_syn:.1f} % of the range away from a sample "
+            f"(median of {found.num_syn:.0f}), {100 * found.median_held_out:.1f} % from a held-out real image; "
+            f"{100 * found.share_nearer:.0f} % of the samples are nearer to one than 95 % of held-out images are."
         )
     return sentences
 
 
-def outside_table(entries: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def outside_table(entries: Sequence[OutsideScores]) -> tuple[list[str], list[list[str]]]:
     """(header, lines) of an outside judge's scores, times 100: one line for each network, setting and IPC."""
     measured = {
         "HLR ↓": "hlr", "IOR ↑": "ior", "LRS ↑": "lrs", "condensed": "condensed", "random real": "random_real",
@@ -208,24 +218,24 @@ def outside_table(entries: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
     }  # fmt: skip
     lines = [
         [
-            entry["network"],
-            str(entry["epochs"]),
-            str(entry["learning_rate"] or "searched"),
-            str(entry["ipc"]),
-            *(f"{100 * entry[key]['mean']:.1f} ± {100 * entry[key]['std']:.1f}" for key in measured.values()),
+            entry.network,
+            str(entry.epochs),
+            str(entry.learning_rate or "searched"),
+            str(entry.ipc),
+            *(percent(getattr(entry, name)) for name in measured.values()),
         ]
         for entry in entries
     ]
     return ["network", "epochs", "learning rate", "IPC", *measured], lines
 
 
-def about_outside(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+def about_outside(entries: Sequence[OutsideScores]) -> list[str]:
     """Sentences on what an outside judge's scores mean, what they leave out, and how they came about."""
-    runs = " or ".join(str(count) for count in sorted({entry["num_eval"] for entry in entries}))
+    runs = " or ".join(str(count) for count in sorted({entry.num_eval for entry in entries}))
     first = entries[0]
     return [
-        f"By {first['judge']}, run as its {first['dataset']} on {first['num_images']['train']:,} training and "
-        f"{first['num_images']['test']:,} test images; everything times 100, mean ± std over the evaluations ({runs}).",
+        f"By {first.judge}, run as its {first.dataset} on {first.num_images['train']:,} training and "
+        f"{first.num_images['test']:,} test images; everything times 100, mean ± std over the evaluations ({runs}).",
         "HLR: how far the whole set is ahead of the condensed one. IOR: how far the condensed set is ahead of random "
         "real images. LRS: (e^a - 1/e) / (e - 1/e), a = (IOR - HLR) / 2, of fractions; 26.9 where both are 0.",
         "Every accuracy is the best of every tenth epoch on the test set, and learning rates are searched on the test "
@@ -234,22 +244,22 @@ def about_outside(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         "Its whole set trains without augmentation and with its own learning rate, 0.01, a tenth from epoch 100 on; "
         "its seeds come from the clock, so that a second run differs.",
         *dict.fromkeys(
-            f"Each stored image is cut into {entry['images_per_slot']}; random real images are as many as those stored."
+            f"Each stored image is cut into {entry.images_per_slot}; random real images are as many as those stored."
             for entry in entries
-            if entry["images_per_slot"] > 1
+            if entry.images_per_slot > 1
         ),
-        *dict.fromkeys(f"The judge is patched: {'; '.join(entry['patches'])}." for entry in entries),
-        *dict.fromkeys(f"Settings: {entry['settings']}." for entry in entries),
+        *dict.fromkeys(f"The judge is patched: {'; '.join(entry.patches)}." for entry in entries),
+        *dict.fromkeys(f"Settings: {entry.settings}." for entry in entries),
         *dict.fromkeys(
-            f"Ran with {', '.join(f'{name} {number}' for name, number in entry['versions'].items())} on "
-            f"{entry['device']}: {entry['command']}"
+            f"Ran with {', '.join(f'{name} {number}' for name, number in entry.versions.items())} on "
+            f"{entry.device}: {entry.command}"
             for entry in entries
         ),
-        f"It took {sum(entry['seconds'] for entry in entries):.0f} s in all.",
+        f"It took {sum(entry.seconds for entry in entries):.0f} s in all.",
     ]
 
 
-def outside_summary(entries: Sequence[Mapping[str, Any]]) -> str:
+def outside_summary(entries: Sequence[OutsideScores]) -> str:
     """An outside judge's table for a terminal, and what to know of it."""
     return "\n".join([*_aligned(*outside_table(entries)), "", *about_outside(entries)])
 
@@ -257,27 +267,26 @@ def outside_summary(entries: Sequence[Mapping[str, Any]]) -> str:
 def _codec_facts(rows: Sequence[Row], num_classes: int) -> list[tuple[str, str]]:
     """How many photographs stand in the codec's rows of the first network, and how they are stored."""
     held = {
-        f"{row['num_images'] // num_classes} random real images of each class in {row['bytes']:,} bytes, "
-        f"{about_codec(row['codec'])}": row["ipc"]
+        f"{row.num_images // num_classes} random real images of each class in {row.num_bytes:,} bytes, "
+        f"{about_codec(row.codec)}": row.ipc
         for row in reversed(rows)
-        if row["images"] == CODEC_REAL and row["network"] == rows[0]["network"] and "codec" in row
+        if row.images == CODEC_REAL and row.network == rows[0].network and row.codec
     }
     return [(f"AVIF from IPC {ipc} on", text) for text, ipc in sorted(held.items(), key=lambda item: item[1])]
 
 
-def about_codec(codec: Mapping[str, Any]) -> str:
+def about_codec(codec: CodecFacts) -> str:
     """The quality of a codec's row, how it was chosen, and what encoded it."""
-    qualities = " to ".join(str(codec["qualities"][at]) for at in ((0, -1) if len(codec["qualities"]) > 1 else (0,)))
-    tried = ", ".join(f"{quality}: {100 * share:.1f} %" for quality, share in codec["held_out_top1"].items())
-    how = f" ({codec['chosen']} was best on held-out training images, one seed: {tried})" if tried else ""
-    finer = ", made finer by bytes that were left over" if codec["qualities"] != [codec["chosen"]] else ""
-    return f"quality {qualities}{finer}{how}, {codec['encoder']}"
+    qualities = " to ".join(str(codec.qualities[at]) for at in ((0, -1) if len(codec.qualities) > 1 else (0,)))
+    tried = ", ".join(f"{quality}: {100 * share:.1f} %" for quality, share in codec.held_out_top1.items())
+    how = f" ({codec.chosen} was best on held-out training images, one seed: {tried})" if tried else ""
+    finer = ", made finer by bytes that were left over" if codec.qualities != (codec.chosen,) else ""
+    return f"quality {qualities}{finer}{how}, {codec.encoder}"
 
 
-def _evaluation_cost(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of report.json; older ones hold the time alone."""
-    older = {"seconds": content["evaluation_seconds"]} if "evaluation_seconds" in content else {}
-    return content.get("cost", older)
+def _log_entry(cost: Cost | None) -> dict[str, Any]:
+    """What an evaluation took, as a stage of a run."""
+    return {"stage": "evaluation, all rows", **(asdict(cost) if cost else {})}
 
 
 def _costs(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -294,26 +303,26 @@ def _costs(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
-def _teacher_facts(teacher: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def _teacher_facts(teacher: TeacherFacts | None) -> list[tuple[str, str]]:
     """Of a protocol that learns a teacher's answers."""
     if teacher is None:
         return []
-    trained = f", trained {teacher['trained']}" if teacher["trained"] else ", given"
+    trained = f", trained {teacher.trained}" if teacher.trained else ", given"
     said = (
-        f"{teacher['name']}{trained}: {100 * teacher['top1']:.1f} % of the test images; it answers every batch anew, "
-        f"for every row alike, and its {teacher['bytes']:,} bytes are not counted in what is stored"
+        f"{teacher.name}{trained}: {100 * teacher.top1:.1f} % of the test images; it answers every batch anew, "
+        f"for every row alike, and its {teacher.bytes:,} bytes are not counted in what is stored"
     )
     return [("Teacher", said)]
 
 
-def facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, str]]]:
+def facts(content: Evaluation, log: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, str]]]:
     """What the numbers rest on: section -> (name, value)."""
-    made, rows = content["condensed"], content["rows"]
+    made, rows = content.condensed, content.rows
     data = made.get("data", {})
     judged_on = (
         "Judged on",
-        f"{content['num_test_images']} real images of the {content['judged_on']} set"
-        + (": settings may be chosen by it" if content["judged_on"] != "test" else ""),
+        f"{content.num_test_images} real images of the {content.judged_on} set"
+        + (": settings may be chosen by it" if content.judged_on != "test" else ""),
     )
     how = [judged_on]
     if rows:
@@ -322,13 +331,13 @@ def facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[
             (
                 "Mode",
                 "fixed: k images of each class drawn once"
-                + ("; fresh: every image is seen once" if any(row["mode"] == "stream" for row in rows) else ""),
+                + ("; fresh: every image is seen once" if any(row.mode == "stream" for row in rows) else ""),
             ),
-            ("Seeds", f"{rows[0]['num_seeds']}; random real images are drawn anew for each"),
-            *_codec_facts(rows, len(content["class_names"])),
-            *((f"Protocol {row['name']}", _words(row)) for row in content["protocols"]),
-            *_teacher_facts(content.get("teacher")),
-            ("Augmentation", content["augmentation"]),
+            ("Seeds", f"{rows[0].num_seeds}; random real images are drawn anew for each"),
+            *_codec_facts(rows, len(content.class_names)),
+            *((f"Protocol {row['name']}", _words(row)) for row in content.protocols),
+            *_teacher_facts(content.teacher),
+            ("Augmentation", content.augmentation),
         ]
     return {
         "How it was judged": how,
@@ -341,18 +350,18 @@ def facts(content: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[
             ),
             (
                 "Stored",
-                f"{made['bytes']:,} bytes, {8 * made['bytes'] / len(content['class_names']) / 1e6:.3f} Mbit per class"
+                f"{made['bytes']:,} bytes, {8 * made['bytes'] / len(content.class_names) / 1e6:.3f} Mbit per class"
                 + (f", in {made['storage']}" if "storage" in made else ""),
             ),
             ("Recipe", made["recipe"]["name"] if "recipe" in made else "unknown, and so is what it was chosen by"),
         ],
         "Cost": [
-            *_costs([*log, {"stage": "evaluation, all rows", **_evaluation_cost(content)}]),
+            *_costs([*log, _log_entry(content.cost)]),
             ("what must be stored", f"{made['bytes']:,} bytes"),
         ],
         "To reproduce": [
-            ("Command", content["command"]),
-            ("Commit", str(content["commit"] or "unknown")),
-            ("Versions", ", ".join(f"{name} {number}" for name, number in content["versions"].items())),
+            ("Command", content.command),
+            ("Commit", str(content.commit or "unknown")),
+            ("Versions", ", ".join(f"{name} {number}" for name, number in content.versions.items())),
         ],
     }

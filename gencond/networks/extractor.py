@@ -8,16 +8,22 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from gencond.common.errors import InputError
+from gencond.common.progress import progress
+from gencond.common.ranges import to_signed
+from gencond.data.mapped import MappedImages
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COMPILERS = ("g++", "clang++", "c++", "cl")
 # Graphs are kept for each batch size and each architecture; beyond the limit torch falls back to slow code silently.
 GRAPHS_KEPT = 64
+# Images in one forward without gradient: large enough for a GPU, small enough for a CPU's caches.
+EMBEDDED_AT_ONCE = 256
+BATCHES_WORTH_A_BAR = 20
 SEVERAL = 5  # times as long; CPUs that compute in bfloat16 take about as long or less, others twenty times
 
 
@@ -163,3 +169,38 @@ class Extractor(nn.Module):
     def train(self, mode: bool = True) -> "Extractor":
         """Stays in eval mode: a frozen extractor has no training behaviour."""
         return super().train(False)
+
+
+@torch.no_grad()
+def embed_all(
+    extractor: Extractor,
+    images: Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"] | MappedImages,
+    at_once: int = EMBEDDED_AT_ONCE,
+    *,
+    fill_up: bool = True,
+    device: torch.device | None = None,
+    description: str = "",
+) -> Float[Tensor, "n d"]:
+    """Features without gradient, some images at a time: memory follows the features, not the activations.
+
+    Args:
+        images: in [-1, 1] or uint8, on any device; `at_once` of them are floats where the extractor is.
+        at_once: images in one forward.
+        fill_up: whether of more images than `at_once` the last few are filled up to as many, so that compiled code
+            meets one size. It can change the last bits of their features.
+        device: where the features are kept; None: where the extractor is.
+        description: of a progress bar, where there are many batches; empty: none.
+    """
+    count = -(-len(images) // at_once)
+    bar = progress(
+        images.split(at_once), description=description, total=count, unit="batch",
+        disable=not description or count < BATCHES_WORTH_A_BAR,
+    )  # fmt: skip
+    features = []
+    for some in bar:
+        given = len(some)
+        if fill_up and count > 1 and given < at_once:
+            some = torch.cat([some, images[: at_once - given]])
+        own = extractor(to_signed(some).to(extractor.mean.device))[:given]
+        features.append(own if device is None else own.to(device))
+    return torch.cat(features)

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,20 +17,28 @@ from gencond.eval.drawing import plot_any_number, write_pictures
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import PROTOCOLS, Protocol, check_protocol, get_protocol
 from gencond.eval.published import CIFAR10_CLASSES, curves_of
+from gencond.eval.records import Scores
 from gencond.eval.report import write_reports
-from gencond.eval.scoring import score_tables
+from gencond.eval.results import Cost, Evaluation, Row
+from gencond.eval.score_cache import ScoreCache
+from gencond.eval.scoring import Plan, score_tables
+from gencond.eval.subject import Subject
 from gencond.eval.wording import summary_table, table, verdicts
 from gencond.networks.convnet import ConvNet
 
 SHORT = Protocol("short", 60, 64, 0.05, min_steps=60, max_steps=60)
 
 
-def score(train: LabeledImages, test: LabeledImages, known: list = (), **changes) -> tuple[list[dict], list[str]]:
+def score(train: LabeledImages, test: LabeledImages, known: list[Row] = (), **changes) -> tuple[list[Row], list[str]]:
     options = {
         "ipcs": [1, 3], "networks": ["convnet2w8"], "protocol": SHORT, "augmentation": "crop", "num_seeds": 2,
-        "condensed_key": "k", "condensed_bytes": lambda ipc: 1000, "device": torch.device("cpu"), "known": known,
-    }  # fmt: skip
-    return score_tables(lambda ipc: few(train, ipc), train, test, **(options | changes))
+        "key": "k", "num_bytes": lambda ipc: 1000, "factor": 1, "name": "gencond",
+    } | changes  # fmt: skip
+    subject = Subject(
+        lambda ipc: few(train, ipc), None, options.pop("num_bytes"), None, options.pop("factor"), options.pop("key"),
+        {}, options.pop("name"),
+    )  # fmt: skip
+    return score_tables(subject, train, test, Plan(**options), torch.device("cpu"), ScoreCache(known))
 
 
 def few(data: LabeledImages, ipc: int) -> LabeledImages:
@@ -148,10 +157,10 @@ def test_a_protocol_with_other_epochs_carries_them_in_its_name() -> None:
 def test_a_paper_has_rows_of_its_own_name_that_come_first(digits: tuple) -> None:
     train, test = digits
     real = ["random_real", "kmeans_real", "whole_set"]
-    rows, _ = score(train, test, ipcs=[1], num_seeds=1, condensed_name="dm:digits", baselines=real)
-    assert [row["images"] for row in rows] == ["dm:digits", "random_real", "kmeans_real", "whole_set"]
+    rows, _ = score(train, test, ipcs=[1], num_seeds=1, name="dm:digits", baselines=real)
+    assert [row.images for row in rows] == ["dm:digits", "random_real", "kmeans_real", "whole_set"]
     assert [line[0] for line in table(rows)[1]] == ["dm:digits", "random real", "k-means real", "whole training set"]
-    assert rows[0]["bytes"] == 1000 and "points against k-means real" in verdicts(rows)[0]
+    assert rows[0].num_bytes == 1000 and "points against k-means real" in verdicts(rows)[0]
 
 
 def test_published_protocols_train_for_their_epochs_and_augment_as_stated() -> None:
@@ -207,17 +216,17 @@ def test_options_that_a_network_does_not_have_are_refused(name: str) -> None:
 def test_a_table_has_every_row_with_its_baselines_and_bytes(digits: tuple) -> None:
     train, test = digits
     rows, notes = score(train, test)
-    assert [(row["images"], row["ipc"]) for row in rows] == [
+    assert [(row.images, row.ipc) for row in rows] == [
         *((images, ipc) for ipc in (1, 3) for images in ("gencond", *usual_baselines(1)[:-1])), ("whole_set", None),
     ]  # fmt: skip
     assert not notes
     for row in rows:
-        assert len(row["top1"]) == row["num_seeds"] == 2 and 0 <= min(row["top1"]) and max(row["top1"]) <= 1
-        assert row["top1_mean"] == pytest.approx(sum(row["top1"]) / 2)
-        assert row["top1_std"] == pytest.approx(abs(row["top1"][0] - row["top1"][1]) / 2**0.5)
-        assert row["bits_per_class"] == 8 * row["bytes"] / 10 and row["mode"] == "fixed"
-    assert [row["bytes"] for row in rows[:5]] == [1000, 640, 640, 640, 640] and rows[-1]["bytes"] == len(train) * 64
-    assert rows[5]["images"] == "codec_real" and 500 < rows[5]["bytes"] <= 1000 and rows[5]["num_images"] >= 10
+        assert len(row.top1.each) == row.num_seeds == 2 and 0 <= min(row.top1.each) and max(row.top1.each) <= 1
+        assert row.top1.mean == pytest.approx(sum(row.top1.each) / 2)
+        assert row.top1.std == pytest.approx(abs(row.top1.each[0] - row.top1.each[1]) / 2**0.5)
+        assert row.bits_per_class == 8 * row.num_bytes / 10 and row.mode == "fixed"
+    assert [row.num_bytes for row in rows[:5]] == [1000, 640, 640, 640, 640] and rows[-1].num_bytes == len(train) * 64
+    assert rows[5].images == "codec_real" and 500 < rows[5].num_bytes <= 1000 and rows[5].num_images >= 10
 
 
 def test_random_real_images_are_drawn_anew_for_each_seed_and_ours_stay(digits: tuple, monkeypatch) -> None:
@@ -246,9 +255,9 @@ def test_known_rows_are_not_trained_again_unless_something_changed(digits: tuple
     monkeypatch.setattr("gencond.eval.scoring.train_and_test", watch)
     again, _ = score(*digits, known=rows, **few_rows)
     assert again == rows and not trained
-    score(*digits, known=rows, **few_rows, condensed_key="other")
+    score(*digits, known=rows, **few_rows, key="other")
     assert len(trained) == 1 and not chosen_by  # our row alone
-    score(*digits, known=rows, **few_rows, condensed_bytes=lambda ipc: 2000)
+    score(*digits, known=rows, **few_rows, num_bytes=lambda ipc: 2000)
     assert len(trained) == 1 + 1 and chosen_by  # the codec's, which gets as many bytes
     score(*digits, known=rows, **few_rows, augmentation="none")
     assert len(trained) == 2 + 4
@@ -262,15 +271,15 @@ def test_the_same_bytes_at_another_ipc_are_the_same_rival_and_not_trained_again(
         lambda sets, judged_on, **o: (judged_on is digits[1] and trained.append(1)) or [0.5, 0.7],
     )
     rows, _ = score(*digits, ipcs=[1, 3], baselines=["codec_real"])
-    assert len(trained) == 3 and rows[1]["top1"] == rows[3]["top1"] and rows[1]["key"] != rows[3]["key"]
-    assert (rows[1]["ipc"], rows[3]["ipc"]) == (1, 3) and rows[1]["num_images"] == rows[3]["num_images"]
-    score(*digits, ipcs=[1, 3], baselines=["codec_real"], condensed_bytes=lambda ipc: 1000 * ipc)
+    assert len(trained) == 3 and rows[1].top1 == rows[3].top1 and rows[1].key != rows[3].key
+    assert (rows[1].ipc, rows[3].ipc) == (1, 3) and rows[1].num_images == rows[3].num_images
+    score(*digits, ipcs=[1, 3], baselines=["codec_real"], num_bytes=lambda ipc: 1000 * ipc)
     assert len(trained) == 3 + 4
 
 
 def test_rows_that_the_real_images_cannot_fill_are_left_out_and_said(few_digits: LabeledImages) -> None:
-    rows, notes = score(few_digits, few_digits, ipcs=[13], condensed_bytes=lambda ipc: 100)
-    assert [row["images"] for row in rows] == ["gencond", "whole_set"]
+    rows, notes = score(few_digits, few_digits, ipcs=[13], num_bytes=lambda ipc: 100)
+    assert [row.images for row in rows] == ["gencond", "whole_set"]
     assert notes[0] == "no random_real row at IPC 13: class '0' has only 12 training images" and len(notes) == 5
     assert notes[-1] == "no codec_real row at IPC 13: 100 bytes hold not one image of each class"
 
@@ -341,11 +350,11 @@ def test_the_best_quality_is_chosen_by_what_held_out_images_say_and_each_set_of_
 
 def test_a_row_of_photographs_says_how_they_were_stored_and_chosen(digits: tuple) -> None:
     rows, _ = score(*digits, ipcs=[1], baselines=["codec_real"])
-    of_codec = rows[1]["codec"]
-    assert of_codec["encoder"].startswith("Pillow ") and "libavif" in of_codec["encoder"]
-    assert set(of_codec["held_out_top1"]) <= {str(quality) for quality in codec.QUALITIES}
-    best = max(of_codec["held_out_top1"], key=of_codec["held_out_top1"].__getitem__)
-    assert of_codec["chosen"] == int(best) <= min(of_codec["qualities"])
+    of_codec = rows[1].codec
+    assert of_codec.encoder.startswith("Pillow ") and "libavif" in of_codec.encoder
+    assert set(of_codec.held_out_top1) <= {str(quality) for quality in codec.QUALITIES}
+    best = max(of_codec.held_out_top1, key=of_codec.held_out_top1.__getitem__)
+    assert of_codec.chosen == int(best) <= min(of_codec.qualities)
 
 
 def test_packed_real_images_stand_beside_a_set_that_is_cut(digits: tuple, monkeypatch) -> None:
@@ -359,9 +368,9 @@ def test_packed_real_images_stand_beside_a_set_that_is_cut(digits: tuple, monkey
     rows, notes = score(
         *digits, ipcs=[2], factor=2, baselines=["random_real", "random_real_packed", "kmeans_real_packed"]
     )
-    assert [row["images"] for row in rows] == ["gencond", "random_real", "random_real_packed", "kmeans_real_packed"]
-    assert not notes and [row["bytes"] for row in rows[1:]] == [20 * 64] * 3  # the same bytes hold four times as many
-    assert [row["num_images"] for row in rows] == [20, 20, 80, 80]
+    assert [row.images for row in rows] == ["gencond", "random_real", "random_real_packed", "kmeans_real_packed"]
+    assert not notes and [row.num_bytes for row in rows[1:]] == [20 * 64] * 3  # the same bytes hold four times as many
+    assert [row.num_images for row in rows] == [20, 20, 80, 80]
     true = random_subset(digits[0], 8, seed=0)
     assert torch.equal(seen[2].labels, true.labels)
     halved = torch.nn.functional.avg_pool2d(true.images.float(), 2)
@@ -379,7 +388,7 @@ def test_packed_real_images_stand_beside_a_set_that_is_cut(digits: tuple, monkey
 def test_a_plot_of_any_number_of_images_has_a_line_a_kind_and_marks_what_was_published() -> None:
     kinds = {"runs/one": 1, "runs/two": 2, "codec_real": 3, "whole_set": 9}
     rows = [
-        {"images": images, "network": "net", "bits_per_class": 1e5 * at, "top1_mean": 0.5, "top1_std": 0.1}
+        fake_row(images, None, 0.5, 0.1, network="net", bits_per_class=1e5 * at)
         for images, most in kinds.items()
         for at in range(1, most + 1)
     ]
@@ -390,16 +399,18 @@ def test_a_plot_of_any_number_of_images_has_a_line_a_kind_and_marks_what_was_pub
     assert "published" not in plot_any_number(rows, names, {})[1]
 
 
-def fake_rows() -> list[dict]:
+def fake_row(images: str, ipc: int | None, mean: float, std: float, **changes) -> Row:
+    row = Row(
+        images=images, mode="fixed", ipc=ipc, network="convnet2", protocol="quick", num_seeds=3,
+        top1=Scores((mean,) * 3, mean, std), num_bytes=1234, bits_per_class=987.2, key="k",
+    )  # fmt: skip
+    return replace(row, **changes)
+
+
+def fake_rows(**changes) -> list[Row]:
     values = {("gencond", 1): 0.8, ("random_real", 1): 0.6, ("kmeans_real", 1): 0.85, ("gencond", 10): 0.9,
               ("random_real", 10): 0.91, ("whole_set", None): 0.99}  # fmt: skip
-    return [
-        {
-            "images": images, "mode": "fixed", "ipc": ipc, "network": "convnet2", "protocol": "quick", "num_seeds": 3,
-            "top1": [mean] * 3, "top1_mean": mean, "top1_std": 0.01, "bytes": 1234, "bits_per_class": 987.2, "key": "k",
-        }
-        for (images, ipc), mean in values.items()
-    ]  # fmt: skip
+    return [fake_row(*asked, mean, 0.01, **changes) for asked, mean in values.items()]
 
 
 def test_the_table_and_the_verdicts_say_wins_and_losses_alike() -> None:
@@ -407,12 +418,12 @@ def test_the_table_and_the_verdicts_say_wins_and_losses_alike() -> None:
     assert header == ["trained on", "IPC 1", "IPC 10", "all", "stored"]
     assert lines[0] == ["gencond (ours)", "80.0 ± 1.0", "90.0 ± 1.0", "", "1.2 kB"]
     assert lines[2][1:3] == ["85.0 ± 1.0", ""] and lines[3][1:4] == ["", "", "99.0 ± 1.0"]
-    two = [*fake_rows(), *(row | {"network": "mlp"} for row in fake_rows())]
+    two = [*fake_rows(), *fake_rows(network="mlp")]
     assert table(two)[0][:3] == ["trained on", "network", "IPC 1"] and table(two)[1][-1][:2][1] == "mlp"
     assert "of convnet2 under protocol quick on real" in summary_table(fake_rows())
     assert "(%) on real test images" in summary_table(two)
     assert "test images, mean ± std over 3 seeds:" in summary_table(fake_rows())
-    once = [row | {"num_seeds": 1, "top1": row["top1"][:1]} for row in fake_rows()]
+    once = [replace(row, num_seeds=1, top1=replace(row.top1, each=row.top1.each[:1])) for row in fake_rows()]
     assert "test images, one seed:" in summary_table(once) and "±" not in summary_table(once)
     assert "mean ± std over 3 or 1 seeds:" in summary_table([*fake_rows()[:1], *once[1:]])
     # three seeds of 1 point each: the difference of two means has a standard error of sqrt(2 / 3)
@@ -420,22 +431,21 @@ def test_the_table_and_the_verdicts_say_wins_and_losses_alike() -> None:
         "IPC 1, convnet2, quick: +20.0 ± 0.8 points against random real; -5.0 ± 0.8 points against k-means real.",
         "IPC 10, convnet2, quick: -1.0 ± 0.8 points against random real.",
     ]
-    once = [row | {"num_seeds": 1, "top1_std": 0.0} for row in fake_rows()]
+    once = [replace(row, num_seeds=1, top1=replace(row.top1, std=0.0)) for row in fake_rows()]
     assert verdicts(once)[1].endswith("quick: -1.0 points against random real.")
     assert "over 3 seeds" in summary_table(fake_rows())
-    larger = [row | {"bytes": 10**6} if row["images"] == "gencond" else row for row in fake_rows()]
+    larger = [replace(row, num_bytes=10**6) if row.images == "gencond" else row for row in fake_rows()]
     assert "(1.00 MB) is larger than the whole training set (1.2 kB)" in verdicts(larger)[-1]
 
 
-def fake_report(out: Path, train: LabeledImages) -> tuple[dict, list[dict]]:
+def fake_report(out: Path, train: LabeledImages) -> tuple[Evaluation, list[dict]]:
     """(content, log) of a report that is written to `out`."""
-    content = {
-        "title": "a <b> & c", "rows": fake_rows(), "notes": ["a note"], "protocols": [SHORT.describe()],
-        "augmentation": "crop",
-        "judged_on": "test", "num_test_images": 599, "class_names": list(train.class_names),
-        "condensed": {"num_slots": 5, "bytes": 1234, "data": {"num_images": 7}}, "versions": {"torch": "2"},
-        "cost": {"seconds": 45.6, "memory": 1_230_000_000}, "commit": None, "command": "gencond evaluate x",
-    }  # fmt: skip
+    content = Evaluation(
+        title="a <b> & c", rows=tuple(fake_rows()), notes=("a note",), protocols=(SHORT.describe(),),
+        augmentation="crop", judged_on="test", num_test_images=599, class_names=tuple(train.class_names),
+        condensed={"num_slots": 5, "bytes": 1234, "data": {"num_images": 7}}, versions={"torch": "2"},
+        cost=Cost(45.6, 1_230_000_000), commit=None, command="gencond evaluate x",
+    )  # fmt: skip
     log = [
         {"stage": "condense", "step": s, "loss": 1 / s, "mean": 1 / s, "seconds": 0.5, "memory": 10**6 * s}
         for s in range(10, 400, 10)
@@ -455,7 +465,7 @@ def test_reports_are_self_contained_and_escape_names(digits: tuple, tmp_path: Pa
     assert "published, other protocols" not in html
     for picture in ("grid", "real", "gencond", "accuracy", "storage", "losses"):
         assert f"samples/{picture}.png" in markdown and (tmp_path / "samples" / f"{picture}.png").stat().st_size > 200
-    write_reports(tmp_path, content | {"class_names": list(CIFAR10_CLASSES)}, log)
+    write_reports(tmp_path, replace(content, class_names=CIFAR10_CLASSES), log)
     assert "published, other protocols" in (tmp_path / "report.html").read_text()
     write_reports(tmp_path, content, [])  # without a log: no loss curve, no cost of the stages
     assert "losses.png" not in (tmp_path / "report.md").read_text()

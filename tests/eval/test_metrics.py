@@ -12,7 +12,7 @@ from gencond.data.images import LabeledImages
 from gencond.data.select import random_subset
 from gencond.eval.given import GivenNetwork, quality_network
 from gencond.eval.memorization import memorisation, nearest_training_images
-from gencond.eval.metrics import compare_sets, density_and_coverage, embed, quality, spread_of_classes
+from gencond.eval.metrics import compare_sets, density_and_coverage, embed_as_bytes, quality, spread_of_classes
 
 CPU = torch.device("cpu")
 
@@ -59,17 +59,17 @@ def test_the_panel_names_a_class_that_is_one_image_again_and_again(
     syn = random_subset(digits[0], 6, seed=1)
     syn.images[syn.labels == 3] = syn.images[18].clone()
     found = compare_sets("test_resnet", network, syn, few_digits, random_subset(digits[1], 6, seed=0))
-    assert found["collapsed"] == ["3"] and found["diversity"]["3"] == 0 and found["extractor"] == "test_resnet"
-    assert 0.3 < found["diversity"]["4"] < 3 and (found["num_syn"], found["num_real"]) == (60, 120)
-    assert set(found["condensed"]) == {"fid", "kid", "precision", "recall", "density", "coverage"}
-    assert found["held_out_real"]["coverage"] > 0.3
+    assert found.collapsed == ("3",) and found.diversity["3"] == 0 and found.extractor == "test_resnet"
+    assert 0.3 < found.diversity["4"] < 3 and (found.num_syn, found.num_real) == (60, 120)
+    assert set(found.condensed) == {"fid", "kid", "precision", "recall", "density", "coverage"}
+    assert found.held_out_real["coverage"] > 0.3
 
 
 def test_floats_and_bytes_of_the_same_images_have_the_same_features(
     few_digits: LabeledImages, network: GivenNetwork
 ) -> None:
-    one = embed(network, few_digits.images[:9])
-    other = embed(network, few_digits.images[:9].float() / 127.5 - 1)
+    one = embed_as_bytes(network, few_digits.images[:9])
+    other = embed_as_bytes(network, few_digits.images[:9].float() / 127.5 - 1)
     assert one.shape[0] == 9 and torch.equal(one, other)
 
 
@@ -92,10 +92,10 @@ def test_copies_are_nearer_than_held_out_images_and_new_images_are_not(digits: t
     train, test = digits
     copies = random_subset(train, 5, seed=0)
     near, nearest = memorisation(copies, train, test)
-    assert near["share_nearer"] == 1 and near["median_syn"] == pytest.approx(0, abs=1e-3)
+    assert near.share_nearer == 1 and near.median_syn == pytest.approx(0, abs=1e-3)
     assert torch.equal(train.images[nearest.row], copies.images)
     new, _ = memorisation(random_subset(test, 20, seed=0), train, test)
-    assert new["share_nearer"] < 0.15 and new["median_syn"] == pytest.approx(new["median_held_out"], rel=0.1)
+    assert new.share_nearer < 0.15 and new.median_syn == pytest.approx(new.median_held_out, rel=0.1)
 
 
 def test_the_nearest_training_image_is_that_of_a_plain_search(digits: tuple) -> None:

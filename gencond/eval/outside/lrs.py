@@ -7,11 +7,10 @@ Rethinking the Evaluation of Dataset Distillation (2505.13300).
 import json
 import math
 import shutil
-import statistics
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from gencond.common.ranges import to_signed, to_unit
 from gencond.data.images import LabeledImages
 from gencond.eval.outside import runner
 from gencond.eval.outside.environment import made_python, named_python, run_logged
+from gencond.eval.records import Scores, read_record
 from gencond.generator.exporting import ddranking_set, normalised_for_ddranking
 
 VERSION = "0.2.0"
@@ -37,6 +37,7 @@ AUGMENTATION = {
     "flip": 0.5, "rotate": 15.0, "scale": 1.2, "crop": 0.125, "cutout": 0.5, "saturation": 2.0, "brightness": 1.0,
     "contrast": 0.5,
 }  # fmt: skip
+MEASURED = ("condensed", "whole_set", "random_real", "hlr", "ior", "lrs")
 PATCHES = (
     "its saving of results is left out, as it raises after the last training (lists of unequal lengths)",
     "torchvision's checksums of the real images are left out, as the files are written by gencond",
@@ -110,6 +111,72 @@ class Settings:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class OutsideScores:
+    """What DD-Ranking said of a condensed set at one IPC; an entry of `outside` in report.json.
+
+    Args:
+        judge: its name and version.
+        ipc: stored images of each class, and random real ones.
+        network, epochs, num_eval, learning_rate: see `Settings`.
+        learning_rates: that it chose, for each evaluation.
+        condensed, whole_set, random_real: accuracies, fractions.
+        hlr, ior, lrs: see `label_robust_score`.
+        dataset: that the real images are passed off as.
+        num_images: real ones, of `train` and `test`.
+        images_per_slot: that each stored image is cut into.
+        settings: all of them, in words.
+        patches: what is changed in the judge.
+        device, versions: where and by what it ran.
+        seconds: it took.
+        command: that asked for it.
+    """
+
+    judge: str
+    ipc: int
+    network: str
+    epochs: int
+    num_eval: int
+    learning_rate: float | None
+    learning_rates: Sequence
+    condensed: Scores
+    whole_set: Scores
+    random_real: Scores
+    hlr: Scores
+    ior: Scores
+    lrs: Scores
+    dataset: str
+    num_images: Mapping[str, int]
+    images_per_slot: int
+    settings: str
+    patches: tuple[str, ...]
+    device: str
+    versions: Mapping[str, str]
+    seconds: float
+    command: str = ""
+
+    @property
+    def asked(self) -> tuple:
+        """What the judge was asked; the later answer takes the place of the earlier one."""
+        return self.network, self.epochs, self.learning_rate or 0.0, self.ipc
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of `outside` in report.json."""
+        return {
+            name: {"mean": value["mean"], "std": value["std"], "each": value["each"]} if name in MEASURED else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "OutsideScores":
+        """What `to_json` wrote."""
+
+        def scores(told: Mapping[str, Any]) -> Scores:
+            return read_record(Scores, told, each=tuple)
+
+        return read_record(cls, content, patches=tuple, **dict.fromkeys(MEASURED, scores))
+
+
 def label_robust_score(hlr: float, ior: float, weight: float = WEIGHT) -> float:
     """DD-Ranking's score in [0, 1], higher is better; (1 - e^-1) / (e - e^-1) = 0.27 where HLR and IOR are both 0.
 
@@ -146,14 +213,16 @@ def score_by_ddranking(
     settings: Settings,
     python: str,
     log: Path,
-) -> dict[str, Any]:
-    """One entry of `outside` in report.json: HLR, IOR and LRS with the accuracies they come from, all fractions.
+    command: str = "",
+) -> OutsideScores:
+    """HLR, IOR and LRS with the accuracies they come from, all fractions.
 
     Args:
         condensed: class-major; more than `ipc` of each class where stored images are cut.
         ipc: stored images of each class, and random real ones.
         python: has DD-Ranking, see `ddranking_python`.
         log: what it prints, kept.
+        command: that asked for it, for the report.
     Raises:
         InputError: DD-Ranking failed; one line with its last words.
     """
@@ -191,25 +260,25 @@ def score_by_ddranking(
         for place, name in enumerate(("condensed", "whole_set", "random_real"))
     }
     measured = accuracies | {"hlr": hlr, "ior": ior, "lrs": scores}
-    return {
-        "judge": f"DD-Ranking {VERSION}",
-        "ipc": ipc,
-        "network": settings.network,
-        "epochs": settings.epochs,
-        "num_eval": settings.num_eval,
-        "learning_rate": settings.learning_rate,
-        "learning_rates": result["learning_rates"],
-        **{name: {"mean": statistics.fmean(own), "std": statistics.pstdev(own), "each": own}
-           for name, own in measured.items()},
-        "dataset": dataset,
-        "num_images": {"train": len(train), "test": len(test)},
-        "images_per_slot": len(condensed) // (ipc * train.num_classes),
-        "settings": settings.words,
-        "patches": list(PATCHES),
-        "device": result["device"],
-        "versions": result["versions"],
-        "seconds": round(time.monotonic() - started, 1),
-    }  # fmt: skip
+    return OutsideScores(
+        judge=f"DD-Ranking {VERSION}",
+        ipc=ipc,
+        network=settings.network,
+        epochs=settings.epochs,
+        num_eval=settings.num_eval,
+        learning_rate=settings.learning_rate,
+        learning_rates=result["learning_rates"],
+        **{name: Scores.of(own) for name, own in measured.items()},
+        dataset=dataset,
+        num_images={"train": len(train), "test": len(test)},
+        images_per_slot=len(condensed) // (ipc * train.num_classes),
+        settings=settings.words,
+        patches=PATCHES,
+        device=result["device"],
+        versions=result["versions"],
+        seconds=round(time.monotonic() - started, 1),
+        command=command,
+    )
 
 
 def _arrays(condensed: LabeledImages, train: LabeledImages, test: LabeledImages) -> dict[str, np.ndarray]:
