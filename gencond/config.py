@@ -7,10 +7,9 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from dataclasses import dataclass as frozen
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -551,8 +550,7 @@ def _schema() -> dict[str, Any]:
     return TypeAdapter(Recipe).json_schema()
 
 
-@frozen(frozen=True)
-class FieldDoc:
+class FieldDoc(NamedTuple):
     """What a recipe's field means.
 
     Args:
