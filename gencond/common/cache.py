@@ -52,7 +52,7 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -77,13 +77,13 @@ def read_checked(file: Path) -> dict[str, Tensor] | None:
         with safe_open(file, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
             expected = (opened.metadata() or {}).get(CHECKSUM)
-        why = "" if tensors_sha256(tensors) == expected else "it is not what was written"
+        if tensors_sha256(tensors) == expected:
+            return tensors
+        why = "it is not what was written"
     except (SafetensorError, OSError, ValueError) as error:
         why = first_line(error)
-    if why:
-        logger.warning("%s is damaged (%s) and will be made again", file, why)
-        return None
-    return tensors
+    logger.warning("%s is damaged (%s) and will be made again", file, why)
+    return None
 
 
 # --- what lies there -----------------------------------------------------------------------------------------------

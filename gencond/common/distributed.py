@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psutil
 import torch
@@ -88,7 +88,8 @@ def is_main_process() -> bool:
 @functools.cache
 def _patient_group() -> "dist.ProcessGroup":
     """All processes, connected once more without a GPU; made when all of them ask for it first."""
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return cast("dist.ProcessGroup", group)  # a number only for processes that are left out
 
 
 def wait_for_everyone() -> None:
@@ -173,8 +174,8 @@ class _Gather(torch.autograd.Function):
         return gathered
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.contiguous()
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        gradient = gradients[0].contiguous()
         dist.all_reduce(gradient)
         return gradient[ctx.own], None
 

@@ -56,7 +56,7 @@ class ForeignSet:
         chosen = self.images.subset(kept.nonzero()[:, 0])
         if self.factor == 1:
             return chosen
-        cut = decode(to_signed(chosen.images), self.factor)
+        cut = decode(to_signed(chosen.images[:]), self.factor)
         return LabeledImages(cut, chosen.labels.repeat_interleave(self.factor**2), chosen.class_names)
 
     def num_bytes(self, ipc: int) -> int:
@@ -186,13 +186,13 @@ def _read_tensors(path: Path) -> tuple[Tensor, Tensor, list[str] | None]:
         if any(one is None for one in found):
             raise InputError(f"{path} holds {', '.join(map(str, content)) or 'nothing'}; expected images and labels")
         content = found
-    pair = isinstance(content, list | tuple) and len(content) >= 2 and all(torch.is_tensor(t) for t in content[:2])
-    if not pair:
+    pair = [one for one in content[:2] if torch.is_tensor(one)] if isinstance(content, list | tuple) else []
+    if len(pair) < 2:
         raise InputError(
             f"{path} does not hold a pair of tensors, images and labels"
             + (f", and no {path.name.replace('image', 'label')} is beside it" if "image" in path.name else "")
         )
-    images, labels = content[0].detach(), content[1]
+    images, labels = pair[0].detach(), pair[1]
     if images.ndim == 3:
         images = images[:, None]
     if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[-1] in (1, 3):

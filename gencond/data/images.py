@@ -111,10 +111,10 @@ class LabeledImages:
 
     def subset(self, index: Int64[Tensor, " k"]) -> "LabeledImages":
         """Some of the images: a copy in memory, or where they are too many still in their file."""
-        large = isinstance(self.images, MappedImages) and (
-            len(index) * self.images.image_bytes > decode.MAPPED_ABOVE_BYTES
-        )
-        return replace(self, images=self.images.at(index) if large else self.images[index], labels=self.labels[index])
+        images = self.images
+        if isinstance(images, MappedImages) and len(index) * images.image_bytes > decode.MAPPED_ABOVE_BYTES:
+            return replace(self, images=images.at(index), labels=self.labels[index])
+        return replace(self, images=images[index], labels=self.labels[index])
 
     def digests(self) -> Iterator[bytes]:
         """SHA-256 of each image's pixels as bytes, in order."""
@@ -127,7 +127,7 @@ class LabeledImages:
     @cached_property
     def _digests(self) -> list[bytes]:
         """Kept, since the split, the search for images seen twice and the codec's held-out slice all ask."""
-        return [hashlib.sha256(image.tobytes()).digest() for image in as_bytes(self.images).numpy()]
+        return [hashlib.sha256(image.tobytes()).digest() for image in as_bytes(self.images[:]).numpy()]
 
 
 def _mean_std_of(images: MappedImages) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -101,10 +101,14 @@ def _parts(
     everything = LabeledImages(images, source.labels, source.class_names, source.class_of)
     if not source.has_test:
         return everything, None
-    rows = torch.arange(len(source)).split([source.num_train, len(source) - source.num_train])
-    if isinstance(images, Tensor):  # views, where `subset` would copy
-        return tuple(replace(everything, images=images[of[0] : of[-1] + 1], labels=source.labels[of]) for of in rows)
-    return tuple(map(everything.subset, rows))
+    rows_train, rows_test = torch.arange(len(source)).split([source.num_train, len(source) - source.num_train])
+    if isinstance(images, MappedImages):
+        return everything.subset(rows_train), everything.subset(rows_test)
+    labels_train, labels_test = source.labels[rows_train], source.labels[rows_test]
+    return (  # views, where `subset` would copy
+        replace(everything, images=images[: source.num_train], labels=labels_train),
+        replace(everything, images=images[source.num_train :], labels=labels_test),
+    )
 
 
 def _resized(data: LabeledImages, image_size: int | None) -> LabeledImages:
@@ -130,8 +134,9 @@ def _resized(data: LabeledImages, image_size: int | None) -> LabeledImages:
 
 def data_source(data: str | None) -> str | None:
     """A path as it is found from any working directory; the name of a named set as it is."""
-    is_path = data is not None and data not in NAMED_SETS and Path(data).exists()
-    return str(Path(data).resolve()) if is_path else data
+    if data is None or data in NAMED_SETS or not Path(data).exists():
+        return data
+    return str(Path(data).resolve())
 
 
 def load_data(part: Data) -> tuple[LabeledImages, LabeledImages]:

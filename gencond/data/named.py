@@ -1,6 +1,7 @@
 """Image sets that are known by a name."""
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from gencond.data.npz import _channels_first
 
 def _digits() -> tuple[LabeledImages, None]:
     from sklearn.datasets import load_digits
+    from sklearn.utils import Bunch
 
-    digits = load_digits()
+    digits = cast(Bunch, load_digits())  # a pair only where it is asked for one
     images = torch.from_numpy((digits.images * (255 / 16)).round().astype(np.uint8))[:, None]
     labels = torch.from_numpy(digits.target.astype(np.int64))
     return LabeledImages(images, labels, tuple(str(digit) for digit in range(10))), None
@@ -32,12 +34,12 @@ def _torchvision_set(name: str) -> Callable[[], tuple[LabeledImages, LabeledImag
         order = sorted(range(len(train.classes)), key=lambda label: train.classes[label])
         names = tuple(train.classes[label] for label in order)
         rank = torch.tensor(order).argsort()
-        return tuple(
-            LabeledImages(
-                _channels_first(np.asarray(part.data)), rank[torch.as_tensor(part.targets)], names, tuple(rank.tolist())
-            )
+        class_of = tuple(rank.tolist())
+        images_train, images_test = (
+            LabeledImages(_channels_first(np.asarray(part.data)), rank[torch.as_tensor(part.targets)], names, class_of)
             for part in (train, test)
         )
+        return images_train, images_test
 
     return load
 

@@ -134,10 +134,11 @@ def kmeans_representatives(
     with warnings.catch_warnings():
         # Fewer distinct images than clusters: some centers coincide.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        kmeans = KMeans(num_clusters, n_init=1, random_state=seed).fit(features)
+        # its documentation allows a number of starts, its default of "auto" hides that
+        kmeans = KMeans(num_clusters, n_init=1, random_state=seed).fit(features)  # pyright: ignore[reportArgumentType]
     distance = kmeans.transform(features)  # [n, k]
     chosen: list[int] = []
-    for cluster in np.bincount(kmeans.labels_, minlength=num_clusters).argsort(kind="stable")[::-1]:
+    for cluster in np.bincount(np.asarray(kmeans.labels_), minlength=num_clusters).argsort(kind="stable")[::-1]:
         if distinct:
             distance[chosen, cluster] = np.inf
         chosen.append(int(distance[:, cluster].argmin()))

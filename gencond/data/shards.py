@@ -140,14 +140,17 @@ def _index_shard(shard: Path, left_out: LeftOut) -> list[tuple[str, int, int, in
     with shard.open("rb") as content:
         for name, (offset, size) in files.items():
             key, suffix = posixpath.splitext(name)
-            found = images if suffix.lower() in extensions else classes if suffix.lower() == ".cls" else None
-            if found is None:
+            is_image = suffix.lower() in extensions
+            if not is_image and suffix.lower() != ".cls":
                 left_out.add("file(s) in shards that are no images", shard / name)
                 continue
-            if key in found:
+            if key in (images if is_image else classes):
                 raise InputError(f"{shard}: {name} is there twice, or in two formats: write the shard anew")
-            content.seek(offset)
-            found[key] = name if found is images else _class_index(shard, name, content.read(min(size, 32)))
+            if is_image:
+                images[key] = name
+            else:
+                content.seek(offset)
+                classes[key] = _class_index(shard, name, content.read(min(size, 32)))
     return [(images[key], *files[images[key]], label) for key, label in _paired(shard, images, classes, left_out)]
 
 
@@ -158,7 +161,7 @@ def _members_of(shard: Path, left_out: LeftOut) -> tuple[dict[str, tuple[int, in
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                tar.members = []  # tarfile would keep them all
+                tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # tarfile would keep them all
                 name = posixpath.normpath(member.name)
                 if member.isdir():
                     continue

@@ -3,6 +3,7 @@
 import functools
 import json
 import operator
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -43,9 +44,16 @@ class Condensed(FiniteModel):
     artefact may cut each image into factor x factor ones (`packing.decode`): IPC counts the images before.
     """
 
-    image_size: int
-    channels: int
     stored: str  # what its slots hold, for people
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels."""
+        raise NotImplementedError
+
+    @property
+    def channels(self) -> int:
+        raise NotImplementedError
 
     @property
     def class_names(self) -> list[str]:
@@ -99,13 +107,14 @@ class Condensed(FiniteModel):
         copy.load_state_dict(from_stored(to_stored(self.state_dict(), storage)))
         return copy.to(self.device).eval()
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *positional: Any, **options: Any) -> None:
         """diffusers' own, but for an artefact that is stored in fewer bits, which is one file."""
         if self.config.storage == "float32":
-            super().save_pretrained(save_directory, **options)
+            super().save_pretrained(save_directory, *positional, **options)
             return
-        if options:
-            raise InputError(f"an artefact in {self.config.storage} takes no {next(iter(options))} when it is saved")
+        if positional or options:
+            option = next(iter(options), "other argument")
+            raise InputError(f"an artefact in {self.config.storage} takes no {option} when it is saved")
         self.save_config(save_directory)
         save_file(
             to_stored(self.state_dict(), self.config.storage),
@@ -114,8 +123,11 @@ class Condensed(FiniteModel):
         )
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, output_loading_info: bool = False, **options: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], output_loading_info: bool = False, **options: Any
+    ) -> Any:
         """diffusers' own, but for an artefact that is stored in fewer bits."""
+        source = pretrained_model_name_or_path
         of_hub = {name: options[name] for name in ("revision", "token", "cache_dir") if name in options}
         config = cls.load_config(source, **of_hub)
         if config.get("storage", "float32") == "float32":
@@ -193,11 +205,11 @@ class Condensed(FiniteModel):
             raise InputError(
                 f"this set holds {self.largest_ipc} images of each class and makes no others: use sample()"
             )
-        seed = self.config.seed if seed is None else seed
+        base: int = self.config.seed if seed is None else seed
         batch_size = 128 // self.images_per_slot * self.images_per_slot if batch_size is None else batch_size
         self._require_room(batch_size // self.images_per_slot)
         return SampleStream(
-            self._synthesizer(seed), self.num_classes, self.num_slots, batch_size, seed, self.images_per_slot
+            self._synthesizer(base), self.num_classes, self.num_slots, batch_size, base, self.images_per_slot
         )
 
     def export(
@@ -275,9 +287,10 @@ class Condensed(FiniteModel):
         return None if seed is None else operator.index(seed)
 
     def _class_index(self, one: SupportsIndex | str) -> int:
-        if isinstance(one, str) and one in self.config.class_names:
-            return self.class_names.index(one)
-        if hasattr(one, "__index__") and 0 <= operator.index(one) < self.num_classes:
+        if isinstance(one, str):
+            if one in self.config.class_names:
+                return self.class_names.index(one)
+        elif hasattr(one, "__index__") and 0 <= operator.index(one) < self.num_classes:
             return operator.index(one)
         raise InputError(f"no class {one!r} among the {self.num_classes} of this dataset")
 

@@ -1,6 +1,7 @@
 """What every backbone shares: its face, drawing from it, gradient checkpointing, and self-attention."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ class Backbone(FiniteModel):
     _supports_gradient_checkpointing = True
     whole_latents = False  # whole numbers, see `codes.whole_numbers`
     squares_in_a_row = 1  # of an image, each of which a piece of the latent stands for
+    _gradient_checkpointing_func: Any  # diffusers sets it where checkpointing is enabled
     learns_statistics = False  # its batch norms take part in training, instead of staying as they are
 
     def __init__(self) -> None:

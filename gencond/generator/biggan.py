@@ -21,6 +21,9 @@ class ConditionalBatchNorm(nn.Module):
     In eval mode the running statistics make it a fixed affine map of each channel.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, channels: int, condition_dim: int, eps: float) -> None:
         super().__init__()
         self.gain = nn.Linear(condition_dim, channels, bias=False)

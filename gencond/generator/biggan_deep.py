@@ -25,6 +25,9 @@ class StoredNorm(nn.Module):
     is computed as one multiply-add over the feature map; scale and shift of each channel are small.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
         self.register_buffer("running_mean", torch.zeros(channels))

@@ -2,9 +2,9 @@
 
 import struct
 
-import constriction
 import numpy as np
 import numpy.typing as npt
+from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]  # compiled, without annotations
 
 from gencond.common.errors import InputError
 
@@ -28,7 +28,7 @@ def encode(matrix: Matrix) -> bytes:
     """
     rows, columns = matrix.shape
     shared, histograms = _fewest_bytes(matrix)
-    coder, tables = constriction.stream.stack.AnsCoder(), []
+    coder, tables = stream.stack.AnsCoder(), []
     for group, histogram in reversed(list(enumerate(histograms))):  # what was coded last is decoded first
         values = matrix[:, group << shared : group + 1 << shared].astype(np.int16)
         lowest, costs = _table(histogram)
@@ -56,7 +56,7 @@ def decode(content: bytes, size: int | None = None) -> Matrix:
             position += 2
             tables.append((lowest, np.frombuffer(content, np.uint8, last + 1, position)))
             position += last + 1
-        coder = constriction.stream.stack.AnsCoder(np.frombuffer(content, "<u4", offset=position).astype(np.uint32))
+        coder = stream.stack.AnsCoder(np.frombuffer(content, "<u4", offset=position).astype(np.uint32))
         matrix = np.empty((rows, columns), np.int8)
         for group, (lowest, costs) in enumerate(tables):
             own = matrix[:, group << shared : group + 1 << shared]
@@ -72,7 +72,7 @@ def decode(content: bytes, size: int | None = None) -> Matrix:
 
 def _model(costs: npt.NDArray[np.uint8]) -> object:
     probabilities = _PROBABILITIES[costs]
-    return constriction.stream.model.Categorical(
+    return stream.model.Categorical(
         probabilities if len(costs) > 1 else np.append(probabilities, np.float32(0)), perfect=False
     )
 

@@ -1,10 +1,12 @@
 """Reading models that diffusers wrote, strictly: safetensors only, every weight there, none left over."""
 
 import json
+import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
-from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
 
 from gencond.common.errors import InputError, first_line
 from gencond.common.ranges import require_finite
@@ -12,16 +14,33 @@ from gencond.common.ranges import require_finite
 HUB_ID = r"[\w.-]+/[\w.-]+"  # owner/name
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"  # of one file, as diffusers calls it
 
-Model = TypeVar("Model", bound=ModelMixin)
+Model = TypeVar("Model", bound="FiniteModel")
 
 
 class FiniteModel(ModelMixin, ConfigMixin):
     """A diffusers model that is not read with NaN or infinity among its weights or in its config, from any door."""
 
+    if TYPE_CHECKING:  # what diffusers' annotations do not say
+
+        @property
+        def config(self) -> Any:
+            """What the class was called with; entries are attributes too."""
+
+        @classmethod
+        def load_config(cls, *args: Any, **options: Any) -> Any: ...
+
+        @classmethod
+        def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any) -> Self: ...
+
+        def to(self, *args: Any, **options: Any) -> Self: ...  # pyright: ignore[reportIncompatibleVariableOverride]
+
     @classmethod
-    def from_pretrained(cls, source: str | Path, output_loading_info: bool = False, **options: Any) -> Any:
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # not of None, which means nothing here
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], output_loading_info: bool = False, **options: Any
+    ) -> Any:
         """diffusers' own. Raises InputError for values that are not finite."""
-        model, info = super().from_pretrained(source, output_loading_info=True, **options)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **options)
+        model, info = cast("tuple[Self, dict[str, Any]]", loaded)  # a pair, since the information is asked for
         try:
             json.dumps(arguments_of(model), allow_nan=False)
         except ValueError:
@@ -30,7 +49,7 @@ class FiniteModel(ModelMixin, ConfigMixin):
         return (model, info) if output_loading_info else model
 
 
-def arguments_of(model: ModelMixin) -> dict[str, Any]:
+def arguments_of(model: FiniteModel) -> dict[str, Any]:
     """What its class was called with, defaults too: of its config all but diffusers' own entries."""
     return {name: value for name, value in model.config.items() if not name.startswith("_")}
 

@@ -68,9 +68,10 @@ class CondensedPixels(Condensed):
 
     @property
     def _affine(self) -> tuple[Tensor, Tensor]:
-        return tuple(
+        offset, scale = (
             self.pixels.new_tensor(value).view(1, -1, 1, 1) for value in (self.config.offset, self.config.scale)
         )
+        return offset, scale
 
     @torch.no_grad()
     def fill_(self, images: Float[Tensor, "n c s s"]) -> None:

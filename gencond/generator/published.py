@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 from urllib.parse import urlsplit
 
 import torch
@@ -145,7 +145,7 @@ def _load(kind: type[Kind], source: str | Path, sha256: str | None, truncation: 
     for name, tensor in made.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{source} is damaged: {name} is not finite")
-    return made.eval()
+    return cast("Kind", made.eval())  # `_require_kind` has looked at its class
 
 
 def _require_kind(kind: type[Backbone], found: str, source: str | Path) -> None:

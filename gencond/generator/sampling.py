@@ -11,9 +11,9 @@ the threads of a machine compute as many blocks at once.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ Synthesize = Callable[[Int64[Tensor, " n"], Int64[Tensor, " n"]], Float[Tensor, 
 LARGEST_BLOCK = 128
 PIXELS_PER_BLOCK = LARGEST_BLOCK * 32 * 32
 MOST_THREADS = 16  # each holds the activations of a block
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Block(NamedTuple):
@@ -92,7 +95,9 @@ def threads_for(device: torch.device) -> int:
     return max(1, min((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), MOST_THREADS))
 
 
-def in_threads(function: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Iterator[Any]:
+def in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int
+) -> Generator[Result, None, None]:
     """`function` of each item, in their order; at most `threads` + 1 results are alive at once.
 
     Each call runs in one thread, torch's own included.
@@ -129,6 +134,7 @@ def sample_class_major(
         images[rows.to(batch.device)] = to_unit(batch[wanted.to(batch.device)]).clamp(0, 1)
         bar.update(len(rows))
     bar.close()
+    assert images is not None, "no class, or no image of each"
     return images.flatten(0, 1), torch.tensor(classes).repeat_interleave(ipc * images.shape[1]).to(images.device)
 
 

@@ -55,7 +55,7 @@ class TransformGenerator(Backbone):
         self.class_embedding = nn.Embedding(num_class_embeds, width)
         self.mend = nn.Conv2d(width, width, 3, padding=1)
         self.mend_out = nn.Conv2d(width, out_channels, 3, padding=1)
-        for weight in (self.class_embedding.weight, self.mend_out.weight, self.mend_out.bias):
+        for weight in (*self.class_embedding.parameters(), *self.mend_out.parameters()):
             nn.init.zeros_(weight)  # it begins as the transform alone
 
     def forward(self, latents: Float[Tensor, "n latent_dim"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n c s s"]:
@@ -83,5 +83,5 @@ class TransformGenerator(Backbone):
         largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
         directions = directions * largest.sign()  # the same on any machine
         self.transform.weight.copy_((step * directions.T).view_as(self.transform.weight))
-        self.transform.bias.copy_(mean)
+        self.transform.get_parameter("bias").copy_(mean)
         return (centered @ directions / step).float()

@@ -1,5 +1,6 @@
 """Kernels between feature sets, and the random Fourier embedding of the Gaussian one."""
 
+import functools
 import math
 
 import torch
@@ -44,13 +45,20 @@ def m3d_kernel(
         laplace: the fixed rates of M3D's `laplace` option instead, without w.
     Source: 2312.15927, section 4.1, and its released code (n_kernels 5, mul_factor 2).
     """
-    blocks = within_syn, between, within_real
     if laplace:
-        return tuple(sum(torch.exp(-rate * block) for rate in LAPLACE_RATES) for block in blocks)
+
+        def kernel(block: Tensor) -> Tensor:
+            return functools.reduce(torch.add, (torch.exp(-rate * block) for rate in LAPLACE_RATES))
+
+        return kernel(within_syn), kernel(between), kernel(within_real)
     rows = within_syn.shape[-1] + within_real.shape[-1]
     pooled = within_syn.sum((-2, -1)) + 2 * between.sum((-2, -1)) + within_real.sum((-2, -1))
     width = (pooled.detach() / (rows**2 - rows)).clamp_min(1e-12)[..., None, None]
-    return tuple(sum(torch.exp(-block / (width * factor)) for factor in M3D_MULTIPLIERS) for block in blocks)
+
+    def gaussians(block: Tensor) -> Tensor:
+        return functools.reduce(torch.add, (torch.exp(-block / (width * factor)) for factor in M3D_MULTIPLIERS))
+
+    return gaussians(within_syn), gaussians(between), gaussians(within_real)
 
 
 def pair_distances(points: Float[Tensor, "n d"]) -> Float[Tensor, " pairs"]:

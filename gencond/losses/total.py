@@ -1,5 +1,6 @@
 """The weighted sum of an objective's terms."""
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -13,4 +14,5 @@ def total_loss(parts: Mapping[str, Float[Tensor, ""]], weights: Mapping[str, flo
     Raises:
         KeyError: a part without a weight.
     """
-    return sum(weights[name] * part for name, part in parts.items()) if parts else torch.zeros(())
+    weighted = (weights[name] * part for name, part in parts.items())
+    return functools.reduce(torch.add, weighted) if parts else torch.zeros(())

@@ -3,8 +3,9 @@
 import copy
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,8 @@ def emulates_bfloat16(device: torch.device) -> bool:
 class _Features(nn.Module):
     """`features` as a module's forward, which `functional_call` runs with weights from elsewhere."""
 
+    network: Any  # a module with `features`
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
@@ -91,12 +94,12 @@ class Embedding:
         if compile and not can_compile():
             raise InputError("features.compile needs a C++ compiler (g++): install one or set features.compile=false")
         self.dtype, self.compile = DTYPES[precision], compile
-        self._compiled: dict[bool, Callable[[Mapping[str, Tensor], Tensor], Tensor]] = {}  # by training mode
+        self._compiled: dict[bool, Callable[[dict[str, Tensor], Tensor], Tensor]] = {}  # by training mode
 
     def __call__(self, network: nn.Module, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         if not self.compile:
             with self._autocast(images):
-                return network.features(images).float()
+                return network.features(images).float()  # pyright: ignore[reportCallIssue]  # networks here have it
         if network.training not in self._compiled:
             self._compiled[network.training] = self._compile(network)
         weights = {f"network.{name}": tensor for name, tensor in network.named_parameters()}
@@ -106,11 +109,11 @@ class Embedding:
     def _autocast(self, images: Tensor) -> torch.autocast:
         return torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not torch.float32)
 
-    def _compile(self, network: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
+    def _compile(self, network: nn.Module) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
         torch._dynamo.config.recompile_limit = max(GRAPHS_KEPT, torch._dynamo.config.recompile_limit)
         skeleton = _Features(copy.deepcopy(network))
 
-        def features(weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        def features(weights: dict[str, Tensor], images: Tensor) -> Tensor:
             with self._autocast(images):
                 return functional_call(skeleton, weights, (images,)).float()
 
@@ -134,6 +137,10 @@ class Extractor(nn.Module):
         knows_classes: whether its head was trained, so that `logits` mean something.
         embed: how `features` is computed.
     """
+
+    network: Any  # a module with `features`, `classifier` and `feature_dim`, which torch's own does not declare
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """Any timm model as a network of the house."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,6 +25,8 @@ class TimmNetwork(nn.Module):
         InputError: an unknown name, several heads, images that the model cannot take, weights that are not its own.
     """
 
+    model: Any  # timm's have much in common and no class that declares it
+
     def __init__(
         self,
         name: str,
@@ -39,7 +42,8 @@ class TimmNetwork(nn.Module):
         if not timm.is_model(name):
             raise InputError(f"unknown network {name!r}: timm has no such model")
         from_hub = weights == "pretrained"
-        for options in ({}, {"img_size": image_size}):  # transformers and mixers are built for one size
+        sizes: tuple[dict[str, Any], ...] = ({}, {"img_size": image_size})
+        for options in sizes:  # transformers and mixers are built for one size
             try:
                 self.model = timm.create_model(
                     name, pretrained=from_hub, num_classes=num_classes, in_chans=channels, **options
@@ -67,11 +71,11 @@ class TimmNetwork(nn.Module):
     @torch.no_grad()
     def _probed(self, channels: int, image_size: int) -> int:
         """The length of its features. Raises whatever the model raises of images that it cannot take."""
-        from timm.layers import PatchEmbed
+        from timm.layers.patch_embed import PatchEmbed
 
         for module in self.model.modules():
             if isinstance(module, PatchEmbed) and not module.dynamic_img_pad:
-                if any(image_size % side for side in module.patch_size):
+                if any(image_size % int(side) for side in module.patch_size):
                     raise ValueError(f"it sees whole patches of {module.patch_size[0]} px and nothing beside them")
         training = self.training
         features = self.eval().features(torch.zeros(2, channels, image_size, image_size))

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,8 +63,8 @@ def new_sgd(
     weights: nn.Module | Sequence[Tensor], learning_rate: float, momentum: float = 0.9, weight_decay: float = 5e-4
 ) -> torch.optim.SGD:
     """The optimiser that the literature's ConvNets are trained with."""
-    weights = weights.parameters() if isinstance(weights, nn.Module) else weights
-    return torch.optim.SGD(weights, learning_rate, momentum=momentum, weight_decay=weight_decay)
+    parameters = weights.parameters() if isinstance(weights, nn.Module) else weights
+    return torch.optim.SGD(parameters, learning_rate, momentum=momentum, weight_decay=weight_decay)
 
 
 def train_network(
@@ -76,7 +77,7 @@ def train_network(
     weight_decay: float = 5e-4,
     optimizer: torch.optim.Optimizer | None = None,
     forward: Callable[[nn.Module, Tensor], Tensor] | None = None,
-    **training: object,
+    **training: Any,
 ) -> None:
     """SGD with cross-entropy on batches of augmented, normalised images; trains `network` in place.
 
@@ -113,7 +114,7 @@ def train_networks(
     weight_decay: float = 5e-4,
     new_optimizer: Callable[[Sequence[Tensor]], torch.optim.Optimizer] | None = None,
     on_share: Callable[[float], None] = lambda share: None,
-    **training: object,
+    **training: Any,
 ) -> None:
     """`train_network` of several networks of one architecture side by side, in place.
 

@@ -110,6 +110,19 @@ def test_an_artefact_in_fewer_bits_samples_the_same_bits_before_and_after_it_is_
     assert original.stored_as("float32").num_bytes == original.num_bytes  # and the original is left as it was
 
 
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_artefacts_are_saved_and_loaded_by_the_arguments_of_diffusers(tmp_path: Path, storage: str) -> None:
+    stored = generator().stored_as(storage)
+    if storage == "float32":
+        stored.save_pretrained(tmp_path / "small", True)  # is_main_process, by its position
+    else:
+        with pytest.raises(InputError, match="an artefact in int8 takes no other argument when it is saved"):
+            stored.save_pretrained(tmp_path / "small", True)
+        stored.save_pretrained(save_directory=tmp_path / "small")
+    loaded = CondensedDataset.from_pretrained(pretrained_model_name_or_path=tmp_path / "small")
+    assert torch.equal(loaded.sample(2)[0], stored.sample(2)[0])
+
+
 def test_a_small_artefact_of_another_layout_is_refused(tmp_path: Path) -> None:
     generator().stored_as("int8").save_pretrained(tmp_path / "small")
     weights = load_file(tmp_path / "small" / WEIGHTS_NAME)
