@@ -1,13 +1,17 @@
 import json
 import logging
+import multiprocessing
 import os
 import re
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -52,6 +56,29 @@ def test_a_single_process_gathers_its_own_rows() -> None:
     assert gather_rows(rows, 3) is rows
 
 
+def in_environment(rank: int, environment: dict[str, str], function: Callable[..., None], *arguments: Any) -> None:
+    os.environ |= environment
+    function(rank, *arguments)
+
+
+@pytest.fixture(scope="session")
+def processes() -> Callable[..., None]:
+    """Calls a function (rank, *arguments) in several processes, each forked from one that has imported this module.
+
+    That one has made no thread and used no device; a process that is spawned would import everything for itself.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([path for path in sys.path if path]))
+        multiprocessing.set_forkserver_preload([__name__, "sklearn.datasets", "sklearn.cluster"])
+        forkserver.ensure_running()
+
+    def call(function: Callable[..., None], *arguments: Any, count: int) -> None:
+        given = (dict(os.environ), function, *arguments)
+        mp.start_processes(in_environment, given, nprocs=count, start_method="forkserver")
+
+    return call
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -82,7 +109,7 @@ def step_worker(rank: int, world: int, port: int, out: str, images_at_once: int 
 # Four classes: shares of 2 + 2, of one each, and of 1 + 1 + 2 a class at a time, so that processes differ in chunks.
 @pytest.mark.parametrize(("worlds", "images_at_once"), [((1, 2, 4), None), ((1, 3), 3)])
 def test_one_and_more_processes_compute_the_same_loss_and_gradient(
-    tmp_path: Path, worlds: tuple[int, ...], images_at_once: int | None
+    processes: Callable[..., None], tmp_path: Path, worlds: tuple[int, ...], images_at_once: int | None
 ) -> None:
     results = []
     for world in worlds:
@@ -90,7 +117,7 @@ def test_one_and_more_processes_compute_the_same_loss_and_gradient(
         if world == 1:
             step_worker(0, 1, 0, out, None)
         else:
-            mp.spawn(step_worker, (world, free_port(), out, images_at_once), nprocs=world)
+            processes(step_worker, world, free_port(), out, images_at_once, count=world)
         results.append(torch.load(out, weights_only=True))
     for several in results[1:]:
         for one, other in zip(results[0], several, strict=True):
@@ -136,10 +163,10 @@ def matching_worker(rank: int, world: int, port: int, out: str) -> None:
 
 
 def test_two_processes_make_the_step_of_one_where_they_need_different_numbers_of_forward_passes(
-    tmp_path: Path,
+    processes: Callable[..., None], tmp_path: Path
 ) -> None:
     matching_worker(0, 1, 0, str(tmp_path))
-    mp.spawn(matching_worker, (2, free_port(), str(tmp_path)), nprocs=2)
+    processes(matching_worker, 2, free_port(), str(tmp_path), count=2)
     one, two = (torch.load(tmp_path / f"{world}.pt", weights_only=True) for world in (1, 2))
     of_step = len(one) // 2
     for number, (alone, shared) in enumerate(zip(one, two, strict=True)):
@@ -172,9 +199,9 @@ def waiting_worker(rank: int, world: int, port: int, out: str) -> None:
 
 @pytest.mark.slow
 def test_processes_wait_for_long_work_of_one_with_a_word_and_not_in_a_collective(
-    tmp_path: Path, capfd: pytest.CaptureFixture
+    processes: Callable[..., None], tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    mp.spawn(waiting_worker, (2, free_port(), str(tmp_path)), nprocs=2)
+    processes(waiting_worker, 2, free_port(), str(tmp_path), count=2)
     for rank in (0, 1):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == ["found", "no such data"]
     assert "process 1 of 2 has waited 0.5 s for others" in (tmp_path / "1.log").read_text()
@@ -210,7 +237,7 @@ def pass_worker(rank: int, world: int, port: int, images: str, out: str) -> None
 
 
 def test_processes_share_decoding_and_the_pass_and_get_what_one_gets(
-    tmp_path: Path, few_digits: LabeledImages, monkeypatch: pytest.MonkeyPatch
+    processes: Callable[..., None], tmp_path: Path, few_digits: LabeledImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, (image, label) in enumerate(zip(few_digits.images, few_digits.labels.tolist(), strict=True)):
         path = tmp_path / "images" / str(label) / f"{number}.png"
@@ -223,7 +250,7 @@ def test_processes_share_decoding_and_the_pass_and_get_what_one_gets(
     monkeypatch.setattr("gencond.condensing.real_statistics.SECONDS_BETWEEN_STATES", 0)
     arguments = (str(tmp_path / "images"), str(tmp_path / "out"))
     pass_worker(0, 1, 0, *arguments)
-    mp.spawn(pass_worker, (2, free_port(), *arguments), nprocs=2)
+    processes(pass_worker, 2, free_port(), *arguments, count=2)
     one, *two = (torch.load(tmp_path / f"out-{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
     for several in two:
         assert torch.equal(one["images"], several["images"]) and one["fingerprint"] == several["fingerprint"]

@@ -18,7 +18,7 @@ from gencond.generator.backbone import Backbone, own_truncation
 from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.biggan_deep import BigGANDeepGenerator
 from gencond.generator.codes import Codes, Fresh
-from gencond.generator.loading import HUB_ID, WEIGHTS_NAME, arguments_of, read_model
+from gencond.generator.loading import HUB_ID, WEIGHTS_NAME, arguments_of, hub_file, read_model
 from gencond.generator.packing import cut, tile
 from gencond.generator.pixels import CondensedPixels
 from gencond.generator.transform import TransformGenerator
@@ -166,10 +166,8 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
 
 def _name_on_hub(hub_id: str) -> str:
     """The class that a Hub model's config names; empty where it cannot be read, which reading the model will tell."""
-    from huggingface_hub import hf_hub_download
-
     try:
-        return str(read_json(Path(hf_hub_download(hub_id, "config.json"))).get("_class_name", ""))
+        return str(read_json(hub_file(hub_id, "config.json")).get("_class_name", ""))
     except Exception:  # whatever can go wrong with a Hub
         return ""
 

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
 from gencond.common.errors import InputError, first_line
 from gencond.common.ranges import require_finite
@@ -54,6 +57,36 @@ def arguments_of(model: FiniteModel) -> dict[str, Any]:
     return {name: value for name, value in model.config.items() if not name.startswith("_")}
 
 
+def hub_file(hub_id: str, name: str) -> Path:
+    """A file of a Hub repository, from the cache or else from the Hub.
+
+    Raises:
+        ConnectionError: see `require_network`.
+        Exception: what else the Hub's library raises.
+    """
+    require_network(hub_id, name)
+    return Path(hf_hub_download(hub_id, name))
+
+
+def require_network(hub_id: str, name: str) -> None:
+    """Raise ConnectionError at once where a file is to come from the Hub and there is no network.
+
+    The Hub's library asks six times over 23 s instead, and so for each file. What another question may mend is left
+    to it.
+    """
+    if isinstance(try_to_load_from_cache(hub_id, name), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(hub_id, name))
+    except Exception as error:  # of many kinds, which differ between versions of the library
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, socket.gaierror):
+                message = "the Hub's address is not found: is there a network?"
+                raise ConnectionError(message) from error
+            cause = cause.__cause__ or cause.__context__
+
+
 def read_model(kind: type[Model], source: str | Path, what: str) -> Model:
     """A model from a folder or a Hub id, in eval mode.
 
@@ -65,6 +98,8 @@ def read_model(kind: type[Model], source: str | Path, what: str) -> Model:
         InputError: unreadable, incomplete, of another layout, or not safetensors.
     """
     try:
+        if re.fullmatch(HUB_ID, str(source)) and not Path(source).exists():
+            require_network(str(source), "config.json")
         model, info = kind.from_pretrained(source, use_safetensors=True, output_loading_info=True)
     except Exception as error:  # diffusers, safetensors and the Hub raise many kinds; all mean the same here
         raise InputError(f"{source} cannot be loaded as {what}: {first_line(error)}") from error

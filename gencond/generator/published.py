@@ -25,7 +25,7 @@ from gencond.common.files import cache_dir, file_sha256, read_json, read_state_d
 from gencond.generator.backbone import Backbone, check_truncation
 from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.biggan_deep import BLOCKS_PER_STAGE, BigGANDeepGenerator
-from gencond.generator.loading import HUB_ID, WEIGHTS_NAME, read_model
+from gencond.generator.loading import HUB_ID, WEIGHTS_NAME, hub_file, read_model
 
 logger = logging.getLogger(__name__)
 
@@ -177,12 +177,12 @@ def _fetch(source: str | Path, sha256: str | None) -> Path:
 
 def _from_hub(name: str) -> Path:
     """A file of a Hub repository, or the folder with all that can be weights."""
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import snapshot_download
 
     owner, repository, *inside = name.split("/")
     try:
         if inside:
-            return Path(hf_hub_download(f"{owner}/{repository}", "/".join(inside)))
+            return hub_file(f"{owner}/{repository}", "/".join(inside))
         patterns = ["config.json", *(f"*{suffix}" for suffix in WEIGHT_SUFFIXES)]
         return Path(snapshot_download(f"{owner}/{repository}", allow_patterns=patterns))
     except Exception as error:  # the Hub raises many kinds; all mean the same here

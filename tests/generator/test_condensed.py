@@ -1,6 +1,7 @@
 import json
 import pickle
 import re
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from gencond.generator.card import model_card
 from gencond.generator.dataset import CondensedDataset, backbone_config, load, new_backbone
 from gencond.generator.exporting import class_folders, export_images
 from gencond.generator.packing import decode
+from gencond.generator.published import load_biggan
 from gencond.generator.sampling import LARGEST_BLOCK, block_of
 
 NAMES = ["ant", "bee", "cat"]
@@ -471,3 +473,16 @@ def drop_weight(folder: Path, name: str) -> None:
 
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
+
+
+def test_the_hub_is_asked_once_where_there_is_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*arguments, **options) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it waits to ask again"))
+    with pytest.raises(InputError, match="^no/such cannot be loaded as a condensed dataset: the Hub's address is not"):
+        gencond.load("no/such")
+    with pytest.raises(InputError, match="^no/such/G.pth is no file, and not read from the Hub: the Hub's address is"):
+        load_biggan("no/such/G.pth")
