@@ -7,7 +7,7 @@ help:
 	@echo "make demo       install, then condense real digits, score and report (minutes, CPU)"
 	@echo "make test       install, then run the tests (minutes, no network, no GPU)"
 	@echo "make test-slow  the long tests too"
-	@echo "make format     rewrite the code in the house format;  make check  only look"
+	@echo "make format     rewrite the code in the house format;  make check  only look, at types too"
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -34,6 +34,7 @@ format: .venv/installed
 check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache
