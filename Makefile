@@ -9,7 +9,7 @@ help:
 	@echo "make test-slow  the long tests too"
 	@echo "make format     rewrite the code in the house format"
 	@echo "make pages      write docs/reference.md from the code, and the tables of results/"
-	@echo "make check      look whether either is needed"
+	@echo "make check      look whether either is needed, and at types"
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -36,6 +36,7 @@ format: .venv/installed
 check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python scripts/reference.py --check
 	$(BIN)/python scripts/results.py --check
 

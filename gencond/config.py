@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast, dataclass_transform
 
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -36,7 +36,14 @@ def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
 
 Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
 Steps = Annotated[Counts, AfterValidator(_ascending)]
-part = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+Part = TypeVar("Part")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
+def part(cls: type[Part]) -> type[Part]:
+    """Make a class a part of the recipe: frozen, its fields given by name and validated, unknown ones refused."""
+    made = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(cls)
+    return cast("type[Part]", made)  # pydantic's annotation does not say that it is the same class
 
 
 @part

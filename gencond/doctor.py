@@ -213,7 +213,7 @@ def _examine(recipe: Recipe) -> Patient:
         if part.judge_on == "validation":
             train, test = split_off(train, part.validation_fraction, "validation", part.source in NAMED_SETS)
         counts, num_test = train.counts, len(test)
-        images, names, num_bytes = train.images[:SAMPLE_IMAGES], train.class_names, train.images.nbytes
+        images, names, num_bytes = train.images[:SAMPLE_IMAGES], train.class_names, train.images.numel()
         to_write, mapped, held_from, num_images = 0, False, [], len(train) + num_test
         overlap = partial(notes_on_overlap, train, test, part)
     else:
@@ -287,7 +287,7 @@ def _read_some(source: ImageSource, side: int) -> tuple[UInt8[Tensor, "n c h w"]
             f"{len(broken)} of {len(chosen)} images that were tried cannot be read, {broken[0][0]} ({broken[0][1]}) "
             "first: repair or remove them"
         )
-    return stacked(read), seconds
+    return stacked([image for image in read if not isinstance(image, str)]), seconds
 
 
 def _check_held_out(patient: Patient) -> None:
