@@ -39,7 +39,7 @@ Steps = Annotated[Counts, AfterValidator(_ascending)]
 Part = TypeVar("Part")
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 def part(cls: type[Part]) -> type[Part]:
     """Make a class a part of the recipe: frozen, its fields given by name and validated, unknown ones refused."""
     made = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(cls)
