@@ -23,11 +23,14 @@ help:
 demo: .venv/installed
 	@$(BIN)/gencond demo
 
+# A process for each core, of one thread each: threads of several processes would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 format: .venv/installed
 	$(BIN)/ruff format .

@@ -113,6 +113,8 @@ class GeneratorMaker:
             InputError: weights that cannot be had, or that make images of another size or other channels.
         """
         part = self.part
+        if part.weights is None:
+            raise InputError("no published weights are named: set generator.weights")
         if part.backbone == "biggan_deep":
             truncation = 1.0 if part.truncation is None else part.truncation
             if part.weights == IMAGENET1K:
@@ -136,7 +138,7 @@ class GeneratorMaker:
             InputError: no generator, or one of another shape.
         """
         config = folder / "config.json"
-        kind = BACKBONES.get(read_json(config).get("_class_name") if config.is_file() else None, BigGANGenerator)
+        kind = BACKBONES.get(read_json(config).get("_class_name", "") if config.is_file() else "", BigGANGenerator)
         generator, expected = read_model(kind, folder, "a pretrained generator"), self.new()
         found = backbone_config(generator)
         for name, value in backbone_config(expected).items():
@@ -171,7 +173,7 @@ def for_classes(generator: Backbone, class_names: Sequence[str]) -> Backbone:
 
 def _imagenet_rows(class_names: Sequence[str]) -> Tensor | None:
     """Class indices of ImageNet-1k; None where a name is no WordNet id of it."""
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
     position = {name: row for row, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
     if not all(name in position for name in class_names):

@@ -21,6 +21,7 @@ from gencond.condensing.extractors import (
     Pool,
     PoolExtractors,
     build_pool,
+    pool_of,
 )
 from gencond.condensing.real import BatchSide, RealSide, RepresentativeSide, StatisticsSide
 from gencond.condensing.real_statistics import cached_statistics
@@ -50,8 +51,7 @@ class Parts:
         generators: makes what images are made with; None where pixels are learned.
         pretraining: of a generator before anything else; None where there is none.
         maker: of the extractors' networks.
-        pool: what a fixed pool of them consists of; None where they change.
-        changing: extractors that change; None where there is a pool.
+        extracting: extractors that change, or what a fixed pool of them consists of.
         augmentation: what real and synthetic images go through before they are compared.
         starts: chooses what slots start from.
         about: the artefact's provenance, but for weights from elsewhere.
@@ -65,8 +65,7 @@ class Parts:
     generators: GeneratorMaker | None
     pretraining: Pretrain | None
     maker: ExtractorMaker
-    pool: Pool | None
-    changing: FreshExtractors | OnlineExtractors | None
+    extracting: Pool | FreshExtractors | OnlineExtractors
     augmentation: Augmentation
     starts: CodeStarts | PixelStarts
     about: dict[str, Any]
@@ -76,6 +75,11 @@ class Parts:
     real: Real
     objective: Objective
     condense: Condense
+
+    @property
+    def pool(self) -> Pool | None:
+        """What a fixed pool of extractors consists of; None where they change."""
+        return self.extracting if isinstance(self.extracting, Pool) else None
 
     @cached_property
     def term_weights(self) -> dict[str, float]:
@@ -88,9 +92,9 @@ class Parts:
 
     def new_extractors(self) -> tuple[Extractors, str]:
         """The extractors and, of a pool, the key that identifies it; a pool is trained, or read from the cache."""
-        if self.pool is None:
-            return self.changing, ""
-        pool, key = build_pool(self.data, cache_dir(), self.maker, self.pool)
+        if not isinstance(self.extracting, Pool):
+            return self.extracting, ""
+        pool, key = build_pool(self.data, cache_dir(), self.maker, self.extracting)
         return PoolExtractors(pool), key
 
     def new_real_side(self, extractors: Extractors, pool_key: str) -> RealSide:
@@ -105,9 +109,10 @@ class Parts:
             return RepresentativeSide(
                 data, part.batch_size, self.device, kernel, part.refresh_steps, part.candidates, self.seed
             )
+        pool = pool_of(extractors)
         statistics = cached_statistics(
             data if part.candidates is None else some_of_each_class(data, part.candidates, self.seed),
-            extractors.pool,
+            pool,
             pool_key,
             cache_dir(),
             augmentation=self.augmentation,
@@ -115,7 +120,7 @@ class Parts:
             num_frequencies=part.num_frequencies,
             seed=self.seed,
         )
-        return StatisticsSide(statistics.to(self.device), extractors.pool)
+        return StatisticsSide(statistics.to(self.device), pool)
 
     def new_condensed(
         self, generator: Backbone | None, representatives: Representatives, weights: dict[str, str] | None = None
@@ -139,7 +144,7 @@ class Parts:
             fresh=self.codes.fresh,
         )
         condensed.generator.load_state_dict(generator.state_dict())
-        if self.generators.part.gradient_checkpointing:
+        if self.generators is not None and self.generators.part.gradient_checkpointing:
             condensed.generator.enable_gradient_checkpointing()
         return condensed.eval()  # batch norms stay at their statistics: a fixed affine map of each channel
 
@@ -184,8 +189,7 @@ def build(recipe: Recipe, data: LabeledImages, device: torch.device) -> Parts:
         generators=_generator_maker(recipe, data) if makes_images else None,
         pretraining=recipe.pretrain if has_pretraining(recipe) else None,
         maker=maker,
-        pool=_pool(recipe, architecture) if recipe.features.kind == "pool" else None,
-        changing=None if recipe.features.kind == "pool" else _changing(recipe, data, maker),
+        extracting=_pool(recipe, architecture) if recipe.features.kind == "pool" else _changing(recipe, data, maker),
         augmentation=Augmentation(
             recipe.condense.augmentation or recipe.data.augmentation,
             data.image_size,

@@ -76,7 +76,7 @@ class ExtractorMaker:
         *,
         strategy: str,
         batch_size: int,
-        **training: object,
+        **training: Any,
     ) -> None:
         """Trains a network of this architecture in place, in batches of random order.
 
@@ -96,7 +96,8 @@ class ExtractorMaker:
 
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
         """Of normalised images, for `train_network`: the arithmetic of training is that of extraction."""
-        return network.classifier(self.embed(network, resized(images, self.resize)))
+        head: Any = network.classifier  # each of our networks has one
+        return head(self.embed(network, resized(images, self.resize)))
 
 
 def _step_seed(seed: int, purpose: str, number: int) -> int:
@@ -127,12 +128,13 @@ class FreshExtractors:
 
     def __init__(self, new: Callable[[int], Extractor], refresh_steps: int, seed: int) -> None:
         self.new, self.refresh_steps, self.seed = new, refresh_steps, seed
-        self.number, self.extractor = -1, None
+        self.number = -1
+        self.extractor: Extractor | None = None
 
     def at(self, step: int, rng: torch.Generator | None = None) -> Extractor:
         """The network of a step."""
         number = step // self.refresh_steps
-        if number != self.number:
+        if self.extractor is None or number != self.number:
             self.number, self.extractor = number, self.new(_step_seed(self.seed, "extractor", number))
         return self.extractor
 
@@ -158,7 +160,7 @@ class OnlineExtractors:
         train: Callable[[nn.Module, torch.optim.Optimizer, int], None],
     ) -> None:
         self.fresh, self.new_optimizer, self.train = fresh, new_optimizer, train
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer: torch.optim.Optimizer  # of the network that was drawn last
 
     def at(self, step: int, rng: torch.Generator | None = None) -> Extractor:
         """The network of a step, as trained so far."""
@@ -195,6 +197,13 @@ class OnlineExtractors:
 
 
 Extractors = PoolExtractors | FreshExtractors | OnlineExtractors
+
+
+def pool_of(extractors: Extractors) -> list[Extractor]:
+    """The networks of a pool. Raises TypeError for extractors that change, of which no statistics are kept."""
+    if not isinstance(extractors, PoolExtractors):
+        raise TypeError("statistics are kept for a pool of extractors alone")
+    return extractors.pool
 
 
 @dataclass(frozen=True)
@@ -240,7 +249,7 @@ class Pool:
         data: LabeledImages,
         num_steps: int,
         trajectory: int = 0,
-        **training: object,
+        **training: Any,
     ) -> None:
         """Trains a network in place, along a trajectory of that number.
 

@@ -15,10 +15,10 @@ import torch
 from gencond.common.distributed import peak_memory
 from gencond.common.ranges import to_signed
 from gencond.condensing.build import Parts, build
-from gencond.condensing.extractors import PoolExtractors
+from gencond.condensing.extractors import Pool, PoolExtractors, pool_of
 from gencond.condensing.real import StatisticsSide
 from gencond.condensing.real_statistics import BATCH_SIZE, RealStatistics, images_at_once, real_statistics
-from gencond.condensing.stages import EXTRACTORS, MATCH, REAL_SIDE, STAGES, STARTS, Work
+from gencond.condensing.stages import EXTRACTORS, MATCH, REAL_SIDE, STAGES, STARTS, Work, begin_matching
 from gencond.condensing.starts import CodeStarts
 from gencond.config import Recipe
 from gencond.data.images import LabeledImages
@@ -185,7 +185,7 @@ class _Rehearsal:
                 in_one_piece[entry]()
             elif entry is MATCH:
                 self._matching()
-            else:
+            elif entry.begin is not None:
                 stage = entry.begin(self.parts, self.work)
                 cost = cost_of(_timed(stage.step, self.parts.device))
                 stage.accelerator.free_memory()
@@ -218,7 +218,7 @@ class _Rehearsal:
             return
         self.pool_bytes = self.num_nets * sum(t.nbytes for t in parts.maker.network(0).state_dict().values())
         if pool.num_steps:
-            seconds = cost_of(partial(_training_seconds, parts), self.compiles).of(pool.num_steps)
+            seconds = cost_of(partial(_training_seconds, parts, pool), self.compiles).of(pool.num_steps)
             self._add("extractors", f"{pool.num_steps} steps, {self.num_nets} networks", seconds)
         network = parts.maker.network(parts.seed)
         self.work.extractors = PoolExtractors([parts.maker.wrap(network, pool.num_trajectories > 0)])
@@ -229,17 +229,18 @@ class _Rehearsal:
         if part.kind != "statistics":
             self.work.real = self.parts.new_real_side(extractors, "")
             return
-        statistics = _blank_statistics(self.parts, extractors.pool[0].feature_dim).to(self.parts.device)
+        pool = pool_of(extractors)
+        statistics = _blank_statistics(self.parts, pool[0].feature_dim).to(self.parts.device)
         of_net = (statistics.mean, statistics.spread, statistics.embedding, statistics.frequencies)
         self.statistics_bytes = self.num_nets * sum(tensor.nbytes for tensor in of_net)
-        probe, of_image = _pass_seconds(self.parts, extractors.pool)
+        probe, of_image = _pass_seconds(self.parts, pool)
         passes = f", {part.num_passes} passes" if part.num_passes > 1 else ""
         self._add(
             "statistics",
             f"{self._seen:,} images, {self.num_nets} networks{passes}",
             self.num_nets * (probe + part.num_passes * self._seen * of_image),
         )
-        self.work.real = StatisticsSide(statistics, extractors.pool)
+        self.work.real = StatisticsSide(statistics, pool)
 
     def _starts(self) -> None:
         """Choosing what slots start from, around a generator that was not trained."""
@@ -267,7 +268,7 @@ class _Rehearsal:
             part = replace(
                 parts.condense, classes_per_step=num_classes, stream_probability=0.0, prefix_lengths=(length,)
             )
-            stage = MATCH.begin(replace(parts, condense=part), work)
+            stage = begin_matching(replace(parts, condense=part), work)
             cost = cost_of(_timed(stage.step, parts.device), self.compiles)
             stage.accelerator.free_memory()
             return cost
@@ -297,12 +298,12 @@ class _Rehearsal:
         shares += [(part.stream_length, part.stream_probability)] * (part.stream_probability > 0)
         shortest, longest = (choose(length for length, _ in shares) for choose in (min, max))
         few, more = FEW_CLASSES, 2 * FEW_CLASSES
-        is_small = num_classes <= more
-        if not is_small:
+        of_few = full = Cost(0.0)
+        if num_classes > more:
             of_few, of_more = time_step(few, longest), time_step(more, longest)
             of_class = max(0.0, of_more.each - of_few.each) / (more - few)
             full = Cost(of_more.each + (num_classes - more) * of_class, of_more.once)
-        if is_small or full.each < LONGEST_STEP:
+        if num_classes <= more or full.each < LONGEST_STEP:
             full = time_step(num_classes, longest)
             short = time_step(num_classes, shortest) if shortest < longest else full
         else:
@@ -327,10 +328,10 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
     return _timed(lambda number: run(), device)(1)
 
 
-def _training_seconds(parts: Parts, count: int) -> float:
+def _training_seconds(parts: Parts, pool: Pool, count: int) -> float:
     """Of `count` steps of training a network of the pool."""
     network = parts.maker.network(parts.seed).to(parts.device)
-    return _seconds(partial(parts.pool.train, parts.maker, network, parts.data, count), parts.device)
+    return _seconds(partial(pool.train, parts.maker, network, parts.data, count), parts.device)
 
 
 def _blank_statistics(parts: Parts, feature_dim: int) -> RealStatistics:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -52,9 +52,15 @@ class Stage(Protocol):
 
     def states(self) -> Mapping[str, Any]:
         """What a state is made of, by name and not wrapped for data parallelism; what has no state is left out."""
+        ...
 
     def saves(self, run: RunFolder, num_done: int) -> None:
         """Hears on the main process that a state will be written after so many steps."""
+
+
+def _mean(accelerator: "Accelerator", values: list[Tensor]) -> Tensor:
+    """Over some steps and all processes."""
+    return cast("Tensor", accelerator.reduce(torch.stack(values).mean(), "mean"))  # a tensor as it was given one
 
 
 def run_stage(stage: Stage, run: RunFolder, save_every_steps: int) -> None:
@@ -66,7 +72,7 @@ def run_stage(stage: Stage, run: RunFolder, save_every_steps: int) -> None:
         InputError: a value or a weight that is not finite; a state that cannot be read or written.
     """
     accelerator, num_steps = stage.accelerator, stage.num_steps
-    states = {name: one for name, one in stage.states().items() if isinstance(one, Stateful)}
+    states: dict[str, Any] = {name: one for name, one in stage.states().items() if isinstance(one, Stateful)}
     if accelerator.scaler is not None:
         states["scaler"] = accelerator.scaler
     start, last_time = run.load_state(states, stage.name), time.monotonic()
@@ -84,9 +90,7 @@ def run_stage(stage: Stage, run: RunFolder, save_every_steps: int) -> None:
         done = number + 1
         saves = done % save_every_steps == 0 or done == num_steps
         if saves or done % LOG_EVERY_STEPS == 0:
-            means = {
-                name: float(accelerator.reduce(torch.stack(values).mean(), "mean")) for name, values in seen.items()
-            }
+            means = {name: float(_mean(accelerator, values)) for name, values in seen.items()}
             seen = {}
             if not all(math.isfinite(value) for value in means.values()):
                 raise run.diverged(stage.name, f"{means} at step {done}", stage.learning_rates)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -138,7 +138,9 @@ class Matching:
 
     def learned(self) -> Condensed:
         """The artefact so far: the average of the iterates, or the last one."""
-        return self.average.module if self.average is not None and self.num_steps else self.condensed
+        if self.average is None or not self.num_steps:
+            return self.condensed
+        return cast("Condensed", self.average.module)
 
     def picture(self, path: Path) -> None:
         """Writes a grid of samples as a PNG."""

@@ -1,7 +1,7 @@
 """Adversarial pretraining of a BigGAN backbone, for data that no public GAN covers."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from gencond.config import Pretrain
 from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
 from gencond.generator.backbone import Backbone
-from gencond.generator.biggan import set_standing_statistics
+from gencond.generator.biggan import BigGANGenerator, set_standing_statistics
 from gencond.generator.discriminator import ProjectionDiscriminator
 from gencond.generator.packing import shrink
 from gencond.losses.adversarial import discriminator_hinge_loss, generator_hinge_loss
@@ -72,6 +72,7 @@ class Pretraining:
     def step(self, number: int) -> Mapping[str, Tensor]:
         """Some updates of the discriminator and one of the generator; returns both losses."""
         part, rng = self.part, step_rng(self.seed, self.name, number)
+        discriminator_loss = torch.zeros(())
         for _ in range(part.discriminator_steps):
             rows = torch.randint(len(self.data), (part.batch_size,), generator=rng)[self.share]
             images_real = to_signed(self.data.images[rows]).to(self.accelerator.device)
@@ -119,7 +120,7 @@ class Pretraining:
             latents = torch.randn(STANDING_BATCH_SIZE, self.latent_dim, generator=rng)
             labels = torch.randint(self.data.num_classes, (STANDING_BATCH_SIZE,), generator=rng)
             batches.append((latents.to(self.accelerator.device), labels.to(self.accelerator.device)))
-        generator = self.average.module
+        generator = cast("BigGANGenerator", self.average.module)
         set_standing_statistics(generator, batches)
         return generator.cpu()
 

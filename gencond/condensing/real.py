@@ -174,7 +174,8 @@ class BatchSide:
     siamese = True
 
     def __init__(self, data: LabeledImages, batch_size: int, device: torch.device, kernel: Kernel = "gaussian") -> None:
-        self.data, self.batch_size, self.device, self.kernel = data, batch_size, device, kernel
+        self.data, self.batch_size, self.device = data, batch_size, device
+        self.kernel: Kernel = kernel
 
     @property
     def images_of_class(self) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -139,7 +140,7 @@ def cached_statistics(
     # The main process decides for all: the file may appear, from another run, between two looks at it.
     if from_main(lambda: read_checked(file) is not None):
         logger.info("statistics: reusing those of %d images (%s)", len(data), key)
-        return RealStatistics(**read_checked(file))
+        return RealStatistics(**cast("dict[str, Tensor]", read_checked(file)))  # it is there
     state = file.with_name(f"{key}.unfinished.safetensors")
     statistics = real_statistics(
         data,
@@ -274,7 +275,10 @@ def _no_sums(data: LabeledImages, frequencies: Float[Tensor, "k d r"]) -> Sums:
         (data.num_classes, pooled_pixels(plain).shape[1]),
         (data.num_classes, contrast(plain).shape[1]),
     )
-    return Sums(frequencies, *(torch.zeros(size, dtype=torch.float64, device=frequencies.device) for size in sizes))
+    features, squares, embeddings, pooled, contrasts = (
+        torch.zeros(size, dtype=torch.float64, device=frequencies.device) for size in sizes
+    )
+    return Sums(frequencies, features, squares, embeddings, pooled, contrasts)
 
 
 def _images_in(batches: Sequence[Tensor], count: int) -> int:

@@ -69,10 +69,10 @@ def pretrain(recipe: Recipe, data: LabeledImages, out: Path) -> Path:
     return run.pretrained
 
 
-def pretrained_generator(parts: Parts, run: RunFolder, pretrained: Path | None = None) -> Backbone:
+def pretrained_generator(parts: Parts, run: RunFolder, pretrained: Path | None = None) -> Backbone | None:
     """The generator that condensing starts from: `pretrained`, published weights, or the run's own pretraining.
 
-    What was pretrained in the run folder before is taken from there.
+    None where pixels are learned. What was pretrained in the run folder before is taken from there.
 
     Raises:
         InputError: see `stages.given_generator`; a pretraining that diverged.

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -39,6 +38,7 @@ from gencond.common.files import (
 from gencond.common.provenance import current_commit, library_versions
 from gencond.config import Recipe, first_difference, load_recipe, to_dict, to_yaml
 from gencond.data.images import LabeledImages
+from gencond.generator.artefact import Condensed
 from gencond.generator.dataset import ARTEFACT_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -318,7 +318,7 @@ def provenance(recipe: Recipe, data: LabeledImages, weights: Mapping[str, str] |
     }
 
 
-def write_artefact(folder: Path, condensed: torch.nn.Module, card: str) -> None:
+def write_artefact(folder: Path, condensed: Condensed, card: str) -> None:
     """Saves a `Condensed` with its model card, whole or not at all."""
     with written_whole(folder) as temporary:
         condensed.save_pretrained(temporary)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -30,22 +31,26 @@ from gencond.condensing.starts import Representatives, start_from_transform
 from gencond.generator.artefact import Condensed
 from gencond.generator.backbone import Backbone
 from gencond.generator.dataset import CondensedDataset
-from gencond.generator.transform import TransformGenerator
 from gencond.networks.extractor import advice_on_bfloat16
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
 class Work:
-    """What the stages of a run have made so far; a stage takes what the ones before it made."""
+    """What the stages of a run have made so far; a stage takes what the ones before it made, and no other is there.
 
-    generator: Backbone | None = None
-    extractors: Extractors | None = None
-    pool_key: str = ""
-    real: RealSide | None = None
-    representatives: Representatives | None = None
-    condensed: Condensed | None = None
+    Args:
+        generator: that condensing starts from; None where pixels are learned, or before it is pretrained.
+    """
+
+    extractors: Extractors
+    pool_key: str
+    real: RealSide
+    representatives: Representatives
+    condensed: Condensed
+
+    def __init__(self, generator: Backbone | None = None) -> None:
+        self.generator = generator
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Entry:
     name: str
     is_needed: Callable[[Parts, Work], bool]
     begin: Callable[[Parts, Work], Stage] | None
-    end: Callable[[Parts, Work, RunFolder, Stage | None], None]
+    end: Callable[[Parts, Work, RunFolder, Any], None]  # of what `begin` made
 
 
 def _always(parts: Parts, work: Work) -> bool:
@@ -97,15 +102,17 @@ def given_generator(parts: Parts, run: RunFolder, pretrained: Path | None) -> Ba
 
 
 def _begin_pretraining(parts: Parts, work: Work) -> Pretraining:
+    if parts.pretraining is None or parts.generators is None:
+        raise TypeError("nothing is pretrained")
     return Pretraining(parts.pretraining, parts.generators.new(), parts.data, parts.seed)
 
 
 def _keep_generator(parts: Parts, work: Work, run: RunFolder, stage: Pretraining) -> None:
-    work.generator = stage.result()
+    work.generator = generator = stage.result()
 
     def write() -> None:
         with written_whole(run.pretrained) as temporary:
-            work.generator.save_pretrained(temporary)
+            generator.save_pretrained(temporary)
         run.drop_states(stage.name)
 
     from_main(write)
@@ -127,22 +134,25 @@ def _choose_starts(parts: Parts, work: Work, run: RunFolder, stage: None) -> Non
     work.representatives = parts.starts.choose(work.extractors).to(parts.device)
     wait_for_everyone()  # before data parallelism compares its copies
     work.condensed = parts.new_condensed(work.generator, work.representatives, run.weights)
-    if isinstance(work.condensed, CondensedDataset) and isinstance(work.condensed.generator, TransformGenerator):
-        start_from_transform(work.condensed, work.representatives, parts.generators.part.quantization_step)
+    if parts.generators is not None and parts.generators.part.backbone == "transform":
+        start_from_transform(
+            cast("CondensedDataset", work.condensed), work.representatives, parts.generators.part.quantization_step
+        )
 
 
 # --- learning ------------------------------------------------------------------------------------------------------
 
 
 def _begin_encoding(parts: Parts, work: Work) -> Encoding:
-    return Encoding(parts.codes, work.condensed, work.representatives, parts.seed)
+    return Encoding(parts.codes, cast("CondensedDataset", work.condensed), work.representatives, parts.seed)
 
 
 def _stay_in_place(parts: Parts, work: Work, run: RunFolder, stage: Encoding) -> None:
     """Encoding changes the artefact itself."""
 
 
-def _begin_matching(parts: Parts, work: Work) -> Matching:
+def begin_matching(parts: Parts, work: Work) -> Matching:
+    """Matching, from what all stages before it made."""
     return Matching(parts, work.condensed, work.extractors, work.real, work.representatives)
 
 
@@ -165,7 +175,7 @@ ENCODE = Entry(
     _begin_encoding,
     _stay_in_place,
 )
-MATCH = Entry(Matching.name, _always, _begin_matching, _keep_artefact)
+MATCH = Entry(Matching.name, _always, begin_matching, _keep_artefact)
 BEFORE_MATCHING = (PRETRAIN, EXTRACTORS, REAL_SIDE, STARTS, ENCODE)
 STAGES = (*BEFORE_MATCHING, MATCH)
 
@@ -207,4 +217,4 @@ def start(parts: Parts, run: RunFolder, pretrained: Path | None = None) -> Match
     """
     work = begin(parts, run, pretrained)
     go_through(BEFORE_MATCHING, parts, work, run)
-    return MATCH.begin(parts, work)
+    return begin_matching(parts, work)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gencond.common.distributed import gather_rows, own_share
-from gencond.condensing.real import Draw, RealSide, Targets, gradient_loss
+from gencond.condensing.real import BatchTargets, Draw, RealSide, Targets, gradient_loss
 from gencond.condensing.starts import Representatives
 from gencond.data.augment import Augmentation, AugmentParams
 from gencond.generator.packing import decode
@@ -85,8 +85,9 @@ class CondenseStep:
         self.draw, self.num_processes = draw, objective.num_processes
         self.synthesize, self.real, self.augmentation = objective.synthesize, objective.real, objective.augmentation
         self.representatives, self.weights, self.factor = objective.representatives, objective.weights, objective.factor
-        self.scale, self.gradient_metric = objective.scale, objective.gradient_metric
-        self.center_margin, self.images_at_once = objective.center_margin, objective.images_at_once
+        self.scale, self.center_margin = objective.scale, objective.center_margin
+        self.gradient_metric: Metric = objective.gradient_metric
+        self.images_at_once = objective.images_at_once
         self.extractor, self.device = draw.extractor, draw.extractor.mean.device
         self.num_classes = len(draw.classes)
         self.on = {name for name, weight in objective.weights.items() if weight}
@@ -136,6 +137,7 @@ class CondenseStep:
         augmented = self._augmented(images, chunk)
         share_of_mean = len(own) * self.num_processes / self.num_classes  # the mean over processes is over all classes
         parts: dict[str, Tensor] = {}
+        features = features_syn = augmented[:0]  # where no term looks at them
         if on & OF_FEATURES:
             features = self.extractor(augmented)
             features_syn = features.unflatten(0, (len(own), self.num_images))
@@ -145,6 +147,8 @@ class CondenseStep:
         if "mmd" in on:
             parts["mmd"] = targets.mmd_loss(features_syn) / len(own)
         if "gradient" in on:
+            if not isinstance(targets, BatchTargets):
+                raise TypeError("gradients have no statistics")
             images_syn = augmented.unflatten(0, (len(own), self.num_images))
             loss = gradient_loss(self.extractor, targets.augmented, images_syn, own, self.gradient_metric)
             parts["gradient"] = loss / len(own)
@@ -212,14 +216,14 @@ class CondenseStep:
     # --- what couples them -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _centers(self) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+    def _centers(self) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """(centers of the real classes, (center loss, its gradient at all synthetic centers)), where they are needed.
 
         The second only in chunks: otherwise all of a process's centers are in one graph.
         """
         needs_loss = "center" in self.on
         if not needs_loss and not ("mean" in self.on and self.scale == "relative"):
-            return None, None
+            return torch.empty(0, 0), None  # nobody asks
         real = self._gathered(torch.cat([self._targets(chunk).centers for chunk in self.chunks]))
         if not needs_loss or not self.in_chunks:
             return real, None
