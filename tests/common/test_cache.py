@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_difficulty import of as difficulties_of
 from test_extractors import build
-from test_ranking import of as difficulties_of
-from test_statistics import cached_twice
+from test_real_statistics import cached_twice
 from torch import Tensor
 
 from gencond.cli import main

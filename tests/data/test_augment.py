@@ -13,7 +13,7 @@ ALL = "color_crop_cutout_flip_scale_rotate"
 # What the code that DSA and DM (VICO-UoE/DatasetCondensation at 53f63a6) and IDC (snu-mllab/
 # Efficient-Dataset-Condensation at ceac95a) released gives for these images, with the uniform numbers in [0, 1], shifts
 # and offsets in pixels that it drew; run with torch 2.14, whose linear maps about the center are those of its own 1.2.
-RELEASED = np.load(Path(__file__).parent / "golden" / "released_code.npz")
+RELEASED = np.load(Path(__file__).parent.parent / "golden" / "released_code.npz")
 TO_RESAMPLING = {"atol": 2e-5, "rtol": 0}  # positions of a pixel in float32, 1e-6 of the side, times differences of 4
 
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import TINY, tiny_recipe
 from PIL import Image
-from test_condense import WEIGHTS, a_step, untrained
+from test_run import WEIGHTS, a_step, untrained
 from torch.nn.parallel import DistributedDataParallel
 
 import gencond
@@ -266,7 +266,7 @@ def test_processes_share_decoding_and_the_pass_and_get_what_one_gets(
 
 def condensing(launcher: list[str], recipe: str, out: Path, overrides: list[str]) -> dict:
     """Arguments of `subprocess`: the script on the digits with `launcher`."""
-    script = Path(__file__).parent.parent / "scripts" / "condense.py"
+    script = Path(__file__).parents[2] / "scripts" / "condense.py"
     command = [
         sys.executable, "-m", *launcher, str(script), "--recipe", recipe, "--data", "digits", "--out", str(out),
         *overrides,

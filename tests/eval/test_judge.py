@@ -1,7 +1,7 @@
 """What a classifier gets to see of an artefact."""
 
 import torch
-from test_condense import untrained
+from test_run import untrained
 
 from gencond.common.ranges import to_uint8
 from gencond.data.images import LabeledImages
