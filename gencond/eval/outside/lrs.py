@@ -239,7 +239,8 @@ def score_by_ddranking(
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        np.savez(folder / "arrays.npz", **_arrays(condensed, train, test))
+        arrays = _arrays(condensed, train, test)
+        np.savez(folder / "arrays.npz", **arrays)  # pyright: ignore[reportArgumentType]  # none is its `allow_pickle`
         shutil.copy(runner.__file__, folder / "run.py")  # alone, so that no file beside it is taken for a package
         tested = settings.epochs // TEST_EVERY * TEST_EVERY
         with progress(
