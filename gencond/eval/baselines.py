@@ -115,17 +115,21 @@ class RealImages:
         Raises:
             InputError: a class has fewer images.
         """
-        if name in (RANDOM_REAL, KMEANS_REAL):
-            drawn = [SUBSETS[name](self.train, ipc, seed) for seed in seeds]
-        elif name in PACKED:
-            drawn = [self._packed(SUBSETS[name](self.train, ipc * self.factor**2, seed)) for seed in seeds]
-        elif name == WHOLE_SET:
-            drawn = [self.train] * len(seeds)
+        if name == WHOLE_SET:
+            drawn, num_stored = [self.train] * len(seeds), len(self.train)
         else:
-            choose = {HERDING_REAL: herding, K_CENTER_REAL: k_center}[name]
-            drawn = [subset_of_each_class(self.train, ipc, lambda rows: choose(self.features[rows], ipc))] * len(seeds)
-        num_stored = len(self.train) if ipc is None else ipc * self.train.num_classes
+            assert ipc is not None, f"only the whole set has no IPC, {name} has one"
+            drawn, num_stored = self._drawn(name, ipc, seeds), ipc * self.train.num_classes
         return drawn, num_stored * self.train.images[0].numel()  # class by class as uint8, so that labels cost nothing
+
+    def _drawn(self, name: str, ipc: int, seeds: Sequence[int]) -> list[LabeledImages]:
+        """The images of a baseline that has an IPC, for each seed."""
+        if name in (RANDOM_REAL, KMEANS_REAL):
+            return [SUBSETS[name](self.train, ipc, seed) for seed in seeds]
+        if name in PACKED:
+            return [self._packed(SUBSETS[name](self.train, ipc * self.factor**2, seed)) for seed in seeds]
+        choose = {HERDING_REAL: herding, K_CENTER_REAL: k_center}[name]
+        return [subset_of_each_class(self.train, ipc, lambda rows: choose(self.features[rows], ipc))] * len(seeds)
 
     def photographs(
         self,

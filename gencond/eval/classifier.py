@@ -144,7 +144,7 @@ def train_and_test(
     options = {
         "num_steps": num_steps, "learning_rate": protocol.learning_rate, "schedule": protocol.rate_at,
         "restart_at": protocol.restart_at, "cutmix": protocol.cutmix, "mean": mean, "std": std,
-        "teacher": None if protocol.temperature is None else Teacher(teacher, protocol.temperature),
+        "teacher": _teacher_of(protocol, teacher),
         "augmentation": Augmentation(
             protocol.strategy(augmentation), test.image_size, mean, std,
             "one" if protocol.augmentation == "none" else protocol.augmentation,
@@ -167,10 +167,19 @@ def train_and_test(
     return [top1_on_real(classifier, test, mean, std, forward) for classifier in classifiers]
 
 
+def _teacher_of(protocol: Protocol, logits: Callable[[Tensor], Tensor] | None) -> Teacher | None:
+    """Whose answers are learned; None where a protocol learns labels."""
+    if protocol.temperature is None:
+        return None
+    assert logits is not None, f"protocol {protocol.name} learns a teacher's answers"
+    return Teacher(logits, protocol.temperature)
+
+
 def new_optimizer(protocol: Protocol, weights: Sequence[Tensor]) -> torch.optim.Optimizer:
     """As a protocol says."""
     if protocol.optimizer == "adamw":
         return torch.optim.AdamW(weights, protocol.learning_rate, weight_decay=protocol.weight_decay)
+    assert protocol.momentum is not None, f"SGD has a momentum, which protocol {protocol.name} leaves out"
     return new_sgd(weights, protocol.learning_rate, protocol.momentum, protocol.weight_decay)
 
 
@@ -219,4 +228,9 @@ def fastest_way(
 def compiled_forward() -> Callable[[nn.Module, Tensor], Tensor]:
     """(network, images) -> logits for all networks of one architecture."""
     embed = Embedding(compile=True)
-    return lambda network, images: network.classifier(embed(network, images))
+
+    def forward(network: nn.Module, images: Tensor) -> Tensor:
+        features = embed(network, images)
+        return network.classifier(features)  # pyright: ignore[reportCallIssue]  # networks here have it
+
+    return forward

@@ -60,7 +60,7 @@ def encode_mosaic(images: UInt8[Tensor, "n c h w"], quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def decode_mosaic(content: bytes, shape: tuple[int, int, int, int]) -> UInt8[Tensor, "n c h w"]:
+def decode_mosaic(content: bytes, shape: tuple[int, ...]) -> UInt8[Tensor, "n c h w"]:
     """The images of `encode_mosaic` as they come back.
 
     Args:

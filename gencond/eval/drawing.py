@@ -84,12 +84,11 @@ def _figure(draw: Any, width: float = 6.4) -> tuple[bytes, str]:
     import matplotlib
 
     grey = "#808080"
-    style = {
+    with matplotlib.rc_context({
         "axes.edgecolor": grey, "axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey, "text.color": grey,
         "axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "svg.fonttype": "none",
         "svg.hashsalt": "gencond", "figure.dpi": 130,
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
+    }):  # fmt: skip
         figure, panels = new_figure(1, 1, (width, 3.4))
         draw(panels[0, 0])
         panels[0, 0].grid(alpha=0.25)

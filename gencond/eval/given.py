@@ -133,7 +133,7 @@ def get_teacher(
         trained = f"here, on all training images for {TEACHING.num_steps(len(train))} steps"
     network = network.to(device)
     blank = (0.0,) * train.channels, (1.0,) * train.channels  # it normalises by itself
-    top1 = top1_on_real(network, test, *blank, forward=lambda given, images: given.logits(given(images)))
+    top1 = top1_on_real(network, test, *blank, forward=lambda _, images: network.logits(network(images)))
     return GivenTeacher(name, network, top1, state_fingerprint(network), trained)
 
 
@@ -173,8 +173,8 @@ def _of_timm(name: str, weights: str, num_classes: int, with_head: bool) -> Give
 
     if not timm.is_model(name):
         raise InputError(f"{name}: timm has no such model, and there is no judge of that name")
-    given = timm.get_pretrained_cfg(name) or timm.create_model(name).pretrained_cfg
-    given = given if isinstance(given, dict) else given.to_dict()
+    found: Any = timm.get_pretrained_cfg(name) or timm.create_model(name).pretrained_cfg
+    given: dict[str, Any] = found if isinstance(found, dict) else found.to_dict()
     size = given["input_size"][1]
     network = TimmNetwork(name, 3, num_classes, size, weights, with_head)
     return GivenNetwork(network, 3, *_signed(given["mean"], given["std"]), resize=size, knows_classes=with_head)

@@ -153,6 +153,7 @@ def _teacher(wishes: Wishes, pair: SubjectAndReal, plan: Plan, device: torch.dev
 
 def _stream_of(subject: Subject, protocol: Protocol, num_fixed: int) -> FreshImages:
     """As many steps of fresh images as a classifier takes that trains on `num_fixed` again and again."""
+    assert subject.stream is not None, "a plan with a stream is of a set that has one"
     return subject.stream(protocol.batch_of(num_fixed), protocol.num_steps(num_fixed))
 
 
@@ -160,7 +161,7 @@ def _likeness(
     wishes: Wishes, extractor: GivenNetwork | None, samples: LabeledImages, pair: SubjectAndReal
 ) -> Likeness | None:
     """How samples compare with real images as sets, where that was asked for."""
-    if extractor is None:
+    if wishes.quality is None or extractor is None:
         return None
     train, test = pair.train, pair.test
     return compare_sets(
@@ -206,7 +207,7 @@ def judge_outside(
         {
             "judge": [f"ddranking:{settings.epochs}"],
             "judge-python": python and [python],
-            "judge-lr": settings.learning_rate and [settings.learning_rate],
+            "judge-lr": None if settings.learning_rate is None else [settings.learning_rate],
             "ipc": ipcs,
             "networks": [settings.network],
             "seeds": [settings.num_eval],

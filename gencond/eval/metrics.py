@@ -142,6 +142,6 @@ def embed_as_bytes(
     network: Extractor, images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"] | MappedImages
 ) -> Float[Tensor, "n d"]:
     """Features of images on the CPU; floats in [-1, 1] are rounded to bytes first, as an exported image is."""
-    rounded = images if images.dtype == torch.uint8 else as_bytes(images)
+    rounded = images if isinstance(images, MappedImages) else as_bytes(images)
     cpu = torch.device("cpu")
     return embed_all(network, rounded, EMBEDDED_AT_ONCE, fill_up=False, device=cpu, description="quality").float()

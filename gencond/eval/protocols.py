@@ -65,9 +65,11 @@ class Protocol:
 
     def num_steps(self, num_images: int) -> int:
         """How many batches a training takes, for a set of `num_images`."""
-        epochs = next(
-            (epochs for ipc, epochs in self.epochs_by_ipc if num_images <= ipc * self.num_classes), self.epochs
-        )
+        epochs = self.epochs
+        if self.epochs_by_ipc:
+            classes = self.num_classes
+            assert classes is not None, f"protocol {self.name} has epochs by IPC and no number of classes"
+            epochs = next((given for ipc, given in self.epochs_by_ipc if num_images <= ipc * classes), epochs)
         steps = max(epochs * math.ceil(num_images / self.batch_of(num_images)), self.min_steps)
         return steps if self.max_steps is None else min(steps, self.max_steps)
 

@@ -39,7 +39,7 @@ def read_record(kind: type[Record], content: Mapping[str, Any], **converted: Cal
         InputError: a field without a default is missing.
     """
     values = {}
-    for field in fields(kind):
+    for field in fields(kind):  # pyright: ignore[reportArgumentType]  # Python has no name for a type of dataclass
         if field.name in content:
             value, convert = content[field.name], converted.get(field.name)
             values[field.name] = value if value is None or convert is None else convert(value)

@@ -72,13 +72,14 @@ class ReportFile:
         kept = [row for row in self.content.rows if _place(row) not in asked]
         ordered = tuple(sorted([*rows, *kept], key=_place))
         train, used = self.train, dict.fromkeys(row.protocol for row in ordered)
+        cost = self.content.cost or self.before
         seconds = round(self.before.seconds + time.monotonic() - self.started, 1)
         self.content = replace(
             self.content,
             rows=ordered,
             notes=(*self.content.notes, *notes),
             protocols=tuple(get_protocol(name, train.num_classes, train.image_size).describe() for name in used),
-            cost=Cost(seconds, max(self.content.cost.memory, memory_used(self.device))),
+            cost=Cost(seconds, max(cost.memory, memory_used(self.device))),
         )
         write_json(self.out / "report.json", self.content.to_json())
 

@@ -197,6 +197,7 @@ class Question:
 
     def row(self, answer: Answer, num_classes: int) -> Row:
         """The line of a table that an answer makes."""
+        assert answer.num_bytes is not None, "a line of a table says its bytes"
         return Row(
             images=self.images, mode=self.mode, ipc=self.ipc, network=self.network, protocol=self.protocol.name,
             num_seeds=len(answer.top1.each), key=self.key, evaluator=self.evaluator, teacher=self.teacher,

@@ -25,15 +25,15 @@ class ScoreCache:
 
     def get(self, question: Question) -> Answer | None:
         """What was measured; None: it has to be measured."""
-        if question.key not in self._answers and self.has_file(question):
-            content, named_by_key = read_json(self._file(question)), question.place == question.key
+        if question.key not in self._answers and self.folder is not None and self.has_file(question):
+            content, named_by_key = read_json(_file(self.folder, question)), question.place == question.key
             if "top1" in content and content.get("key", question.key if named_by_key else None) == question.key:
                 self._answers[question.key] = _answer(content)
         return self._answers.get(question.key)
 
     def has_file(self, question: Question) -> bool:
         """Whether a score lies where the question's belongs; `get` says whether it is an answer to all of it."""
-        return self.folder is not None and self._file(question).is_file()
+        return self.folder is not None and _file(self.folder, question).is_file()
 
     def put(self, question: Question, answer: Answer, name: str = "") -> None:
         """Keeps an answer.
@@ -45,10 +45,11 @@ class ScoreCache:
         if self.folder is not None:
             (top1,) = answer.top1.each
             content = {"row": name, "key": question.key, "depends_on": question.to_json(), "top1": top1}
-            write_json(self._file(question), content | _facts(question, answer))
+            write_json(_file(self.folder, question), content | _facts(question, answer))
 
-    def _file(self, question: Question) -> Path:
-        return self.folder / f"{question.place}.json"
+
+def _file(folder: Path, question: Question) -> Path:
+    return folder / f"{question.place}.json"
 
 
 def _facts(question: Question, answer: Answer) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from gencond.eval.given import GivenTeacher
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol
 from gencond.eval.records import Scores
-from gencond.eval.results import EVALUATOR, Answer, Question, Row
+from gencond.eval.results import EVALUATOR, Answer, Mode, Question, Row
 from gencond.eval.score_cache import ScoreCache
 from gencond.eval.subject import Subject
 
@@ -111,12 +111,17 @@ def _questions(
         for name in PACKED
         if name in baselines and factor == 1
     ]
-    asked = [("fixed", images, ipc) for ipc in sorted(set(plan.ipcs)) for images in (subject.name, *beside)]
-    asked += [("stream", subject.name, None)] if fresh else []
-    asked += [("fixed", WHOLE_SET, None)] if WHOLE_SET in baselines else []
+    asked: list[tuple[Mode, str, int | None]] = [
+        ("fixed", images, ipc) for ipc in sorted(set(plan.ipcs)) for images in (subject.name, *beside)
+    ]
+    if fresh:
+        asked.append(("stream", subject.name, None))
+    if WHOLE_SET in baselines:
+        asked.append(("fixed", WHOLE_SET, None))
     questions = []
     for network, (mode, images, ipc) in itertools.product(plan.networks, asked):
-        if images in SAME_NUMBER and (needed := ipc * (factor**2 if images in PACKED else 1)) > smallest:
+        needed = (ipc or 0) * (factor**2 if images in PACKED else 1)
+        if images in SAME_NUMBER and needed > smallest:
             takes = "" if needed == ipc else f", and {needed} are needed"
             notes.append(f"no {images} row at IPC {ipc}: class {name!r} has only {smallest} training images{takes}")
             continue
@@ -136,12 +141,18 @@ def _questions(
                 qualities=tuple(QUALITIES) if images == CODEC_REAL else (),
                 encoder=encoder_version() if images == CODEC_REAL else "",
                 factor=factor,
-                budget=(fresh.batch_size, fresh.num_steps) if mode == "stream" else None,
+                budget=(fresh.batch_size, fresh.num_steps) if fresh and mode == "stream" else None,
                 teacher=plan.teacher.key if plan.teacher else None,
                 evaluator=EVALUATOR,
             )
         )
     return questions, notes
+
+
+def _num_bytes(question: Question) -> int:
+    """Of the condensed set, which every question of a table says."""
+    assert question.num_bytes is not None, f"a question about {question.images} without its bytes"
+    return question.num_bytes
 
 
 class _Measurement:
@@ -189,12 +200,13 @@ class _Measurement:
 
     def _of_photographs(self, question: Question) -> Answer | None:
         """The same of photographs in a codec, once for all questions with the same bytes."""
-        twin = question.network, question.num_bytes
+        num_bytes = _num_bytes(question)
+        twin = question.network, num_bytes
         if twin in self._of_codec:
             self.bar.total -= self._expected(question)
             return self._of_codec[twin]
         found = self._real_images(question.network).photographs(
-            question.num_bytes,
+            num_bytes,
             self.plan.seeds,
             lambda own, held_out: self._top1(question)([own], held_out, seeds=[0])[0],
         )
@@ -206,11 +218,12 @@ class _Measurement:
 
     def _drawn(self, question: Question) -> tuple[Sequence[LabeledImages] | FreshImages, int]:
         """(what the classifiers of each seed train on, the bytes that store it)."""
-        if question.mode == "stream":
-            return self.plan.fresh, question.num_bytes
         if question.images in BASELINES:
             return self._real_images(question.network).draw(question.images, question.ipc, self.plan.seeds)
-        return [self.subject.sample(question.ipc)] * self.plan.num_seeds, question.num_bytes
+        if question.ipc is not None:
+            return [self.subject.sample(question.ipc)] * self.plan.num_seeds, _num_bytes(question)
+        assert self.plan.fresh is not None, "without an IPC a row is of fresh images"
+        return self.plan.fresh, _num_bytes(question)
 
     def _trained(self, question: Question, sets: Sequence[LabeledImages] | FreshImages, num_bytes: int) -> Answer:
         """The scores of classifiers that train on some images."""

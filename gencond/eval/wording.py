@@ -270,7 +270,7 @@ def _codec_facts(rows: Sequence[Row], num_classes: int) -> list[tuple[str, str]]
         f"{row.num_images // num_classes} random real images of each class in {row.num_bytes:,} bytes, "
         f"{about_codec(row.codec)}": row.ipc
         for row in reversed(rows)
-        if row.images == CODEC_REAL and row.network == rows[0].network and row.codec
+        if row.images == CODEC_REAL and row.network == rows[0].network and row.codec and row.num_images and row.ipc
     }
     return [(f"AVIF from IPC {ipc} on", text) for text, ipc in sorted(held.items(), key=lambda item: item[1])]
 
@@ -324,7 +324,7 @@ def facts(content: Evaluation, log: Sequence[Mapping[str, Any]]) -> dict[str, li
         f"{content.num_test_images} real images of the {content.judged_on} set"
         + (": settings may be chosen by it" if content.judged_on != "test" else ""),
     )
-    how = [judged_on]
+    how: list[tuple[str, str]] = [judged_on]
     if rows:
         how += [
             ("Selection", "none: the last iterate of every training"),

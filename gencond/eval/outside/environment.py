@@ -58,7 +58,7 @@ def run_logged(
     command: Sequence[str],
     log: Path,
     folder: Path | None = None,
-    on_line: Callable[[str], None] = lambda line: None,
+    on_line: Callable[[str], object] = lambda line: None,
 ) -> None:
     """Runs a command to its end, what it prints added to `log`.
 
@@ -79,6 +79,7 @@ def run_logged(
             errors="replace",
         ) as process,
     ):  # fmt: skip
+        assert process.stdout is not None, "a pipe was asked for"
         try:
             for line in process.stdout:
                 file.write(line)

@@ -239,7 +239,8 @@ def score_by_ddranking(
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        np.savez(folder / "arrays.npz", **_arrays(condensed, train, test))
+        arrays = _arrays(condensed, train, test)
+        np.savez(folder / "arrays.npz", **arrays)  # pyright: ignore[reportArgumentType]  # none is its `allow_pickle`
         shutil.copy(runner.__file__, folder / "run.py")  # alone, so that no file beside it is taken for a package
         tested = settings.epochs // TEST_EVERY * TEST_EVERY
         with progress(
@@ -282,14 +283,14 @@ def score_by_ddranking(
 
 
 def _arrays(condensed: LabeledImages, train: LabeledImages, test: LabeledImages) -> dict[str, np.ndarray]:
-    """What the runner reads."""
-    images = normalised_for_ddranking(to_unit(to_signed(condensed.images)))
+    """What the runner reads, all of it in memory: `[:]` also reads a set that is kept in a file."""
+    images = normalised_for_ddranking(to_unit(to_signed(condensed.images[:])))
     return {
         "images": images.float().numpy(),
         "labels": condensed.labels.numpy(),
-        "x_train": train.images.numpy(),
+        "x_train": train.images[:].numpy(),
         "y_train": train.labels.numpy(),
-        "x_test": test.images.numpy(),
+        "x_test": test.images[:].numpy(),
         "y_test": test.labels.numpy(),
         "names": np.array(train.class_names),
     }

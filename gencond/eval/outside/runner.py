@@ -49,7 +49,7 @@ def main():
     if found != request["version"]:
         sys.exit(f"ddranking {found} is installed, {request['version']} is what was tried")
     import torch
-    from ddranking.metrics import hard_label
+    from ddranking.metrics import hard_label  # pyright: ignore[reportMissingImports]  # of the environment that runs it
     from torchvision import datasets
 
     with np.load("arrays.npz") as file:

@@ -10,11 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import datasets
 
+import gencond.data.decode
 from gencond.cli import main
 from gencond.common.errors import InputError
+from gencond.common.ranges import to_signed, to_unit
 from gencond.data.images import LabeledImages
+from gencond.data.load import load_real
+from gencond.data.mapped import MappedImages
 from gencond.eval.outside import environment
 from gencond.eval.outside.environment import made_python
 from gencond.eval.outside.lrs import (
@@ -26,6 +31,7 @@ from gencond.eval.outside.lrs import (
     score_by_ddranking,
 )
 from gencond.eval.outside.runner import without_checksums, write_cifar
+from gencond.generator.exporting import normalised_for_ddranking
 
 NAMES = tuple(f"class{label}" for label in range(10))
 
@@ -236,6 +242,27 @@ def test_random_images_are_as_many_as_those_stored_and_the_report_says_so(
     assert "--judge-lr 0.02" in printed and "--factor 2" in printed
 
 
+def test_a_set_that_is_kept_in_a_file_is_handed_over(
+    tmp_path: Path, stand_in: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gencond.data.decode, "MAPPED_ABOVE_BYTES", 0)
+    pictures = real_images(4, 1)
+    for number, (image, label) in enumerate(zip(pictures.images, pictures.labels.tolist(), strict=True)):
+        folder = tmp_path / "set" / NAMES[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+    train, test = load_real(str(tmp_path / "set"), 32)
+    syn = train.subset(torch.stack([train.rows_of(label)[0] for label in range(10)]))
+    assert all(isinstance(part.images, MappedImages) for part in (syn, train, test))
+    score_by_ddranking(syn, 1, train, test, Settings(epochs=10, num_eval=1), stand_in, tmp_path / "log")
+    with np.load(tmp_path / "seen.npz") as seen:
+        for part, split in ((train, "train"), (test, "test")):
+            assert np.array_equal(seen[f"x_{split}"], part.images[:].permute(0, 2, 3, 1)), split
+            assert seen[f"y_{split}"].tolist() == part.labels.tolist()
+        expected = normalised_for_ddranking(to_unit(to_signed(syn.images[:])))
+        assert np.array_equal(seen["images"], expected) and seen["labels"].tolist() == list(range(10))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -322,7 +349,7 @@ def test_the_package_itself_scores_a_small_set(tmp_path: Path) -> None:
     syn = train.subset(torch.cat([train.rows_of(label)[:2] for label in range(10)]))
     settings = Settings(epochs=10, num_eval=1, learning_rate=0.05)
     found = score_by_ddranking(syn, 2, train, test, settings, ddranking_python(python), tmp_path / "log")
-    means = {name: found[name]["mean"] for name in ("condensed", "random_real", "whole_set", "hlr", "ior", "lrs")}
+    means = {name: getattr(found, name).mean for name in ("condensed", "random_real", "whole_set", "hlr", "ior", "lrs")}
     assert means["hlr"] == pytest.approx(means["whole_set"] - means["condensed"])
     assert means["ior"] == pytest.approx(means["condensed"] - means["random_real"])
     assert means["lrs"] == pytest.approx(label_robust_score(means["hlr"], means["ior"]))
