@@ -12,16 +12,18 @@ import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gencond.cli import run_cleanly
 from gencond.common.errors import InputError
 from gencond.common.files import write_text, written_whole
+from gencond.eval import results as measured
 from gencond.eval.baselines import CODEC_REAL
 from gencond.eval.drawing import plot_accuracy, plot_any_number
 from gencond.eval.published import PUBLISHED
+from gencond.eval.records import Scores
 from gencond.eval.wording import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -253,22 +255,31 @@ def outdated(root: Path) -> Iterator[tuple[Path, str]]:
             yield root / page, new
 
 
-def drawn_rows(table: Table) -> list[dict[str, Any]]:
+def drawn_rows(table: Table) -> list[measured.Row]:
     """Rows as `eval.drawing` takes them: one for each score of a row that has `images`."""
-    rows: list[dict[str, Any]] = []
+    rows: list[measured.Row] = []
     ipcs = [column.ipc for column in table.columns if column.ipc]
     for row in table.rows:
+        bits = row.values.get("bits")
         for column in table.columns:
             score = row.values.get(column.key)
             if row.images is None or not isinstance(score, Score):
                 continue
-            about = {
-                "images": row.images, "network": table.network, "protocol": table.protocols[0], "mode": "fixed",
-                "top1_mean": score.mean / 100, "top1_std": (score.std or 0) / 100,
-                "bits_per_class": row.values.get("bits"),
-            }  # fmt: skip
             everywhere = row.images == CODEC_REAL and column.ipc is None and ipcs  # one set, beside every IPC
-            rows += [about | {"ipc": ipc} for ipc in (ipcs if everywhere else [column.ipc])]
+            for ipc in ipcs if everywhere else [column.ipc]:
+                rows.append(
+                    measured.Row(
+                        images=row.images,
+                        mode="fixed",
+                        ipc=ipc,
+                        network=table.network,
+                        protocol=table.protocols[0],
+                        num_seeds=score.n or 1,
+                        num_bytes=0,  # no picture asks for them
+                        top1=Scores((), score.mean / 100, (score.std or 0) / 100),
+                        bits_per_class=float(bits) if isinstance(bits, int | float) else 0.0,
+                    )
+                )
     return rows
 
 
