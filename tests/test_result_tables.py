@@ -154,5 +154,5 @@ def test_plots_are_drawn_from_the_files(results: ModuleType, copy: Path) -> None
     assert {file.name for file in drawn} == {"digits_accuracy.png", "storage_cifar10.png"}
     assert all(file.read_bytes()[:4] == b"\x89PNG" for file in drawn)
     digits = results.drawn_rows(results.read_table("digits", copy))
-    assert [row["ipc"] for row in digits if row["images"] == "codec_real"] == [1, 10, 50]
-    assert [row["ipc"] for row in digits if row["images"] == "whole_set"] == [None]
+    assert [row.ipc for row in digits if row.images == "codec_real"] == [1, 10, 50]
+    assert [row.ipc for row in digits if row.images == "whole_set"] == [None]
