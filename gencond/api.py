@@ -1,7 +1,9 @@
 """The library as two calls, which the command line makes too: condense a data set, judge a condensed one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
+from typing import Any, SupportsIndex
 
 from gencond.common.errors import InputError
 from gencond.common.files import alone_in
@@ -23,7 +25,7 @@ def condense(
     data: str | Path | None,
     out: str | Path,
     *,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     pretrained: str | Path | None = None,
 ) -> Condensed:
     """Condenses a set of images by a recipe, and returns the artefact in eval mode on the CPU.
@@ -43,6 +45,12 @@ def condense(
         InputError: an unknown recipe or field, images that cannot be read, parts of the recipe that fit neither the
             images nor each other, another run in `out`.
     """
+    require_path(out, "out")
+    if pretrained is not None:
+        require_path(pretrained, "pretrained")
+    if data is not None and not isinstance(data, str | Path):
+        raise InputError(f"data is a path or the name of a named set, not {type(data).__name__}")
+    overrides = listed(overrides, "overrides", str)
     source = None if data is None else data_source(str(data))
     if isinstance(recipe, Recipe):
         recipe = parse_recipe(to_dict(recipe), recipe.name, overrides, source)
@@ -60,11 +68,11 @@ def evaluate(
     data: str | Path | None = None,
     out: str | Path | None = None,
     *,
-    ipc: int | Sequence[int] | None = None,
+    ipc: SupportsIndex | Sequence[SupportsIndex] | None = None,
     protocol: str | None = None,
     networks: str | Sequence[str] | None = None,
     num_seeds: int | None = None,
-    baselines: Sequence[str] | None = None,
+    baselines: str | Sequence[str] | None = None,
     augmentation: str | None = None,
     normalised_by: tuple[Sequence[float], Sequence[float]] | None = None,
     factor: int = 1,
@@ -98,21 +106,47 @@ def evaluate(
         InputError: nothing to judge at `path`, real images of other classes or another size, an unknown protocol,
             network or baseline, another evaluation at work in `out`.
     """
+    require_path(path, "path")
+    if out is not None:
+        require_path(out, "out")
+    ipcs, names = listed(ipc, "ipc", Integral), listed(networks, "networks", str)
+    for name, given in (("ipc", ipcs), ("networks", names)):
+        if given == []:
+            raise InputError(f"{name} is empty: leave it out to take what the recipe says")
     folder = report_folder(path, out)
     with alone_in(folder, REPORT_LOCK):
         at = SubjectAt(str(path), None if data is None else str(data), normalised_by, factor)
         wishes = Wishes(
-            ipcs=[ipc] if isinstance(ipc, int) else ipc,
+            ipcs=ipcs and [int(each) for each in ipcs],
             protocol=protocol,
-            networks=[networks] if isinstance(networks, str) else networks,
+            networks=names,
             num_seeds=num_seeds,
-            baselines=baselines,
+            baselines=listed(baselines, "baselines", str),
             augmentation=augmentation,
             quality=quality,
             stream=stream,
             teacher=teacher,
         )
         return judge(at, folder, wishes)
+
+
+def require_path(given: Any, name: str) -> None:
+    """Raises InputError for what is no path, or an empty one, which would be the folder that one happens to be in."""
+    if not isinstance(given, str | Path) or not str(given):
+        raise InputError(f"{name} is {given!r}: expected a path")
+
+
+def listed(given: Any, name: str, kind: type) -> Any:
+    """A single value as a list of it; None as it is. Raises InputError for values of another kind."""
+    if given is None:
+        return None
+    values = [given] if isinstance(given, kind) else given
+    if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+        raise InputError(f"{name} is {given!r}: expected a list")
+    values = list(values)
+    if wrong := [value for value in values if not isinstance(value, kind)]:
+        raise InputError(f"{name} holds {wrong[0]!r}: expected {'whole numbers' if kind is Integral else 'texts'}")
+    return values
 
 
 def report_folder(path: str | Path, out: str | Path | None = None) -> Path:

@@ -111,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="the whole main job on real 8x8 digits: minutes on a CPU")
-    demo.add_argument("--out", type=Path, default=DEMO_OUT, help="run folder (default: %(default)s)")
+    demo.add_argument("--out", type=_path, default=DEMO_OUT, help="run folder (default: %(default)s)")
     demo.set_defaults(command=run_demo)
 
     for name, command, what in (
@@ -127,9 +127,9 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--data", help="a folder with one folder per class or WebDataset shards, an .npz file, or a named set"
         )
-        sub.add_argument("--out", type=Path, help="run folder; an unfinished run in it goes on")
+        sub.add_argument("--out", type=_path, help="run folder; an unfinished run in it goes on")
         if command is run_condense:
-            sub.add_argument("--pretrained", type=Path, metavar="DIR", help="a pretrained generator to start from")
+            sub.add_argument("--pretrained", type=_path, metavar="DIR", help="a pretrained generator to start from")
         sub.add_argument("--dry-run", action="store_true", help="print the whole recipe and stop")
         sub.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the recipe")
         sub.set_defaults(command=command)
@@ -152,14 +152,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--recipe", default="gencond", help="as of condense")
     doctor.add_argument("--data", help="as of condense; images are counted, a few are read")
-    doctor.add_argument("--out", type=Path, help="run folder, for the space on its disk")
+    doctor.add_argument("--out", type=_path, help="run folder, for the space on its disk")
     doctor.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the recipe")
     doctor.set_defaults(command=run_doctor)
 
     sample = commands.add_parser("sample", help="write any number of images per class")
     sample.add_argument("path", help="run folder, artefact folder or Hub id")
     sample.add_argument("--ipc", type=int, required=True, help="images per class, at least 1")
-    sample.add_argument("--out", type=Path, required=True, help="a new folder; of npz and ddranking a new file")
+    sample.add_argument("--out", type=_path, required=True, help="a new folder; of npz and ddranking a new file")
     sample.add_argument(
         "--format", default="imagefolder", help="imagefolder (default), npz, webdataset, parquet, ddranking"
     )
@@ -169,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
     store = commands.add_parser("store", help="write an artefact in fewer bits")
     store.add_argument("path", help="run folder, artefact folder or Hub id")
     store.add_argument("--as", dest="storage", required=True, help="float32, float16, int8 or coded")
-    store.add_argument("--out", type=Path, required=True, help="a new artefact folder, which is loaded like any other")
+    store.add_argument("--out", type=_path, required=True, help="a new artefact folder, which is loaded like any other")
     store.set_defaults(command=run_store)
 
     evaluate = commands.add_parser("evaluate", help="train on samples, test on real images, beside the baselines")
@@ -213,7 +213,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="RATE",
         help="learning rate of DD-Ranking for the condensed set; default: searched",
     )
-    evaluate.add_argument("--out", type=Path, help="for the report; default: the run folder")
+    evaluate.add_argument("--out", type=_path, help="for the report; default: the run folder")
     evaluate.set_defaults(command=run_evaluate)
 
     cache = commands.add_parser("cache", help="list what lies in the cache, or remove what was not used for long")
@@ -226,9 +226,16 @@ def build_parser() -> argparse.ArgumentParser:
     cache.set_defaults(command=run_cache)
 
     report = commands.add_parser("report", help="write report.md and report.html of a judged run again")
-    report.add_argument("path", type=Path, help="run folder")
+    report.add_argument("path", type=_path, help="run folder")
     report.set_defaults(command=run_report)
     return parser
+
+
+def _path(text: str) -> Path:
+    """A path, which an empty text is not: it would be the folder that one happens to be in."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path: name a folder or a file")
+    return Path(text)
 
 
 def _numbers(text: str) -> list[float]:

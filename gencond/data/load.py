@@ -133,7 +133,13 @@ def _resized(data: LabeledImages, image_size: int | None) -> LabeledImages:
 
 
 def data_source(data: str | None) -> str | None:
-    """A path as it is found from any working directory; the name of a named set as it is."""
+    """A path as it is found from any working directory; the name of a named set as it is.
+
+    Raises:
+        InputError: an empty path, which would be the folder that one happens to be in.
+    """
+    if data == "":
+        raise InputError("the data has an empty name: name a folder, a file or a named set")
     if data is None or data in NAMED_SETS or not Path(data).exists():
         return data
     return str(Path(data).resolve())

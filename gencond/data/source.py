@@ -61,7 +61,7 @@ class ImageSource:
         labels: positions in `class_names`.
         num_train: how many of them are training images.
         has_test: whether the source has a test set of its own.
-        class_of: see `data.LabeledImages`.
+        class_of: see `images.LabeledImages`.
         places: of images in shards, the shard's number, the first byte and the number of bytes.
         shards: files below `root`.
     """

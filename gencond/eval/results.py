@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from gencond.common.errors import InputError, first_line
 from gencond.common.files import short_hash
 from gencond.eval.baselines import BASELINES, CODEC_REAL, PACKED, CodecFacts
 from gencond.eval.given import TeacherFacts
@@ -302,19 +303,24 @@ class Evaluation:
         """What `to_json` wrote, now or earlier. Raises InputError where something is missing."""
         if "evaluation_seconds" in content and "cost" not in content:  # reports of older versions hold the time alone
             content = {**content, "cost": {"seconds": content["evaluation_seconds"]}}
-        return read_record(
-            cls,
-            content,
-            rows=lambda rows: tuple(map(Row.from_json, rows)),
-            outside=lambda entries: tuple(map(OutsideScores.from_json, entries)),
-            notes=tuple,
-            class_names=tuple,
-            teacher=lambda teacher: read_record(TeacherFacts, teacher),
-            protocols=tuple,
-            cost=lambda cost: read_record(Cost, cost),
-            memorisation=lambda found: read_record(Memorisation, found),
-            quality=Likeness.from_json,
-        )
+        try:
+            return read_record(
+                cls,
+                content,
+                rows=lambda rows: tuple(map(Row.from_json, rows)),
+                outside=lambda entries: tuple(map(OutsideScores.from_json, entries)),
+                notes=tuple,
+                class_names=tuple,
+                teacher=lambda teacher: read_record(TeacherFacts, teacher),
+                protocols=tuple,
+                cost=lambda cost: read_record(Cost, cost),
+                memorisation=lambda found: read_record(Memorisation, found),
+                quality=Likeness.from_json,
+            )
+        except (TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"something in it has another kind than it should ({first_line(error)})") from None
 
 
 def scores_of(answers: Sequence[Answer]) -> Scores:

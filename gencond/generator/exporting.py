@@ -21,8 +21,8 @@ from gencond.common.errors import InputError
 from gencond.common.files import require_new, written_whole
 
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation")
-# `datasets` of Hugging Face takes a folder for a split that has one of these between any of "-._ 0-9", and `sources.py`
-# one called `testset`.
+# `datasets` of Hugging Face takes a folder for a split that has one of these between any of "-._ 0-9", and gencond one
+# called `testset`.
 SPLIT_WORD = re.compile(
     rf"(?<![^-._ 0-9])({'|'.join(SPLITS)})(?=(?:set|data|images|split|shards)?(?![^-._ 0-9]))", re.IGNORECASE
 )
@@ -45,7 +45,7 @@ def _parts(name: str) -> list[str | int]:
 def class_folders(class_names: Sequence[str]) -> list[str]:
     """A folder name per class, whose order is the order of the classes, whoever reads them.
 
-    `data.py` and torchvision sort as text, timm by numbers and without regard to case: names that these would put in
+    gencond and torchvision sort as text, timm by numbers and without regard to case: names that these would put in
     another order are numbered. Words that name splits are set in plus signs. Beside the folders lies nothing, since
     Rethinking-DC takes whatever is listed first for a class.
     """

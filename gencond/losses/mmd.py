@@ -73,7 +73,7 @@ def fourier_mmd_loss(
         sum_c | E phi(r_c)  -  1/m sum_j phi(s_cj) |^2,    <phi(a), phi(b)> ~ k(a, b)
 
     The biased estimate (all pairs, the diagonal too). Every term lies in [0, 4]. The real side enters as its mean
-    embedding only, so it is computed once for a whole class (`statistics.py`) and a step costs no real image.
+    embedding only, so it is computed once for a whole class (`real_statistics.py`) and a step costs no real image.
 
     Args:
         embedding_real: mean of `fourier_embedding` over the real images of each class.

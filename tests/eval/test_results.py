@@ -177,3 +177,17 @@ def test_a_deviation_is_that_of_a_sample() -> None:
     scores = Scores.of([0.5, 0.7, 0.9])
     assert scores.mean == pytest.approx(0.7) and scores.std == pytest.approx(0.2)  # sqrt((0.04 + 0 + 0.04) / 2)
     assert Scores.of([0.5]) == Scores((0.5,), 0.5, 0.0)
+
+
+@pytest.mark.parametrize("change", [{"rows": ["x"]}, {"rows": None}, {"cost": 3}])
+def test_a_report_of_another_shape_is_one_line(change: dict) -> None:
+    content = json.loads(BEFORE.read_text()) | change
+    with pytest.raises(InputError, match="something in it has another kind than it should|lacks|missing"):
+        Evaluation.from_json(content)
+
+
+def test_a_score_that_is_no_list_is_one_line() -> None:
+    content = json.loads(BEFORE.read_text())
+    content["rows"][0]["top1"] = 0.5
+    with pytest.raises(InputError, match="another kind than it should"):
+        Evaluation.from_json(content)
