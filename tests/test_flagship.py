@@ -100,6 +100,13 @@ def test_a_recipe_that_pretrains_nothing_has_no_such_stage(
     assert not any("--pretrained" in command for _, command in plan)
 
 
+def test_the_smallest_budget_fits_the_shipped_recipe_too(
+    flagship: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    flagship.main(["digits", "--out", str(tmp_path / "out"), "--budget", "smoke", "--dry-run"])
+    assert "storage_curve.py" in capsys.readouterr().out
+
+
 def test_table_bs_generators_differ_in_size_at_every_budget(flagship: ModuleType) -> None:
     for dataset, budget in itertools.product(("fashion_mnist", "cifar10"), ("full", "quick")):
         args = argparse.Namespace(recipe=f"flagship:{dataset}", data=dataset, set=[])
