@@ -180,13 +180,13 @@ def build(recipe: Recipe, data: LabeledImages, device: torch.device) -> Parts:
         ValueError: parts of an image that do not fill it, an unknown augmentation.
     """
     makes_images = recipe.synthesizer.kind == "generator"
-    maker, architecture = _extractor_maker(recipe, data, device), _architecture(recipe, data)
+    maker, architecture = extractor_maker(recipe, data, device), _architecture(recipe, data)
     return Parts(
         data=data,
         device=device,
         seed=recipe.seed,
         save_every_steps=recipe.save_every_steps,
-        generators=_generator_maker(recipe, data) if makes_images else None,
+        generators=generator_maker(recipe, data) if makes_images else None,
         pretraining=recipe.pretrain if has_pretraining(recipe) else None,
         maker=maker,
         extracting=_pool(recipe, architecture) if recipe.features.kind == "pool" else _changing(recipe, data, maker),
@@ -217,12 +217,13 @@ def has_pretraining(recipe: Recipe) -> bool:
     )
 
 
-def _generator_maker(recipe: Recipe, data: LabeledImages) -> GeneratorMaker:
+def generator_maker(recipe: Recipe, data: LabeledImages) -> GeneratorMaker:
+    """What makes the recipe's generators for these images. Raises ValueError for parts that do not fill an image."""
     size = made_size(data.image_size, recipe.synthesizer.factor, recipe.synthesizer.by_parts)
     return GeneratorMaker(recipe.generator, size, data.image_size, data.channels, data.class_names, recipe.seed)
 
 
-def _extractor_maker(recipe: Recipe, data: LabeledImages, device: torch.device) -> ExtractorMaker:
+def extractor_maker(recipe: Recipe, data: LabeledImages, device: torch.device) -> ExtractorMaker:
     """The recipe's architecture for these images."""
     part = recipe.features
     size, depth = part.resize or data.image_size, _depth(recipe, data)

@@ -7,7 +7,7 @@ import torch
 from gencond.common.errors import InputError
 from gencond.common.room import require_memory
 from gencond.condensing.backbones import IMAGENET1K
-from gencond.condensing.build import build, codes_start_from_images
+from gencond.condensing.build import codes_start_from_images, extractor_maker, generator_maker
 from gencond.config import Recipe
 from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
@@ -28,10 +28,11 @@ def check_networks(recipe: Recipe, data: LabeledImages) -> None:
     """Builds the recipe's networks for images of the data's size, channels and classes. Raises as `check_fit`."""
     check_sizes(recipe, data)
     try:
-        parts = build(recipe, data, torch.device("cpu"))
-        if parts.generators is not None and recipe.generator.weights is None:
-            parts.generators.new()
-        parts.maker.network(0)
+        if recipe.synthesizer.kind == "generator":
+            generators = generator_maker(recipe, data)
+            if recipe.generator.weights is None:
+                generators.new()
+        extractor_maker(recipe, data, torch.device("cpu")).network(0)
         for strategy in (recipe.data.augmentation, recipe.pretrain.augmentation, recipe.condense.augmentation):
             Augmentation(strategy or "none", data.image_size)
     except InputError:

@@ -317,9 +317,9 @@ class Evaluation:
                 memorisation=lambda found: read_record(Memorisation, found),
                 quality=Likeness.from_json,
             )
+        except InputError:
+            raise
         except (TypeError, AttributeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
             raise InputError(f"something in it has another kind than it should ({first_line(error)})") from None
 
 
