@@ -324,7 +324,6 @@ class Objective:
     center_weight: Weight = Field(
         0.0, description="Weight of the inter-class term, which keeps the gaps between classes."
     )
-    center_margin: Rate = Field(1.0, description="Gap that the inter-class term asks for, in gaps of the real classes.")
     classification_weight: Weight = Field(
         0.0, description="Weight of the cross-entropy that trained extractors give the images."
     )
@@ -344,6 +343,12 @@ class Condense:
     prefix_lengths: Counts | None = Field(
         None,
         description="How many slots of a class form the set of a step, drawn from this list; null always takes all.",
+    )
+    prefixes_at_once: bool = Field(
+        False,
+        description="Whether a step serves all of prefix_lengths at once, since the images of a prefix are in every "
+        "longer one, instead of one that is drawn. Where images_per_step allows fewer images, some of those between "
+        "two lengths stand for all of them.",
     )
     stream_probability: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="Share of the steps that match fresh slots past the learned ones instead."

@@ -68,7 +68,6 @@ class Matching:
             images_at_once=parts.condense.images_at_once,
             scale=parts.objective.scale,
             gradient_metric=parts.objective.gradient_metric,
-            center_margin=parts.objective.center_margin,
             rank=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
         )
@@ -76,6 +75,7 @@ class Matching:
         at_most = parts.condense.representative_batch_size if parts.term_weights["representative"] else 0
         self.num_anchors = min(at_most, len(self.anchored))
         self.lengths = parts.condense.prefix_lengths or (condensed.num_slots,)
+        self.at_once = parts.condense.prefixes_at_once
         self.clamp_every = parts.pixels.clamp_every_steps if isinstance(condensed, CondensedPixels) else 0
 
     def draw(self, number: int) -> Draw:
@@ -83,11 +83,12 @@ class Matching:
         part, rng = self.parts.condense, step_rng(self.parts.seed, self.name, number)
         fresh = bool(torch.rand((), generator=rng) < part.stream_probability)
         choice = int(torch.randint(len(self.lengths), (), generator=rng))
+        lengths = tuple(sorted(set(self.lengths))) if self.at_once else (self.lengths[choice],)
         return Draw(
             step=number,
             classes=torch.randperm(self.parts.data.num_classes, generator=rng)[: part.classes_per_step].sort().values,
             first_slot=self.condensed.num_slots + number * part.stream_length if fresh else 0,
-            length=part.stream_length if fresh else self.lengths[choice],
+            lengths=(part.stream_length,) if fresh else lengths,
             extractor=self.extractors.at(number, rng),
             anchors=self.anchored[torch.randperm(len(self.anchored), generator=rng)[: self.num_anchors]],
             rng=rng,

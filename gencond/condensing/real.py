@@ -40,7 +40,8 @@ class Draw:
     Args:
         step: its number.
         classes: of this step, ascending.
-        first_slot, length: the slots first_slot .. first_slot + length - 1 of each class form its synthetic set.
+        first_slot, lengths: for each of the lengths, ascending, the slots first_slot .. first_slot + length - 1 of each
+            class form a synthetic set.
         extractor: embeds.
         rng: draws the augmentation and real images.
         anchors: rows of the representatives whose slots are held to their real image.
@@ -49,13 +50,21 @@ class Draw:
     step: int
     classes: Int64[Tensor, " classes"]
     first_slot: int
-    length: int
+    lengths: tuple[int, ...]
     extractor: Extractor
     rng: torch.Generator
     anchors: Int64[Tensor, " a"]
 
+    @property
+    def length(self) -> int:
+        """Of the longest set."""
+        return self.lengths[-1]
+
 
 # --- what the real images of some classes look like to an extractor ------------------------------------------------
+
+
+Sets = Float[Tensor, "sets m"] | None  # weights of the synthetic rows, see `losses.mean_matching_loss`
 
 
 @dataclass(frozen=True)
@@ -83,11 +92,11 @@ class CachedTargets:
             statistics.contrast[classes],
         )
 
-    def mean_loss(self, syn: Float[Tensor, "classes m d"]) -> Float[Tensor, ""]:
-        return mean_matching_loss(self.centers[:, None], syn)
+    def mean_loss(self, syn: Float[Tensor, "classes m d"], sets: Sets = None) -> Float[Tensor, ""]:
+        return mean_matching_loss(self.centers[:, None], syn, sets)
 
-    def mmd_loss(self, syn: Float[Tensor, "classes m d"]) -> Float[Tensor, ""]:
-        return fourier_mmd_loss(self.embedding, syn, self.frequencies)
+    def mmd_loss(self, syn: Float[Tensor, "classes m d"], sets: Sets = None) -> Float[Tensor, ""]:
+        return fourier_mmd_loss(self.embedding, syn, self.frequencies, sets)
 
 
 @dataclass(frozen=True)
@@ -125,11 +134,11 @@ class BatchTargets:
     def contrast(self) -> Float[Tensor, "classes c"]:
         return contrast(to_signed(self.images)).mean(1)
 
-    def mean_loss(self, syn: Float[Tensor, "classes m d"]) -> Float[Tensor, ""]:
-        return mean_matching_loss(self.features, syn)
+    def mean_loss(self, syn: Float[Tensor, "classes m d"], sets: Sets = None) -> Float[Tensor, ""]:
+        return mean_matching_loss(self.features, syn, sets)
 
-    def mmd_loss(self, syn: Float[Tensor, "classes m d"]) -> Float[Tensor, ""]:
-        return mmd_loss(self.features, syn, self.kernel)
+    def mmd_loss(self, syn: Float[Tensor, "classes m d"], sets: Sets = None) -> Float[Tensor, ""]:
+        return mmd_loss(self.features, syn, self.kernel, sets)
 
 
 Targets = CachedTargets | BatchTargets

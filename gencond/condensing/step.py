@@ -1,13 +1,12 @@
 """The objective of one step of condensing, which reads like the method; in chunks of classes, so that memory stays.
 
-All terms but one are sums over classes, so a chunk of classes has its share of the objective and of the gradient, and
-its graph is gone before the next chunk begins. The inter-class center loss couples all classes through their centers
-alone: with several chunks the centers are computed first without gradient, then each chunk pushes the loss's gradient
-at its centers through its own images.
+All terms are sums over classes, so a chunk of classes has its share of the objective and of the gradient, and its graph
+is gone before the next chunk begins. What classes know of each other are the centers of the real ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -34,9 +33,9 @@ OF_FEATURES = frozenset(("mean", "mmd", "diversity", "center", "classification")
 class Objective:
     """What synthetic images are held to, made once for all steps of a run; `at` is a step of it.
 
-    Each process synthesizes and embeds its own share of a step's classes; only class centers are gathered. Averaged
-    over processes and summed over chunks, parts and gradients are those of one process with all the classes at once. A
-    term of weight 0 is not computed, nor classification by an extractor that was never trained.
+    Each process synthesizes and embeds its own share of a step's classes; only centers of real classes are gathered.
+    Averaged over processes and summed over chunks, parts and gradients are those of one process with all the classes at
+    once. A term of weight 0 is not computed, nor classification by an extractor that was never trained.
 
     Args:
         synthesize: (labels, slots) -> images in [-1, 1]: a `Condensed`, possibly wrapped for data parallelism.
@@ -52,7 +51,6 @@ class Objective:
             once all the same. None takes all classes at once.
         scale: of the matching terms: `relative` is a mean over classes, in gaps between real classes; `sum` adds up.
         gradient_metric: of the gradient term, see `losses.gradient`.
-        center_margin: of the center term, in gaps between real classes.
         rank, num_processes: which process this is, and of how many.
     """
 
@@ -66,7 +64,6 @@ class Objective:
     images_at_once: int | None = None
     scale: Literal["relative", "sum"] = "relative"
     gradient_metric: Metric = "mse"
-    center_margin: float = 1.0
     rank: int = 0
     num_processes: int = 1
 
@@ -85,7 +82,7 @@ class CondenseStep:
         self.draw, self.num_processes = draw, objective.num_processes
         self.synthesize, self.real, self.augmentation = objective.synthesize, objective.real, objective.augmentation
         self.representatives, self.weights, self.factor = objective.representatives, objective.weights, objective.factor
-        self.scale, self.center_margin = objective.scale, objective.center_margin
+        self.scale = objective.scale
         self.gradient_metric: Metric = objective.gradient_metric
         self.images_at_once = objective.images_at_once
         self.extractor, self.device = draw.extractor, draw.extractor.mean.device
@@ -96,11 +93,17 @@ class CondenseStep:
         real, factor, images_at_once = objective.real, objective.factor, objective.images_at_once
 
         # All that is random is drawn for all classes, on every process and for every chunk alike.
-        of_class = draw.length * factor**2
-        self.num_images = of_class if objective.images_per_step is None else min(of_class, objective.images_per_step)
+        of_class, at_most = draw.length * factor**2, objective.images_per_step
+        self.num_images = of_class if at_most is None else min(of_class, at_most)
+        self.sets: Float[Tensor, "sets m"] | None = None  # weights of the images that are looked at in each set
         slots = torch.arange(draw.length).repeat(self.num_classes, 1)
         self.kept: Int64[Tensor, "classes m"] | None = None  # of the images that the slots are cut into
-        if self.num_images < of_class:
+        if len(draw.lengths) > 1:
+            shares = shares_of(draw.lengths, None if at_most is None else at_most // factor**2)
+            slots = _some_of_each_stretch(draw, shares)
+            self.sets = weights_of_sets(draw.lengths, shares, factor**2).to(self.device)
+            self.num_images = slots.shape[1] * factor**2
+        elif self.num_images < of_class:
             order = torch.rand(self.num_classes, of_class, generator=draw.rng).argsort(1)
             looked_at = order[:, : self.num_images]
             if factor == 1:
@@ -114,10 +117,9 @@ class CondenseStep:
         self.kept_targets: tuple[int, Targets] | None = None
 
         share = own_share(self.num_classes, objective.rank, objective.num_processes)
-        largest_share = classes_at_once = -(-self.num_classes // objective.num_processes)
+        classes_at_once = -(-self.num_classes // objective.num_processes)
         if images_at_once is not None:
             classes_at_once = max(1, images_at_once // max(self.most_of_class, real.images_of_class))
-        self.in_chunks = classes_at_once < largest_share  # on some process: they all gather alike
         self.chunks: list[slice] = [
             slice(first, min(first + classes_at_once, share.stop))
             for first in range(share.start, share.stop, classes_at_once)
@@ -126,8 +128,8 @@ class CondenseStep:
         self.anchors = dict(
             zip((chunk.start for chunk in self.chunks), anchors.tensor_split(len(self.chunks)), strict=True)
         )
-        self.wire_bytes = 0  # of centers, gathered and their gradients summed, so far
-        self.centers_real, self.at_centers = self._centers()
+        self.wire_bytes = 0  # of centers, gathered
+        self.centers_real = self._centers()
 
     def loss(self, chunk: slice) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """(weighted total, unweighted parts) of the classes of one of `chunks`, both with gradient."""
@@ -143,9 +145,9 @@ class CondenseStep:
             features_syn = features.unflatten(0, (len(own), self.num_images))
         if "mean" in on:
             unit = self.real.gap(self.extractor, self.centers_real) if self.scale == "relative" else 1.0
-            parts["mean"] = targets.mean_loss(features_syn) / (len(own) * unit)
+            parts["mean"] = targets.mean_loss(features_syn, self.sets) / (len(own) * unit)
         if "mmd" in on:
-            parts["mmd"] = targets.mmd_loss(features_syn) / len(own)
+            parts["mmd"] = targets.mmd_loss(features_syn, self.sets) / len(own)
         if "gradient" in on:
             if not isinstance(targets, BatchTargets):
                 raise TypeError("gradients have no statistics")
@@ -155,7 +157,11 @@ class CondenseStep:
         if self.scale == "sum":
             parts = {name: part * self.num_classes for name, part in parts.items()}
         if "diversity" in on:
-            parts["diversity"] = diversity_loss(features_syn, targets.spread)
+            parts["diversity"] = diversity_loss(features_syn, targets.centers)
+        if "center" in on:
+            centers = features_syn.mean(1, keepdim=True) if self.sets is None else self.sets @ features_syn
+            own_rows = torch.arange(chunk.start, chunk.stop, device=self.device)
+            parts["center"] = center_loss(self.centers_real, centers, own_rows)
         if "classification" in on:
             labels = own.repeat_interleave(self.num_images)
             parts["classification"] = classification_loss(self.extractor.logits(features), labels)
@@ -166,8 +172,6 @@ class CondenseStep:
             anchored = self.representatives.read(anchors)
             loss = representative_loss(anchored, images_anchored, len(self.draw.anchors))
             parts["representative"] = loss * self.num_processes
-        if "center" in on:
-            parts["center"] = self._center_loss(features_syn.mean(1), chunk)
         return total_loss(parts, self.weights), parts
 
     # --- what the classes of a chunk are -----------------------------------------------------------------------------
@@ -213,42 +217,57 @@ class CondenseStep:
             params = params.rows(torch.arange(len(images)).repeat_interleave(self.num_images))
         return self.augmentation(images.flatten(0, 1), params)
 
-    # --- what couples them -------------------------------------------------------------------------------------------
-
     @torch.no_grad()
-    def _centers(self) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """(centers of the real classes, (center loss, its gradient at all synthetic centers)), where they are needed.
-
-        The second only in chunks: otherwise all of a process's centers are in one graph.
-        """
-        needs_loss = "center" in self.on
-        if not needs_loss and not ("mean" in self.on and self.scale == "relative"):
-            return torch.empty(0, 0), None  # nobody asks
-        real = self._gathered(torch.cat([self._targets(chunk).centers for chunk in self.chunks]))
-        if not needs_loss or not self.in_chunks:
-            return real, None
-        none = self.draw.anchors[:0].to(self.device)
-        own = [self._center(self._images(self._classes(chunk), chunk, none)[0], chunk) for chunk in self.chunks]
-        with torch.enable_grad():
-            syn = self._gathered(torch.cat(own)).requires_grad_()
-            loss = center_loss(real, syn, self.center_margin)
-            return real, (loss.detach(), torch.autograd.grad(loss, syn)[0])
-
-    def _gathered(self, centers: Float[Tensor, "own d"]) -> Float[Tensor, "classes d"]:
-        everywhere = gather_rows(centers, self.num_classes)
+    def _centers(self) -> Float[Tensor, "classes d"]:
+        """Centers of all real classes of the step, where they are needed."""
+        if "center" not in self.on and not ("mean" in self.on and self.scale == "relative"):
+            return torch.empty(0, 0)  # nobody asks
+        own = torch.cat([self._targets(chunk).centers for chunk in self.chunks])
+        everywhere = gather_rows(own, self.num_classes)
         if self.num_processes > 1:
-            ways = 2 if centers.requires_grad else 1  # there, and the gradient back
-            self.wire_bytes += ways * everywhere.nbytes
+            self.wire_bytes += everywhere.nbytes
         return everywhere
 
-    def _center(self, images: Float[Tensor, "classes m c h w"], chunk: slice) -> Float[Tensor, "classes d"]:
-        features = self.extractor(self._augmented(images, chunk))
-        return features.unflatten(0, images.shape[:2]).mean(1)
 
-    def _center_loss(self, centers: Float[Tensor, "classes d"], chunk: slice) -> Float[Tensor, ""]:
-        """Of all classes: each process has all of it, each chunk its part of it."""
-        if self.at_centers is None:
-            return center_loss(self.centers_real, self._gathered(centers), self.center_margin)
-        loss, gradient = self.at_centers
-        linear = (centers * gradient[chunk]).sum() * self.num_processes
-        return loss / len(self.chunks) + linear - linear.detach()
+# --- several prefixes in one step ----------------------------------------------------------------------------------
+
+
+def shares_of(lengths: Sequence[int], at_most: int | None) -> list[int]:
+    """How many slots are looked at of each stretch: up to the first length, from there to the second, and so on.
+
+    Args:
+        lengths: ascending.
+        at_most: slots in all, but at least one of each stretch; short stretches are looked at whole. None takes all.
+    """
+    stretches = [stop - start for start, stop in pairwise((0, *lengths))]
+    if at_most is None:
+        return stretches
+    shares, left = [], at_most
+    for number, stretch in enumerate(stretches):
+        shares.append(min(stretch, max(1, left // (len(stretches) - number))))
+        left -= shares[-1]
+    return shares
+
+
+def weights_of_sets(lengths: Sequence[int], shares: Sequence[int], images_of_slot: int) -> Float[Tensor, "sets m"]:
+    """What each image that is looked at weighs in the set of each length: those of a stretch stand for all of it.
+
+    Args:
+        shares: see `shares_of`.
+    Returns:
+        Rows of sum 1, a row a length.
+    """
+    of_stretch = torch.tensor([stop - start for start, stop in pairwise((0, *lengths))]) / torch.tensor(shares)
+    columns = of_stretch.repeat_interleave(torch.tensor(shares) * images_of_slot)
+    first_stretch = torch.arange(len(lengths)).repeat_interleave(torch.tensor(shares) * images_of_slot)
+    within = first_stretch <= torch.arange(len(lengths))[:, None]
+    return columns * within / (torch.tensor(lengths)[:, None] * images_of_slot)
+
+
+def _some_of_each_stretch(draw: Draw, shares: Sequence[int]) -> Int64[Tensor, "classes k"]:
+    """Slots that stand for the stretches, anew for each class."""
+    slots = [
+        start + torch.rand(len(draw.classes), stop - start, generator=draw.rng).argsort(1)[:, :share]
+        for (start, stop), share in zip(pairwise((0, *draw.lengths)), shares, strict=True)
+    ]
+    return torch.cat(slots, 1)

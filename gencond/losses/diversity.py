@@ -1,32 +1,40 @@
 """Intra-class diversity: samples of a class keep apart."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from gencond.losses.kernels import squared_distance
+TEMPERATURE = 0.2  # of cosines
 
 
-def diversity_loss(features: Float[Tensor, "classes m d"], spread: Float[Tensor, " classes"]) -> Float[Tensor, ""]:
-    """Pushes each sample away from the others of its class, up to the distance real images have.
+def diversity_loss(
+    features: Float[Tensor, "classes m d"],
+    centers_real: Float[Tensor, "classes d"],
+    temperature: float = TEMPERATURE,
+) -> Float[Tensor, ""]:
+    """Pushes each sample away from the others of its class, by their direction from the real class center.
 
-        mean_c mean_{i != j} max(0, 1 - |f_ci - f_cj|^2 / (2 spread_c))^2
+        temperature * mean_{c, i} log mean_{j != i} exp( cos(f_ci - r_c, f_cj - r_c) / temperature )
 
-    Two real images of class c lie 2 spread_c apart on average (squared), so the push ends where the class is as wide
-    as the real one: an unbounded push would contradict matching. In [0, 1]; 0 for one sample a class.
+    In [-1, 1]; near 0 where directions are unrelated, as those of real images nearly are; 1 where all samples lie in
+    one direction; 0 for one sample a class. It says nothing of distances, which matching knows, so it does not
+    contradict matching. Close samples count most: the smaller the temperature, the more.
 
     Args:
-        spread: trace of the real class covariance, in squared feature units, > 0.
+        centers_real: mean feature of the real images of each class.
+        temperature: of the cosines, above 0.
     Source: the intra-class loss of Dataset Condensation via Generative Model (2309.07698), whose formula is not
-        public ("pushing each sample away from the others of the same class"); the margin is ours.
+        public ("pushing each sample away from the others of the same class"); the form is that of uniformity on the
+        sphere (Wang & Isola, 2005.10242), around each real class center. A hinge at the real spread hardly moves.
     """
     num_samples = features.shape[1]
     if num_samples < 2:
-        return features.new_zeros(())
-    row, column = torch.triu_indices(num_samples, num_samples, offset=1, device=features.device)
-    # From inner products, since the differences of all pairs take num_samples / 2 times the memory of the features;
-    # around the class's center, so that rounding is relative to the distances and not to where the class lies.
-    centered = features - features.detach().mean(1, keepdim=True)
-    distance = squared_distance(centered, centered)[:, row, column]  # [classes, pairs]
-    return F.relu(1 - distance / (2 * spread[:, None])).square().mean()
+        return features.sum() * 0
+    directions = F.normalize(features - centers_real[:, None], dim=-1)
+    cosines = directions @ directions.transpose(1, 2) / temperature
+    others = ~torch.eye(num_samples, dtype=torch.bool, device=features.device)
+    others_of_each = cosines[:, others].view(len(features), num_samples, num_samples - 1)
+    return temperature * (others_of_each.logsumexp(-1) - math.log(num_samples - 1)).mean()

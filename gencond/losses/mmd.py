@@ -37,7 +37,10 @@ def squared_mmd(real: Float[Tensor, "n d"], syn: Float[Tensor, "m d"], bandwidth
 
 
 def mmd_loss(
-    real: Float[Tensor, "*classes n d"], syn: Float[Tensor, "*classes m d"], kernel: Kernel = "gaussian"
+    real: Float[Tensor, "*classes n d"],
+    syn: Float[Tensor, "*classes m d"],
+    kernel: Kernel = "gaussian",
+    sets: Float[Tensor, "sets m"] | None = None,
 ) -> Float[Tensor, ""]:
     """Squared MMD of each class, summed over leading (class) dimensions: the objective of M3D.
 
@@ -50,23 +53,30 @@ def mmd_loss(
     Args:
         kernel: `gaussian`; `linear` <a, b>; `polynomial` (<a, b> + 1)^2; `laplace`, which M3D's code calls so:
             sum_g exp(-g |a-b|^2) over g in {0.1, 1, 5}.
+        sets: weights of the synthetic rows, see `mean_matching_loss`: kernels are computed once for all sets.
     Source: Zhang et al., M3D: Dataset Condensation by Minimizing Maximum Mean Discrepancy (2312.15927), equation 6.
     """
     if kernel == "linear":
-        return mean_matching_loss(real, syn)
+        return mean_matching_loss(real, syn, sets)
     if kernel == "polynomial":
         blocks = polynomial_kernel(syn, syn), polynomial_kernel(syn, real), polynomial_kernel(real, real)
     else:
         distances = squared_distance(syn, syn), squared_distance(syn, real), squared_distance(real, real)
         blocks = m3d_kernel(*distances, laplace=kernel == "laplace")
-    within_syn, between, within_real = (block.mean((-2, -1)) for block in blocks)
-    return (within_syn - 2 * between + within_real).sum()
+    if sets is None:
+        within_syn, between, within_real = (block.mean((-2, -1)) for block in blocks)
+        return (within_syn - 2 * between + within_real).sum()
+    within_syn = ((sets @ blocks[0]) * sets).sum(-1)  # [*classes, sets]
+    between = (sets @ blocks[1]).mean(-1)
+    within_real = blocks[2].mean((-2, -1))[..., None]
+    return (within_syn - 2 * between + within_real).sum() / len(sets)
 
 
 def fourier_mmd_loss(
     embedding_real: Float[Tensor, "classes r2"],
     syn: Float[Tensor, "classes m d"],
     frequencies: Float[Tensor, "d r"],
+    sets: Float[Tensor, "sets m"] | None = None,
 ) -> Float[Tensor, ""]:
     """Squared MMD of each class under the kernel that `frequencies` approximate, summed over classes.
 
@@ -78,7 +88,8 @@ def fourier_mmd_loss(
     Args:
         embedding_real: mean of `fourier_embedding` over the real images of each class.
         syn: features of m synthetic images of each class.
+        sets: weights of the synthetic rows, see `mean_matching_loss`.
     Source: Gretton et al., A Kernel Two-Sample Test, JMLR 2012, equation 5, in the embedding of Rahimi & Recht 2007;
         the objective of M3D (2312.15927) with cached real statistics.
     """
-    return mean_matching_loss(embedding_real[:, None], fourier_embedding(syn, frequencies))
+    return mean_matching_loss(embedding_real[:, None], fourier_embedding(syn, frequencies), sets)

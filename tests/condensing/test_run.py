@@ -24,7 +24,7 @@ from gencond.condensing.real import BatchSide, Draw
 from gencond.condensing.run import condense
 from gencond.condensing.run_folder import RunFolder
 from gencond.condensing.starts import Representatives
-from gencond.condensing.step import Objective
+from gencond.condensing.step import Objective, shares_of, weights_of_sets
 from gencond.config import Recipe, to_yaml
 from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
@@ -78,11 +78,13 @@ def tied_images(data: LabeledImages, *overrides: str) -> Representatives:
     return build(recipe, data, CPU).starts.choose(a_real_side(recipe, data)[0])
 
 
-def a_step(data: LabeledImages, condensed: torch.nn.Module, weights: dict, length: int = 3, **share) -> tuple:
+def a_step(
+    data: LabeledImages, condensed: torch.nn.Module, weights: dict, lengths: tuple[int, ...] = (3,), **share
+) -> tuple:
     recipe = tiny_recipe()
     extractors, real = a_real_side(recipe, data)
     draw = Draw(
-        step=0, classes=torch.tensor([1, 4, 5, 8]), first_slot=0, length=length, extractor=extractors.pool[1],
+        step=0, classes=torch.tensor([1, 4, 5, 8]), first_slot=0, lengths=lengths, extractor=extractors.pool[1],
         anchors=torch.tensor([3, 7, 11]), rng=torch.Generator().manual_seed(7),
     )  # fmt: skip
     augmentation = Augmentation(recipe.data.augmentation, 8, *data.mean_std)
@@ -105,8 +107,10 @@ def test_a_step_is_the_sum_of_its_terms_written_out(few_digits: LabeledImages) -
     embedded = fourier_embedding(of_class, statistics.frequencies[1]).mean(1)
     mmd = (embedded - statistics.embedding[1, classes]).square().sum(1).mean()
     torch.testing.assert_close(parts["mmd"], mmd)
-    torch.testing.assert_close(parts["diversity"], diversity_loss(of_class, statistics.spread[1, classes]))
-    torch.testing.assert_close(parts["center"], center_loss(statistics.mean[1, classes], of_class.mean(1)))
+    torch.testing.assert_close(parts["diversity"], diversity_loss(of_class, statistics.mean[1, classes]))
+    centers = of_class.mean(1, keepdim=True)
+    expected = center_loss(statistics.mean[1, classes], centers, torch.arange(4))
+    torch.testing.assert_close(parts["center"], expected)
     labels = torch.tensor(classes).repeat_interleave(3)
     picked = pool[1].logits(features).log_softmax(1)[torch.arange(12), labels]
     torch.testing.assert_close(parts["classification"], -picked.mean())
@@ -138,7 +142,7 @@ def test_a_chunk_is_synthesized_with_its_own_classes_only(few_digits: LabeledIma
     """And a class with more images than fit is made a part at a time, each part once more for its gradient."""
     condensed, made = untrained(few_digits), []
     condensed.register_forward_pre_hook(lambda module, inputs: made.append(len(inputs[0])))
-    weights = WEIGHTS | {"representative": 0.0, "center": 0.0}
+    weights = WEIGHTS | {"representative": 0.0}
     a_step(few_digits, condensed, weights, images_at_once=6)[0].backward()
     assert made == [6 + 2, 6 + 1]  # two classes, and of three anchored images two and one
     made.clear()
@@ -148,11 +152,37 @@ def test_a_chunk_is_synthesized_with_its_own_classes_only(few_digits: LabeledIma
 
 def test_real_images_of_a_batch_count_where_memory_is_bounded(few_digits: LabeledImages) -> None:
     extractors, _ = a_real_side(tiny_recipe(), few_digits)
-    draw = Draw(0, torch.tensor([1, 4, 5, 8]), 0, 1, extractors.pool[1], torch.Generator(), torch.empty(0).long())
+    draw = Draw(0, torch.tensor([1, 4, 5, 8]), 0, (1,), extractors.pool[1], torch.Generator(), torch.empty(0).long())
     real, none = BatchSide(few_digits, 6, torch.device("cpu")), Augmentation("none", 8)
     objective = Objective(untrained(few_digits), real, none, tied_images(few_digits), {"mmd": 1.0}, images_at_once=12)
     step = objective.at(draw)
     assert [(one.start, one.stop) for one in step.chunks] == [(0, 2), (2, 4)]  # of one synthetic image a class
+
+
+def test_a_step_of_several_prefixes_has_the_mean_of_the_losses_of_each(few_digits: LabeledImages) -> None:
+    """All images looked at, the draw of the augmentation is that of the longest; so it is left out here."""
+
+    def loss_of(*lengths: int) -> torch.Tensor:
+        recipe = tiny_recipe("condense.augmentation=none")
+        extractors, real = a_real_side(recipe, few_digits)
+        rng, none = torch.Generator().manual_seed(7), torch.empty(0).long()
+        draw = Draw(0, torch.tensor([1, 4, 5, 8]), 0, lengths, extractors.pool[1], rng, none)
+        weights = {"mean": 1.0, "mmd": 1.0, "center": 1.0}
+        augmentation = Augmentation("none", 8, *few_digits.mean_std)
+        return whole(Objective(untrained(few_digits), real, augmentation, tied_images(few_digits), weights).at(draw))[0]
+
+    torch.testing.assert_close(loss_of(1, 3, 4), (loss_of(1) + loss_of(3) + loss_of(4)) / 3)
+
+
+@pytest.mark.parametrize(("at_most", "shares"), [(None, [1, 9, 40]), (12, [1, 5, 6]), (2, [1, 1, 1]), (99, [1, 9, 40])])
+def test_the_images_between_two_lengths_stand_for_all_of_them(at_most: int | None, shares: list[int]) -> None:
+    lengths = (1, 10, 50)
+    assert shares_of(lengths, at_most) == shares
+    weights = weights_of_sets(lengths, shares, 4)
+    torch.testing.assert_close(weights.sum(1), torch.ones(3))
+    slot = torch.arange(3).repeat_interleave(torch.tensor(shares) * 4)  # which stretch an image is of
+    of_stretch = torch.stack([weights[:, slot == number].sum(1) for number in range(3)], 1)
+    torch.testing.assert_close(of_stretch, torch.tensor([[1, 0, 0], [0.1, 0.9, 0], [0.02, 0.18, 0.8]]))
 
 
 def test_terms_of_weight_zero_are_not_computed(few_digits: LabeledImages) -> None:
@@ -162,7 +192,7 @@ def test_terms_of_weight_zero_are_not_computed(few_digits: LabeledImages) -> Non
 
 def test_gradients_reach_the_codes_of_the_prefix_and_no_others(few_digits: LabeledImages) -> None:
     condensed = untrained(few_digits)
-    a_step(few_digits, condensed, {"mean": 1.0}, length=2)[0].backward()
+    a_step(few_digits, condensed, {"mean": 1.0}, lengths=(2,))[0].backward()
     touched = condensed.codes.learned.grad.view(10, 4, -1).abs().sum(-1) > 0
     expected = torch.zeros(10, 4, dtype=torch.bool)
     expected[[1, 4, 5, 8], :2] = True

@@ -118,37 +118,26 @@ def test_frequencies_that_bandwidths_cannot_share_are_refused() -> None:
 
 
 def test_diversity_matches_a_double_loop() -> None:
-    features, spread = normal(2, 4, 3), torch.tensor([1.0, 5.0])
+    features, centers, temperature = normal(2, 4, 3), normal(2, 3, seed=1), 0.3
     terms = []
     for c in range(2):
+        arrows = [(features[c, i] - centers[c]).tolist() for i in range(4)]
         for i in range(4):
+            closeness = []
             for j in range(4):
                 if i != j:
-                    ratio = float((features[c, i] - features[c, j]).square().sum()) / (2 * float(spread[c]))
-                    terms.append(max(0.0, 1 - ratio) ** 2)
-    assert diversity_loss(features, spread).item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
-
-
-def test_diversity_of_a_class_far_from_the_origin_is_that_of_its_differences() -> None:
-    """Values and gradients, in float32: inner products around the origin would lose them."""
-    features, spread = (normal(2, 6, 40) + 300).requires_grad_(), torch.tensor([30.0, 60.0])
-    exact = features.detach().double().requires_grad_()
-    pairs = torch.triu_indices(6, 6, offset=1)
-    distance = (exact[:, pairs[0]] - exact[:, pairs[1]]).square().sum(-1)
-    expected = (1 - distance / (2 * spread[:, None])).clamp_min(0).square().mean()
-    loss = diversity_loss(features, spread)
-    loss.backward()
-    expected.backward()
-    torch.testing.assert_close(loss, expected.float(), rtol=1e-4, atol=0)  # sums of 40 squares, in float32
-    torch.testing.assert_close(features.grad, exact.grad.float(), rtol=1e-3, atol=1e-6)
+                    inner = sum(a * b for a, b in zip(arrows[i], arrows[j], strict=True))
+                    closeness.append(inner / math.hypot(*arrows[i]) / math.hypot(*arrows[j]))
+            terms.append(temperature * math.log(sum(math.exp(one / temperature) for one in closeness) / 3))
+    assert diversity_loss(features, centers, temperature).item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
 
 
 @pytest.mark.parametrize(
     "loss",
     [
-        lambda syn: diversity_loss(syn, torch.full((len(syn),), 100.0)),
+        lambda syn: diversity_loss(syn, torch.ones(len(syn), syn.shape[-1])),
         lambda syn: mmd_loss(syn.detach() + 1, syn),
-        lambda syn: center_loss(syn.detach().flatten(0, 1) + 1, syn.flatten(0, 1)),
+        lambda syn: center_loss(syn.detach().flatten(0, 1) + 1, syn, torch.arange(len(syn))),
     ],
     ids=["diversity", "mmd", "center"],
 )
@@ -168,51 +157,84 @@ def test_pairs_take_no_more_memory_than_features(loss: Callable[[Tensor], Tensor
     assert max(sizes) == features.numel()
 
 
-def test_diversity_prefers_spread_classes_and_is_content_at_the_real_spread() -> None:
-    spread = torch.ones(1)
-    collapsed, narrow, wide = torch.zeros(1, 5, 3), 0.1 * normal(1, 5, 3), 50 * normal(1, 5, 3)
-    assert diversity_loss(collapsed, spread) == 1
-    assert diversity_loss(collapsed, spread) > diversity_loss(narrow, spread) > diversity_loss(wide, spread) == 0
+def test_diversity_is_that_of_directions_one_for_a_single_one_and_near_zero_for_unrelated_ones() -> None:
+    center, one = torch.zeros(1, 400), normal(1, 1, 400)
+    lined_up = one * torch.rand(1, 6, 1, generator=torch.Generator().manual_seed(3)).add(0.1)
+    assert diversity_loss(lined_up, center).item() == pytest.approx(1, abs=1e-5)
+    assert abs(diversity_loss(normal(1, 6, 400), center)) < 0.05  # cosines of 400 random numbers are some hundredths
+    opposite = torch.cat([one, -one], 1)
+    assert diversity_loss(opposite, center).item() == pytest.approx(-1, abs=1e-5)
+    assert diversity_loss(5 * normal(1, 6, 400), center) == pytest.approx(diversity_loss(normal(1, 6, 400), center))
 
 
 def test_one_sample_has_nothing_to_keep_apart_from() -> None:
-    assert diversity_loss(normal(3, 1, 4), torch.ones(3)) == 0
+    assert diversity_loss(normal(3, 1, 4), torch.ones(3, 4)) == 0
 
 
-def test_diversity_gradient_is_finite_when_two_rows_coincide_and_matches_finite_differences() -> None:
+def test_diversity_gradient_is_finite_at_the_center_and_matches_finite_differences() -> None:
     features = torch.zeros(1, 3, 2, requires_grad=True)
-    diversity_loss(features, torch.ones(1)).backward()
+    diversity_loss(features, torch.zeros(1, 2)).backward()
     assert features.grad.isfinite().all()
-    x = (0.3 * normal(2, 3, 4)).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: diversity_loss(x, torch.ones(2).double()), x)
+    x, centers = (0.3 * normal(2, 3, 4)).double().requires_grad_(), normal(2, 4, seed=1).double()
+    assert torch.autograd.gradcheck(lambda x: diversity_loss(x, centers), x)
 
 
 # --- centers
 
 
 def test_centers_match_a_double_loop() -> None:
-    real, syn, margin = normal(4, 3), 0.7 * normal(4, 3, seed=1), 1.2
-    over, gaps = 0.0, 0.0
-    for i in range(4):
-        for j in range(i):
-            gap_real, gap_syn = float((real[i] - real[j]).norm()), float((syn[i] - syn[j]).norm())
-            over += max(0.0, margin * gap_real - gap_syn) ** 2
-            gaps += gap_real**2
-    assert center_loss(real, syn, margin).item() == pytest.approx(over / gaps, rel=1e-4)
+    real, syn, temperature = normal(4, 3), normal(2, 3, 3, seed=1), 0.7
+    labels = torch.tensor([3, 1])
+    gaps = [float((real[i] - real[j]).square().sum()) for i in range(4) for j in range(i)]
+    unit, terms = temperature * sum(gaps) / len(gaps), []
+    for c in range(2):
+        for p in range(3):
+            near = [math.exp(-float((syn[c, p] - real[k]).square().sum()) / unit) for k in range(4)]
+            terms.append(-math.log(near[labels[c]] / sum(near)))
+    assert center_loss(real, syn, labels, temperature).item() == pytest.approx(sum(terms) / len(terms), rel=1e-4)
 
 
-def test_centers_with_the_real_gaps_cost_nothing_and_collapsed_ones_the_margin_squared() -> None:
-    real = normal(5, 3)
-    assert center_loss(real, real + 7).item() == pytest.approx(0, abs=1e-8)
-    assert center_loss(real, torch.zeros(5, 3), margin=2.0).item() == pytest.approx(4, rel=1e-4)
-    assert center_loss(3 * real, torch.zeros(5, 3)).item() == pytest.approx(1, rel=1e-4)  # free of scale
-    assert center_loss(real[:1], real[:1]) == 0
+def test_a_center_costs_least_beyond_its_own_as_seen_from_the_others() -> None:
+    """And nothing where there is no other class; free of the scale of the features."""
+    real, own = torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.tensor([1])
+
+    def at(x: float, scale: float = 1.0) -> float:
+        return center_loss(scale * real, scale * torch.tensor([[[x, 0.0]]]), own).item()
+
+    assert at(0.0) > at(0.5) > at(1.0) > at(1.3) > 0
+    assert at(0.5) == pytest.approx(math.log(2), rel=1e-5)
+    assert at(0.8, scale=30.0) == pytest.approx(at(0.8), rel=1e-4)
+    assert center_loss(real[:1], torch.ones(1, 2, 2), torch.tensor([0])) == 0
 
 
-def test_center_gradient_is_finite_when_two_centers_coincide() -> None:
-    syn = torch.zeros(3, 2, requires_grad=True)
-    center_loss(normal(3, 2), syn).backward()
+def test_center_gradient_is_finite_when_real_centers_coincide() -> None:
+    syn = torch.zeros(3, 1, 2, requires_grad=True)
+    center_loss(torch.zeros(3, 2), syn, torch.arange(3)).backward()
     assert syn.grad.isfinite().all()
+
+
+# --- several sets of the same images
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "linear", "polynomial", "laplace"])
+def test_weighted_sets_of_the_same_images_have_the_mean_of_the_losses_of_each_set(kernel: str) -> None:
+    """The Gaussian kernel takes its width from all images, so its sets are held against all of them weighed alike."""
+    real, syn = normal(2, 5, 3), normal(2, 6, 3, seed=1)
+    prefix = torch.tensor([[0.5, 0.5, 0, 0, 0, 0], [1 / 6] * 6])
+    whole = mmd_loss(real, syn, kernel)
+    torch.testing.assert_close(mmd_loss(real, syn, kernel, prefix[1:]), whole)
+    if kernel != "gaussian":
+        expected = (mmd_loss(real, syn[:, :2], kernel) + whole) / 2
+        torch.testing.assert_close(mmd_loss(real, syn, kernel, prefix), expected)
+
+
+def test_weighted_sets_of_embedded_images_have_the_mean_of_the_losses_of_each_set() -> None:
+    real, syn = normal(2, 5, 3), normal(2, 6, 3, seed=1)
+    prefix = torch.tensor([[0.5, 0.5, 0, 0, 0, 0], [1 / 6] * 6])
+    frequencies = fourier_frequencies(3, 30, (1.0, 2.0, 3.0), torch.Generator().manual_seed(2))
+    embedding = fourier_embedding(real, frequencies).mean(1)
+    expected = [fourier_mmd_loss(embedding, part, frequencies) for part in (syn[:, :2], syn)]
+    torch.testing.assert_close(fourier_mmd_loss(embedding, syn, frequencies, prefix), sum(expected) / 2)
 
 
 # --- anchors, classification, adversarial, total
