@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 from gencond.common.errors import InputError
 from gencond.common.files import alone_in
@@ -16,15 +16,17 @@ from gencond.eval.protocols import check_protocol
 from gencond.eval.results import Evaluation
 from gencond.eval.subject import SubjectAt
 from gencond.generator.artefact import Condensed
+from gencond.plan import planned_recipe
 
 REPORT_LOCK = ".report.lock"
 
 
 def condense(
-    recipe: str | Path | Recipe,
+    recipe: str | Path | Recipe | None,
     data: str | Path | None,
     out: str | Path,
     *,
+    minutes: SupportsFloat | None = None,
     overrides: str | Sequence[str] = (),
     pretrained: str | Path | None = None,
 ) -> Condensed:
@@ -33,10 +35,12 @@ def condense(
     The same call goes on with an unfinished run in `out`, and loads a finished one. The device is chosen by accelerate.
 
     Args:
-        recipe: a name with its variants, as in `"dm:fashion_mnist:quick"`, a YAML file, or a `Recipe`.
+        recipe: a name with its variants, as in `"dm:fashion_mnist:quick"`, a YAML file, or a `Recipe`; None plans the
+            default method for these images and `minutes`.
         data: a folder with one folder of images per class, a folder of WebDataset shards, an .npz file, or a named set
             (`digits`, `mnist`, `fashion_mnist`, `cifar10`, `cifar100`); None takes what the recipe says.
         out: the run folder. The artefact lies in its folder `condensed`.
+        minutes: that a run of the default method may take, without evaluation; None: 30.
         overrides: changes to the recipe, as on the command line: `["condense.num_steps=100", "data.image_size=64"]`.
         pretrained: a folder with a pretrained generator of the recipe's shape; None pretrains one as the recipe says.
     Returns:
@@ -52,7 +56,11 @@ def condense(
         raise InputError(f"data is a path or the name of a named set, not {type(data).__name__}")
     overrides = listed(overrides, "overrides", str)
     source = None if data is None else data_source(str(data))
-    if isinstance(recipe, Recipe):
+    if minutes is not None and recipe is not None:
+        raise InputError("minutes plan the default method: give None as the recipe")
+    if recipe is None:
+        recipe = planned_recipe(source, minutes, overrides, Path(out))
+    elif isinstance(recipe, Recipe):
         recipe = parse_recipe(to_dict(recipe), recipe.name, overrides, source)
     else:
         recipe = load_recipe(str(recipe), overrides, source)

@@ -25,6 +25,7 @@ logger = logging.getLogger("gencond")
 SECONDS_OF_MAIN = 5.0  # that other processes leave the main one to say what is wrong
 ON_STATE = "the same command goes on from what is saved"
 
+DEFAULT_RECIPE = "gencond"
 DEMO_RECIPE, DEMO_DATA, DEMO_OUT = "demo", "digits", Path("runs/demo")
 
 
@@ -121,9 +122,11 @@ def build_parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=what)
         sub.add_argument(
             "--recipe",
-            default="gencond",
-            help=f"{', '.join(available_recipes())}, or a YAML file; with variants as in dm:fashion_mnist:quick",
+            help=f"{', '.join(available_recipes())}, or a YAML file; with variants as in dm:fashion_mnist:quick"
+            + ("; default: the best method known here, planned for the images and --minutes" * (name == "condense")),
         )
+        if command is run_condense:
+            sub.add_argument("--minutes", type=float, help="that a run without --recipe may take (default: 30)")
         sub.add_argument(
             "--data", help="a folder with one folder per class or WebDataset shards, an .npz file, or a named set"
         )
@@ -133,6 +136,18 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--dry-run", action="store_true", help="print the whole recipe and stop")
         sub.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the recipe")
         sub.set_defaults(command=command)
+
+    plan = commands.add_parser(
+        "plan",
+        help="print what condense would do with your images in so many minutes",
+        description="Looks at the images, times a few steps of each stage, and prints what `gencond condense` does "
+        "without --recipe. With --out the whole recipe is written, which --recipe takes on any machine.",
+    )
+    plan.add_argument("--data", help="as of condense")
+    plan.add_argument("--minutes", type=float, help="from the start to the artefact (default: 30)")
+    plan.add_argument("--out", type=_path, help="a new YAML file for the recipe")
+    plan.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the recipe")
+    plan.set_defaults(command=run_plan)
 
     recipe = commands.add_parser(
         "recipe",
@@ -265,19 +280,43 @@ def run_demo(args: argparse.Namespace) -> None:
 
 
 def run_condense(args: argparse.Namespace) -> None:
-    recipe = _recipe(args)
-    if args.dry_run:
+    is_planned = args.recipe is None and not args.dry_run
+    if args.minutes is not None and not is_planned:
+        raise InputError("--minutes plans the default method: leave --recipe and --dry-run out, or see `gencond plan`")
+    if is_planned and args.pretrained is not None:
+        raise InputError("--pretrained starts the generator of a recipe: name it with --recipe")
+    recipe = None if is_planned else _recipe(args)
+    if args.dry_run and recipe is not None:
         print(to_yaml(recipe), end="")
         return
-    if args.pretrained is not None:
+    if args.pretrained is not None and recipe is not None:
         _require_generator(recipe, "starts from --pretrained")
     out = _out(args)
-    gencond.condense(recipe, None, out, pretrained=args.pretrained)
+    if recipe is None:
+        condensed = gencond.condense(None, args.data, out, minutes=args.minutes, overrides=args.overrides)
+    else:
+        condensed = gencond.condense(recipe, None, out, pretrained=args.pretrained)
     from gencond.common.distributed import is_main_process
 
     if is_main_process():
-        ipc = recipe.pixels.ipc if recipe.synthesizer.kind == "pixels" else 10
+        ipc = condensed.largest_ipc or 10
         print(f"\n{out}/condensed is ready.   gencond evaluate {out}   gencond sample {out} --ipc {ipc} --out DIR")
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    from gencond.common.files import write_text
+    from gencond.data.load import data_source
+    from gencond.plan import plan
+
+    _require_one_process("plan")
+    if args.out is not None:
+        require_new(args.out)
+        require_place(args.out)
+    found = plan(data_source(args.data), args.minutes, args.overrides)
+    print(found.page())
+    if args.out is not None:
+        write_text(args.out, to_yaml(found.recipe))
+        print(f"\n{args.out} is written.   gencond condense --recipe {args.out} --out DIR")
 
 
 def run_pretrain(args: argparse.Namespace) -> None:
@@ -398,7 +437,7 @@ def run_cache(args: argparse.Namespace) -> None:
 def _recipe(args: argparse.Namespace) -> Recipe:
     from gencond.data.load import data_source
 
-    return load_recipe(args.recipe, args.overrides, data_source(args.data))
+    return load_recipe(args.recipe or DEFAULT_RECIPE, args.overrides, data_source(args.data))
 
 
 def _outside_settings(args: argparse.Namespace) -> "Settings":

@@ -417,6 +417,11 @@ class Recipe:
 
     name: str = Field(description="Name of the recipe, for reports.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seed of all that is random in the run.")
+    minutes: Rate | None = Field(
+        None,
+        description="Minutes that the numbers of steps were planned for, on one machine (`gencond plan`); null where "
+        "they were not.",
+    )
     save_every_steps: Count = Field(
         100, description="Steps after which the state is saved that a killed run resumes from."
     )

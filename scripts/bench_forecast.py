@@ -1,7 +1,7 @@
 """Whether `gencond doctor` tells the truth: its forecast of each stage beside real steps, on images made here.
 
     python scripts/bench_forecast.py                                    # all recipes; an hour or two on two cores
-    python scripts/bench_forecast.py flagship:cifar10:quick dm:cifar10:quick --classes 10 100 --cpu
+    python scripts/bench_forecast.py gencond:cifar10:quick dm:cifar10:quick --classes 10 100 --cpu
 
 "measured" is the time of real steps after a warm-up, in which torch compiles, times their number: of pretraining,
 extractors and encoding ten steps, of matching two of each prefix length that is drawn, weighted by how often the run
@@ -34,11 +34,11 @@ from gencond.condensing.run_folder import RunFolder
 from gencond.condensing.stages import start
 from gencond.config import Recipe, load_recipe
 from gencond.data.images import LabeledImages
-from gencond.doctor import SAMPLE_IMAGES
+from gencond.examine import SAMPLE_IMAGES
 
 RECIPES = (
     "dm:cifar10:quick", "m3d:cifar10:quick", "dream:cifar10:quick", "cached:cifar10:quick", "generative:cifar10:quick",
-    "gencond:cifar10:quick", "flagship:cifar10:quick", "flagship:stream-small", "demo",
+    "gencond:cifar10:quick", "gencond:stream-small", "demo",
 )  # fmt: skip
 IMAGES, SIDE = 100, 32  # of each class, in pixels
 SHORT = 20  # steps of a stage, of which the last half is timed

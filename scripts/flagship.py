@@ -459,7 +459,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("dataset", metavar="DATASET", help=f"whose variants the papers take: {', '.join(DATASETS)}")
     parser.add_argument("--data", help="its images, as of `gencond condense`; default: the named set")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--recipe", help="default: flagship:DATASET")
+    parser.add_argument("--recipe", help="default: gencond:DATASET")
     parser.add_argument("--budget", default="full", help=f"{', '.join(BUDGETS)} (default: %(default)s)")
     parser.add_argument("--seeds", type=int, help="default: 5, 3 with quick")
     parser.add_argument("--quality", metavar="NETWORK[=FILE]", help="as of `gencond evaluate`")
@@ -492,7 +492,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.set = [*budget.changes, *args.set]
     if args.seeds < 1:
         raise InputError("--seeds must be at least 1")
-    args.data, args.recipe = args.data or args.dataset, args.recipe or f"flagship:{args.dataset}"
+    args.data, args.recipe = args.data or args.dataset, args.recipe or f"gencond:{args.dataset}"
     commands = [command for name, stage in STAGES.items() if name in chosen for command in stage(args, budget)]
     keys = check(commands, args)
     if args.dry_run:

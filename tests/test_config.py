@@ -27,7 +27,7 @@ def test_every_shipped_recipe_loads_and_survives_the_round_trip(name: str, tmp_p
     assert parse_recipe(to_dict(recipe), "here") == recipe
 
 
-@pytest.mark.parametrize("name", [*available_recipes(), "dm:fashion_mnist:quick", "flagship:cifar10:stream"])
+@pytest.mark.parametrize("name", [*available_recipes(), "dm:fashion_mnist:quick", "gencond:cifar10:stream"])
 def test_the_commented_recipe_loads_again_as_the_same_recipe(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(
         name, ["condense.code_lr=1e-7", "evaluate.ipc=[1, 50]", "seed=4294967295"], "a: b #c, [d]\n'é'"
@@ -103,10 +103,10 @@ def test_the_first_difference_is_named_by_its_path() -> None:
     [
         ("gencond", "codes.num_slots"), ("gencond", "generator.width"), ("gencond", "generator.chunk_dim"),
         ("gencond", "generator.class_embed_dim"), ("gencond", "pretrain.batch_size"),
-        ("gencond", "pretrain.discriminator_width"), ("gencond", "features.width"), ("gencond", "real.num_frequencies"),
+        ("gencond", "pretrain.discriminator_width"), ("gencond", "features.width"), ("demo", "real.num_frequencies"),
         ("gencond", "condense.prefix_lengths"), ("gencond", "condense.stream_length"), ("gencond", "evaluate.ipc"),
-        ("flagship", "real.batch_size"), ("flagship", "codes.encode_batch_size"), ("flagship", "codes.num_slots"),
-        ("flagship:stream", "codes.num_slots"), ("imagenet1k-128", "generator.latent_dim"), ("dm", "pixels.ipc"),
+        ("gencond", "real.batch_size"), ("gencond", "codes.encode_batch_size"),
+        ("gencond:stream", "codes.num_slots"), ("imagenet1k-128", "generator.latent_dim"), ("dm", "pixels.ipc"),
     ],
 )  # fmt: skip
 def test_a_size_that_cannot_fit_is_one_line_before_it_is_allocated(name: str, override: str) -> None:

@@ -63,7 +63,7 @@ def test_every_stage_of_the_demo_has_its_line_and_nothing_is_left_behind(
 
 
 @pytest.mark.parametrize(
-    "recipe", ["dm:digits", "dream:digits", "m3d:digits", "cached:digits", "generative", "flagship:digits:stream"]
+    "recipe", ["dm:digits", "dream:digits", "m3d:digits", "cached:digits", "generative", "gencond:digits:stream"]
 )
 def test_every_kind_of_recipe_is_forecast(digits: tuple[LabeledImages, LabeledImages], recipe: str) -> None:
     overrides = ["features.width=4", "real.batch_size=4", "features.train_images=16", "generator.width=8"]
@@ -99,6 +99,7 @@ def test_of_a_long_step_a_small_one_is_timed(
     amount = Amount(1797, 1198, 120, 115008, False, 0.5, 0)
     assert not forecast(recipe, sample, amount, torch.device("cpu")).notes
     monkeypatch.setattr("gencond.condensing.forecast.LONGEST_STEP", 0.0)
+    monkeypatch.setattr("gencond.condensing.forecast.TIMED_AT_ONCE", 4)
     found = forecast(recipe, sample, amount, torch.device("cpu"))
     assert "smaller ones were timed" in found.notes[0] and found.stages[-1].name == "condense"
 
@@ -115,6 +116,7 @@ def test_what_is_fixed_in_a_step_is_not_scaled_with_the_classes(
     recipe = load_recipe("gencond", [
         f"condense.prefix_lengths={lengths}", f"condense.stream_probability={probability}", "condense.num_steps=800",
         f"condense.stream_length={fresh}", "condense.classes_per_step=64",
+        "condense.prefixes_at_once=false",
     ])  # fmt: skip
     timed = []
 
@@ -130,7 +132,7 @@ def test_what_is_fixed_in_a_step_is_not_scaled_with_the_classes(
     slots = probability * fresh + (1 - probability) * sum(lengths) / 4
     assert found.each == pytest.approx(fixed + classes * (of_class + of_slot * slots))
     assert found.once == 4 * 30.0  # code is compiled for each length: 1, 10, 20, 50
-    assert max(timed) == (4 if num_classes > 4 and not longest_step else classes)
+    assert max(timed) == (4 if num_classes > 10 and not longest_step else classes)
 
 
 def test_compiling_is_counted_once() -> None:
@@ -143,7 +145,7 @@ def test_compiling_is_counted_once() -> None:
 def test_a_folder_is_counted_and_only_some_of_it_is_read(
     photographs: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:
-    monkeypatch.setattr("gencond.doctor.SAMPLE_IMAGES", 4)
+    monkeypatch.setattr("gencond.examine.SAMPLE_IMAGES", 4)
     monkeypatch.setattr(gencond.data.decode, "MAPPED_ABOVE_BYTES", 0)
     (photographs / "ant" / "1.png").write_bytes(b"broken, but not among those that are read")
     said = asked(capsys, "--recipe", "demo", "--data", str(photographs), *TINY, "generator.num_blocks=null")
@@ -155,7 +157,7 @@ def test_what_is_missing_is_named_line_by_line_and_ends_with_status_2(
     photographs: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("gencond.doctor.can_compile", lambda: False)
-    monkeypatch.setattr("gencond.doctor.SAMPLE_IMAGES", 20)
+    monkeypatch.setattr("gencond.examine.SAMPLE_IMAGES", 20)
     for path in list((photographs / "bee").iterdir())[1:]:
         path.unlink()
     said = asked(

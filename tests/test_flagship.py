@@ -86,7 +86,7 @@ def test_the_shipped_recipe_and_the_papers_fit_the_images_of_cifar10(
     plan = dict(planned(capsys.readouterr().out))
     fixed = plan["fixed"]
     end = "" if budget == "full" else ":quick"
-    assert " ".join(f"{name}:cifar10{end}" for name in ("dm", "m3d", "dream", "flagship")) in fixed
+    assert " ".join(f"{name}:cifar10{end}" for name in ("dm", "m3d", "dream", "gencond")) in fixed
     assert "--ipc 1 10 50" in fixed and ("--seeds 5" if budget == "full" else "--seeds 3") in fixed
     assert plan["storage"].endswith("--published cifar10")
 
@@ -109,7 +109,7 @@ def test_the_smallest_budget_fits_the_shipped_recipe_too(
 
 def test_table_bs_generators_differ_in_size_at_every_budget(flagship: ModuleType) -> None:
     for dataset, budget in itertools.product(("fashion_mnist", "cifar10"), ("full", "quick")):
-        args = argparse.Namespace(recipe=f"flagship:{dataset}", data=dataset, set=[])
+        args = argparse.Namespace(recipe=f"gencond:{dataset}", data=dataset, set=[])
         made = [flagship._recipe(args, flagship.BUDGETS[budget], f":{stream}") for stream in flagship.STREAMS]
         assert [recipe.generator.quantization_step for recipe in made] == [0.87, 0.42, 0.38, 0.38]
         assert [recipe.codes.num_slots for recipe in made] == [120, 250, 600, 3000]

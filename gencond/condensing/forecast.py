@@ -30,7 +30,19 @@ REHEARSED_SECONDS = 3.0  # of each stage, after a first step that is not counted
 REHEARSED_STEPS = 5
 LONGEST_STEP = 10.0  # seconds; of longer ones smaller ones are timed
 FEW_CLASSES = 2
+TIMED_AT_ONCE = 10  # classes; of more a step may take minutes, and each other number of classes is compiled anew
 KMEANS_IMAGES = 500  # of the one class that representatives are timed with
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a kind of steps: seconds of each, and once for all of them (compiling)."""
+
+    each: float
+    once: float = 0.0
+
+    def of(self, num_steps: int) -> float:
+        return self.once + num_steps * self.each
 
 
 @dataclass(frozen=True)
@@ -41,11 +53,14 @@ class Stage:
         name: as its progress bar has it.
         amount: for people, as in "600 steps".
         seconds: all of it.
+        num_steps, cost: of a stage in steps, how many it has and what they cost; 0 of others.
     """
 
     name: str
     amount: str
     seconds: float
+    num_steps: int = 0
+    cost: Cost = Cost(0.0)
 
 
 @dataclass(frozen=True)
@@ -104,17 +119,6 @@ def _quietly() -> Iterator[None]:
             yield
     finally:
         package.setLevel(level)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of a kind of steps: seconds of each, and once for all of them (compiling)."""
-
-    each: float
-    once: float = 0.0
-
-    def of(self, num_steps: int) -> float:
-        return self.once + num_steps * self.each
 
 
 def cost_of(run: Callable[[int], float], compiles: bool = False) -> Cost:
@@ -189,7 +193,7 @@ class _Rehearsal:
                 stage = entry.begin(self.parts, self.work)
                 cost = cost_of(_timed(stage.step, self.parts.device))
                 stage.accelerator.free_memory()
-                self._add(stage.name, f"{stage.num_steps} steps", cost.of(stage.num_steps))
+                self._add_steps(stage.name, stage.num_steps, cost)
         weights = sum(parameter.nbytes for parameter in self.work.condensed.parameters())
         held = 0 if self.amount.is_mapped else 2 * self.amount.pixel_bytes  # its parts beside the whole, to split it
         kept = self.pool_bytes + 3 * self.statistics_bytes  # the sums have twice the bits
@@ -209,6 +213,9 @@ class _Rehearsal:
 
     def _add(self, name: str, amount: str, seconds: float) -> None:
         self.stages.append(Stage(name, amount, seconds))
+
+    def _add_steps(self, name: str, num_steps: int, cost: Cost) -> None:
+        self.stages.append(Stage(name, f"{num_steps} steps", cost.of(num_steps), num_steps, cost))
 
     def _extractors(self) -> None:
         """Training a pool; one network stands in for it, which counts as trained."""
@@ -265,16 +272,16 @@ class _Rehearsal:
             return
 
         def time_step(num_classes: int, length: int) -> Cost:
-            part = replace(
-                parts.condense, classes_per_step=num_classes, stream_probability=0.0, prefix_lengths=(length,)
-            )
+            part = replace(parts.condense, classes_per_step=num_classes, stream_probability=0.0)
+            if not part.prefixes_at_once:
+                part = replace(part, prefix_lengths=(length,))
             stage = begin_matching(replace(parts, condense=part), work)
             cost = cost_of(_timed(stage.step, parts.device), self.compiles)
             stage.accelerator.free_memory()
             return cost
 
         cost = self._cost_of_steps(time_step, work.condensed.num_slots)
-        self._add(MATCH.name, f"{num_steps} steps", cost.of(num_steps))
+        self._add_steps(MATCH.name, num_steps, cost)
         if parts.real.kind == "representatives":
             choices = -(-num_steps // parts.real.refresh_steps)
             extractor = work.extractors.at(0, torch.Generator())
@@ -284,8 +291,9 @@ class _Rehearsal:
     def _cost_of_steps(self, time_step: Callable[[int, int], Cost], num_slots: int) -> Cost:
         """Of steps as they come, from steps of the longest and the shortest prefix; what lies between is in proportion.
 
-        Of steps that are too long, smaller ones are timed: with two and with four classes, which tells what grows with
-        the classes from what does not (an optimizer's update, the training of the step's network).
+        Of steps of many classes smaller ones are timed first, with two and with four, which tells what grows with the
+        classes from what does not (an optimizer's update, the training of the step's network); where the whole step is
+        too long, they stand for it.
 
         Args:
             time_step: (classes, slots of each) -> what such steps cost.
@@ -294,16 +302,18 @@ class _Rehearsal:
         part = self.parts.condense
         num_classes = min(self.parts.data.num_classes, part.classes_per_step)
         fixed = part.prefix_lengths or (num_slots,)
+        if part.prefixes_at_once:
+            fixed = (max(fixed),)
         shares = [(length, (1 - part.stream_probability) / len(fixed)) for length in fixed]
         shares += [(part.stream_length, part.stream_probability)] * (part.stream_probability > 0)
         shortest, longest = (choose(length for length, _ in shares) for choose in (min, max))
         few, more = FEW_CLASSES, 2 * FEW_CLASSES
         of_few = full = Cost(0.0)
-        if num_classes > more:
+        if num_classes > TIMED_AT_ONCE:
             of_few, of_more = time_step(few, longest), time_step(more, longest)
             of_class = max(0.0, of_more.each - of_few.each) / (more - few)
             full = Cost(of_more.each + (num_classes - more) * of_class, of_more.once)
-        if num_classes <= more or full.each < LONGEST_STEP:
+        if num_classes <= TIMED_AT_ONCE or full.each < LONGEST_STEP:
             full = time_step(num_classes, longest)
             short = time_step(num_classes, shortest) if shortest < longest else full
         else:

@@ -116,7 +116,8 @@ class RunFolder:
         old, new = to_dict(load_recipe(str(self.path / "recipe.yaml"))), to_dict(recipe)
         for values in (old, new):
             values.pop("evaluate")  # how a result is judged may change afterwards, and
-            values.pop("save_every_steps")  # how often a state is kept changes no bit
+            values.pop("save_every_steps")  # how often a state is kept changes no bit, nor what steps were planned for
+            values.pop("minutes")
             values["data"].pop("source")  # the images count, not their path
         if difference := first_difference(old, new):
             raise InputError(

@@ -1,0 +1,263 @@
+"""The default way: what the method leaves open follows from the images, the machine and the minutes. Glue.
+
+A recipe is written out in full, so a plan is a recipe: it can be printed, kept, changed, and run on another machine.
+"""
+
+import logging
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import SupportsFloat
+
+import torch
+
+from gencond.common.distributed import from_main, new_accelerator, rank_and_world
+from gencond.common.errors import InputError
+from gencond.common.progress import spoken_time
+from gencond.condensing.checks import check_fit
+from gencond.condensing.encode import Encoding
+from gencond.condensing.forecast import Forecast, Stage, forecast
+from gencond.condensing.match import Matching
+from gencond.condensing.pretrain import Pretraining
+from gencond.config import Recipe, load_recipe
+from gencond.examine import Patient, examine
+from gencond.networks.extractor import can_compile, emulates_bfloat16
+
+logger = logging.getLogger(__name__)
+
+METHOD = "gencond"  # the recipe that is planned
+DEFAULT_MINUTES = 30.0
+SAFETY = 0.93  # of the minutes are planned for: other programs, saved states, the end
+SIZES = (1, 10, 50)  # images a class that an artefact is made for
+MOST_SLOTS = SIZES[-1]
+FEWEST_STEPS = 20  # of matching, below which nothing is learned
+SHARES = {Pretraining.name: 0.1, Encoding.name: 0.12}  # of the time; matching has the rest
+MOST_STEPS = {Pretraining.name: 20_000, Encoding.name: 4000, Matching.name: 10_000}
+FIELDS = {
+    Pretraining.name: "pretrain.num_steps", Encoding.name: "codes.encode_steps", Matching.name: "condense.num_steps",
+}  # fmt: skip
+SAVED_AFTER_SECONDS = 60.0
+SMALLEST_HALVED = 48  # pixels of a side; extractors see larger images at the side of their parts, which hold no more
+SMALLEST_CUT = 16  # pixels of a side; smaller images are not cut in four
+NETWORKS_IN_A_RUN = 8  # at least, one after the other
+OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe with the numbers that fit the minutes.
+
+    Args:
+        expected: what it is foreseen to take.
+        reasons: for people, what was derived and from what.
+        notes: what does not come out as asked for.
+    """
+
+    recipe: Recipe
+    minutes: float
+    expected: Forecast
+    reasons: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
+
+    def page(self) -> str:
+        """One screen of text."""
+        rows = [*self.reasons, ("", "")]
+        rows += [(stage.name, f"{stage.amount:<42}{spoken_time(stage.seconds):>9}") for stage in self.expected.stages]
+        rows.append(("all of it", f"{'one process, without evaluation':<42}{spoken_time(self.expected.seconds):>9}"))
+        rows += [("note", note) for note in self.notes]
+        return "\n".join(f"{name:<16}{text}".rstrip() for name, text in rows)
+
+
+def plan(source: str | None, minutes: SupportsFloat | None, overrides: Sequence[str] = ()) -> Plan:
+    """The default method for some images, in so many minutes of this machine; times a few steps of each stage.
+
+    Args:
+        source: of the images, as `data.source`; None takes what the overrides say.
+        minutes: from the start to the artefact, without evaluation; None: `DEFAULT_MINUTES`.
+        overrides: as `part.field=value`; they come before whatever is derived.
+    Raises:
+        InputError: minutes that do not suffice, images that cannot be read, overrides that do not fit.
+    """
+    minutes = checked_minutes(minutes)
+    given = {override.partition("=")[0] for override in overrides}
+    asked = load_recipe(METHOD, overrides, source)
+    patient = examine(asked)
+    device = new_accelerator().device
+    changes, reasons = derived(patient, asked, device)
+    changes = [change for change in changes if change.partition("=")[0] not in given]
+    recipe = load_recipe(METHOD, [*changes, *overrides], source)
+    check_fit(recipe, patient.sample)
+    expected = forecast(recipe, patient.sample, patient.amount, device)
+    steps, notes = chosen_steps(expected, minutes, given)
+    changes += [f"minutes={minutes:g}", *(f"{field}={count}" for field, count in steps.items())]
+    recipe = load_recipe(METHOD, [*changes, *overrides], source)
+    changes += follow_from_steps(recipe, expected)
+    recipe = load_recipe(METHOD, [*changes, *overrides], source)
+    return Plan(recipe, minutes, as_planned(expected, recipe), tuple(reasons), tuple(notes))
+
+
+def checked_minutes(minutes: SupportsFloat | None) -> float:
+    """The minutes, or `DEFAULT_MINUTES`. Raises InputError where they are no number above 0."""
+    if minutes is None:
+        return DEFAULT_MINUTES
+    if not (math.isfinite(minutes) and float(minutes) > 0):
+        raise InputError(f"--minutes {minutes}: a number above 0")
+    return float(minutes)
+
+
+def derived(patient: Patient, asked: Recipe, device: torch.device) -> tuple[list[str], list[tuple[str, str]]]:
+    """(overrides, what to say of them) that follow from the images and the machine."""
+    sample, amount = patient.sample, patient.amount
+    side, smallest = sample.image_size, int(patient.counts.min())
+    cuts = side >= SMALLEST_CUT and side % 2 == 0 and smallest >= 4
+    factor = 2 if cuts else 1
+    slots = max(1, min(MOST_SLOTS, smallest // factor**2))
+    lengths = sorted({*(size for size in SIZES if size <= slots), slots})
+    judged = [size for size in SIZES if size <= smallest]
+    width = 32 if device.type == "cpu" else 64
+    in_bfloat16 = device.type == "cuda" or (device.type == "cpu" and not emulates_bfloat16(device))
+    compiles = can_compile() and device.type in ("cpu", "cuda")
+    precision = "bfloat16" if in_bfloat16 and compiles else "float32"
+    network = f"convnet{round(math.log2(side / 4))}w64" if side >= 16 else "convnet2w64"
+    changes = [
+        f"data.image_size={side}",
+        f"synthesizer.factor={factor}",
+        f"synthesizer.by_parts={'true' if cuts else 'false'}",
+        f"generator.width={width}",
+        "features.width=64",
+        f"features.resize={side // 2 if cuts and side >= SMALLEST_HALVED else 'null'}",
+        f"features.precision={precision}",
+        f"features.compile={'true' if compiles else 'false'}",
+        f"features.train_images={128 if device.type == 'cpu' else 512}",
+        f"real.batch_size={32 if device.type == 'cpu' else 128}",
+        f"codes.num_slots={slots}",
+        f"codes.representative_sizes={[size for size in lengths if size <= 10]}",
+        f"codes.encode_batch_size={32 if device.type == 'cpu' else 128}",
+        f"condense.prefix_lengths={lengths}",
+        f"condense.images_per_step={48 if device.type == 'cpu' else 96}",
+        f"evaluate.ipc={judged}",
+        f"evaluate.networks=[{network}]",
+        "evaluate.protocol=dm:100",
+    ]
+    cores = f"{os.cpu_count()} CPU cores" if device.type == "cpu" else device.type
+    compiled = "compiled" if compiles else "not compiled: there is no C++ compiler"
+    reasons = [
+        ("images", f"{amount.num_train:,} to learn from, {sample.num_classes:,} classes of {smallest:,} or more, "
+                   f"{sample.channels}x{side}x{side} px"),
+        ("made", (f"four in one, each {side // 2} px from a code of its own" if cuts else "whole")
+                 + f"; {slots} learned codes a class, in order: the first k are the set of k images"),
+        ("matched", "MMD, intra-class diversity and inter-class centers, in networks that train meanwhile"),
+        ("augmented", f"{asked.data.augmentation}: set data.augmentation where one of these changes a class"),
+        ("on", f"{cores}, extractors in {precision}, {compiled}"),
+    ]  # fmt: skip
+    return changes, reasons
+
+
+def chosen_steps(expected: Forecast, minutes: float, given: set[str]) -> tuple[dict[str, int], list[str]]:
+    """(field -> number of steps, notes) that fill the time that other stages leave.
+
+    Raises:
+        InputError: too little is left.
+    """
+    open_stages = [stage for stage in expected.stages if stage.cost.each and FIELDS[stage.name] not in given]
+    others = sum(stage.seconds for stage in expected.stages if stage not in open_stages)
+    left = 60 * minutes * SAFETY - others - sum(stage.cost.once for stage in open_stages)
+    matching = next((stage for stage in open_stages if stage.name == Matching.name), None)
+    if matching is not None and left < FEWEST_STEPS * matching.cost.each / (1 - sum(SHARES.values())):
+        needed = others + FEWEST_STEPS * matching.cost.each / (1 - sum(SHARES.values()))
+        needed += sum(stage.cost.once for stage in open_stages)
+        raise InputError(
+            f"--minutes {minutes:g} are too few for these images on this machine: give {needed / 60 / SAFETY:.1f} or "
+            "more"
+        )
+    steps, notes, spent = {}, [], 0.0
+    for stage in sorted(open_stages, key=lambda stage: stage.name == Matching.name):
+        share = left - spent if stage.name == Matching.name else SHARES[stage.name] * left
+        count = min(MOST_STEPS[stage.name], rounded_down(share / stage.cost.each))
+        spent += count * stage.cost.each
+        steps[FIELDS[stage.name]] = count
+    if steps.get(FIELDS[Matching.name]) == MOST_STEPS[Matching.name]:
+        most = f"{MOST_STEPS[Matching.name]:,} steps of matching are planned at most"
+        notes.append(f"{most}: it ends after {spoken_time(others + spent)}")
+    return steps, notes
+
+
+def rounded_down(count: float) -> int:
+    """To two digits, at least 1."""
+    if count < 100:
+        return max(1, int(count))
+    unit = 10 ** (int(math.log10(count)) - 1)
+    return int(count // unit * unit)
+
+
+def follow_from_steps(recipe: Recipe, expected: Forecast) -> list[str]:
+    """Overrides that follow from the numbers of steps: how often is saved, averages, how long a network learns."""
+    of_matching = max((stage.cost.each for stage in expected.stages if stage.name == Matching.name), default=1.0)
+    return [
+        f"save_every_steps={max(1, min(100, rounded_down(SAVED_AFTER_SECONDS / max(of_matching, 1e-3))))}",
+        f"pretrain.ema_halflife_steps={max(1, min(1000, recipe.pretrain.num_steps // 12))}",
+        f"features.refresh_steps={max(1, min(50, recipe.condense.num_steps // NETWORKS_IN_A_RUN))}",
+        f"condense.ema_halflife_steps={max(1, min(20, recipe.condense.num_steps // 10))}",
+    ]
+
+
+def as_planned(expected: Forecast, recipe: Recipe) -> Forecast:
+    """A forecast with the recipe's numbers of steps."""
+    counts = {
+        Pretraining.name: recipe.pretrain.num_steps,
+        Encoding.name: recipe.codes.encode_steps,
+        Matching.name: recipe.condense.num_steps,
+    }
+
+    def of(stage: Stage) -> Stage:
+        if not stage.num_steps:
+            return stage
+        count = counts[stage.name]
+        return replace(stage, amount=f"{count} steps", seconds=stage.cost.of(count), num_steps=count)
+
+    return replace(expected, stages=tuple(map(of, expected.stages)))
+
+
+# --- a run of a plan -----------------------------------------------------------------------------------------------
+
+
+def planned_recipe(source: str | None, minutes: SupportsFloat | None, overrides: Sequence[str], out: Path) -> Recipe:
+    """The recipe of a run of the default method in `out`: planned anew, or that of the run which is there.
+
+    Every process of a launch has to call it; one of them plans for all.
+
+    Raises:
+        InputError: another run in `out`; whatever `plan` raises.
+    """
+    file, wanted = out / "recipe.yaml", checked_minutes(minutes)
+    if from_main(file.is_file):
+        kept = load_recipe(str(file), overrides, source)
+        if kept.minutes is None or (minutes is not None and kept.minutes != wanted):
+            planned = "of a recipe" if kept.minutes is None else f"planned for {kept.minutes:g} minutes"
+            raise InputError(f"{out} holds a run {planned}: go on with that, or choose another --out")
+        logger.info("plan: that of %s, for %g minutes", file, kept.minutes)
+        return kept
+    if rank_and_world()[1] > 1:
+        return load_recipe(from_main(lambda: planned_apart(source, wanted, overrides)))
+    found = plan(source, wanted, overrides)
+    logger.info("%s\n", found.page())
+    return found.recipe
+
+
+def planned_apart(source: str | None, minutes: float, overrides: Sequence[str]) -> str:
+    """The path of a plan made by a process of its own, whose steps wait for no other process."""
+    file = Path(tempfile.mkdtemp(prefix="gencond-plan-")) / f"{METHOD}.yaml"
+    words = [sys.executable, "-m", "gencond.cli", "plan", "--minutes", f"{minutes:g}", "--out", str(file), *overrides]
+    words += [] if source is None else ["--data", source]
+    alone = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
+    done = subprocess.run(words, env=alone, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        said = re.findall("^gencond: (.*)$", done.stderr, re.M)
+        raise InputError(said[-1] if said else f"the plan could not be made: {done.stderr.strip()[-500:]}")
+    return str(file)

@@ -1,0 +1,121 @@
+"""Without a recipe the default method is planned: for the images, the machine and the minutes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+import gencond
+from gencond.cli import main
+from gencond.common.errors import InputError
+from gencond.condensing.forecast import Amount, Cost, Forecast, Stage
+from gencond.config import load_recipe, to_dict
+from gencond.data.images import LabeledImages
+from gencond.examine import Patient
+from gencond.plan import FIELDS, SAFETY, chosen_steps, derived, plan, planned_recipe
+
+CPU = torch.device("cpu")
+
+
+def patient(side: int, channels: int, num_classes: int, of_class: int) -> Patient:
+    images = torch.zeros(num_classes, channels, side, side, dtype=torch.uint8)
+    sample = LabeledImages(images, torch.arange(num_classes), tuple(map(str, range(num_classes))))
+    counts, count = torch.full((num_classes,), of_class), num_classes * of_class
+    return Patient(sample, counts, 10, Amount(count, count, of_class, images.nbytes, False, 0.0, 0))
+
+
+@pytest.mark.parametrize(
+    ("side", "of_class", "factor", "slots", "lengths"),
+    [
+        (64, 500, 2, 50, [1, 10, 50]),
+        (28, 6000, 2, 50, [1, 10, 50]),
+        (32, 60, 2, 15, [1, 10, 15]),
+        (32, 3, 1, 3, [1, 3]),
+        (8, 120, 1, 50, [1, 10, 50]),
+    ],
+)
+def test_parts_slots_and_lengths_follow_from_the_images(
+    side: int, of_class: int, factor: int, slots: int, lengths: list[int]
+) -> None:
+    changes, reasons = derived(patient(side, 3, 10, of_class), load_recipe("gencond"), CPU)
+    recipe = load_recipe("gencond", changes)
+    assert (recipe.synthesizer.factor, recipe.codes.num_slots) == (factor, slots)
+    assert recipe.synthesizer.by_parts == (factor > 1) and list(recipe.condense.prefix_lengths) == lengths
+    assert max(recipe.evaluate.ipc) <= of_class and recipe.data.image_size == side
+    assert ("four in one" in dict(reasons)["made"]) == (factor > 1)
+
+
+def expected(**each: float) -> Forecast:
+    names = {"pretrain": 600, "encode": 400, "condense": 400}
+    stages = [Stage("reading images", "5 images", 30.0)]
+    stages += [Stage(name, "", 0.0, names[name], Cost(seconds, 10.0)) for name, seconds in each.items()]
+    return Forecast(tuple(stages), (), memory=0, gpu_memory=0, cache=0, out=0)
+
+
+def test_steps_fill_the_minutes_that_other_stages_leave() -> None:
+    of_step = {"pretrain": 0.3, "encode": 0.2, "condense": 2.5}
+    for minutes in (5.0, 30.0, 120.0):
+        steps, notes = chosen_steps(expected(**of_step), minutes, set())
+        seconds = 60.0 + sum(steps[FIELDS[name]] * each for name, each in of_step.items())
+        assert 0.85 * SAFETY < seconds / (60 * minutes) <= SAFETY and not notes
+        assert steps["condense.num_steps"] * 2.5 > 0.6 * 60 * minutes * SAFETY  # most of it is matching
+
+
+def test_steps_that_were_asked_for_stay_and_leave_their_time_to_the_others() -> None:
+    of_step = {"pretrain": 0.3, "encode": 0.2, "condense": 2.5}
+    steps, _ = chosen_steps(expected(**of_step), 30.0, {"pretrain.num_steps"})
+    assert "pretrain.num_steps" not in steps
+    more, _ = chosen_steps(expected(encode=0.2, condense=2.5), 30.0, set())
+    assert more["condense.num_steps"] >= steps["condense.num_steps"]
+
+
+def test_minutes_that_do_not_suffice_say_how_many_do() -> None:
+    with pytest.raises(InputError, match=r"--minutes 1 are too few .* give [\d.]+ or more") as error:
+        chosen_steps(expected(pretrain=0.3, encode=0.2, condense=2.5), 1.0, set())
+    enough = float(str(error.value).rpartition("give ")[2].split()[0]) + 0.1
+    assert chosen_steps(expected(pretrain=0.3, encode=0.2, condense=2.5), enough, set())[0]["condense.num_steps"] >= 20
+
+
+def test_more_minutes_than_are_of_use_are_said() -> None:
+    steps, notes = chosen_steps(expected(condense=0.01), 600.0, set())
+    assert steps["condense.num_steps"] == 10_000 and "it ends after" in notes[0]
+
+
+def test_a_plan_is_a_recipe_that_can_be_kept_and_what_was_asked_for_is_in_it(
+    own_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    asked = ["--data", "digits", "--minutes", "3", "codes.num_slots=4", "features.compile=false"]
+    main(["plan", *asked, "--out", str(tmp_path / "own.yaml")])
+    said = capsys.readouterr().out
+    for word in ("1,438 to learn from", "MMD, intra-class diversity and inter-class centers", "condense ", "all of it"):
+        assert word in said, said
+    kept = load_recipe(str(tmp_path / "own.yaml"))
+    assert kept.minutes == 3 and kept.codes.num_slots == 4 and kept.data.source == "digits"
+    assert kept.objective.diversity_weight > 0 and kept.objective.center_weight > 0
+    assert not list(own_cache.iterdir())
+
+
+def test_a_run_without_a_recipe_goes_on_with_its_plan(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="gencond")
+    small = [*TINY, "features.kind=pool", "real.kind=random", "features.compile=false", "condense.prefix_lengths=[1,2]"]
+    small += ["codes.num_slots=2", "condense.num_steps=3", "evaluate.ipc=[1]"]
+    made = gencond.condense(None, "digits", tmp_path / "run", minutes=5, overrides=small)
+    assert "all of it" in caplog.text and made.num_slots == 2
+    first = to_dict(load_recipe(str(tmp_path / "run" / "recipe.yaml")))
+    monkeypatch.setattr("gencond.plan.plan", None)  # nothing is planned again
+    gencond.condense(None, "digits", tmp_path / "run", minutes=5, overrides=small)
+    assert to_dict(planned_recipe("digits", None, small, tmp_path / "run")) == first
+    with pytest.raises(InputError, match="holds a run planned for 5 minutes: go on with that"):
+        gencond.condense(None, "digits", tmp_path / "run", minutes=6, overrides=small)
+
+
+def test_minutes_are_of_the_default_method_alone_and_above_zero(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="minutes plan the default method"):
+        gencond.condense("dm", "digits", tmp_path / "run", minutes=5)
+    for minutes in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="--minutes .*: a number above 0"):
+            plan("digits", minutes)
+    assert not (tmp_path / "run").exists()
