@@ -24,6 +24,7 @@ from gencond.common.room import require_place, require_text
 from gencond.condensing.backbones import IMAGENET1K
 from gencond.condensing.checks import check_counts, check_networks, check_parts
 from gencond.condensing.forecast import Amount, Forecast, forecast
+from gencond.condensing.quick_score import num_held_out, too_few
 from gencond.condensing.run_folder import RunFolder
 from gencond.config import Data, Recipe
 from gencond.data.decode import read_image, stacked, white_of
@@ -71,7 +72,7 @@ class Patient:
 
     Args:
         sample: images that repeat until each class has one; their classes are made up.
-        counts: training images of each class, without those that are held out.
+        counts: training images of each class, without those that are held out as the test set or to choose settings.
         num_test: images that are held out, or come apart.
         held_from: images of each class before some are held out, each time.
         overlap: what to say of test images among the training images; raises InputError where they are many.
@@ -142,7 +143,10 @@ def _consult(recipe: Recipe, patient: Patient, found: Findings) -> None:
     sample = patient.sample
     print(_line("data", _data(recipe, patient)))
     found.hold(lambda: _check_held_out(patient))
-    found.hold(lambda: check_counts(recipe, *min(zip(patient.counts.tolist(), sample.class_names, strict=True))))
+    left = patient.counts - num_held_out(recipe.condense, patient.counts)
+    found.hold(lambda: check_counts(recipe, *min(zip(left.tolist(), sample.class_names, strict=True))))
+    if why := too_few(recipe.condense, patient.counts):
+        found.notes.append(why)
     found.hold(lambda: _check_judge(recipe, sample))
     most = min(sample.num_classes, recipe.condense.classes_per_step)  # more processes are refused by `condense`
     if (gpus := torch.cuda.device_count()) > most:
@@ -181,9 +185,11 @@ def _data(recipe: Recipe, patient: Patient) -> str:
     place = "kept in memory"
     if amount.is_mapped:
         place = "read from the cache" if amount.bytes_to_write == 0 else "decoded once into the cache"
+    held = f", {amount.num_held_out:,} held out for quick scores" if amount.num_held_out else ""
     return (
-        f"{recipe.data.source}: {amount.num_train:,} training and {patient.num_test:,} {recipe.data.judge_on} images, "
-        f"{sample.num_classes:,} classes, {sample.channels}x{sample.image_size}x{sample.image_size} px, "
+        f"{recipe.data.source}: {amount.num_train:,} training{held} and {patient.num_test:,} "
+        f"{recipe.data.judge_on} images, {sample.num_classes:,} classes, "
+        f"{sample.channels}x{sample.image_size}x{sample.image_size} px, "
         f"{_gigabytes(amount.pixel_bytes)} {place}"
     )
 
@@ -238,7 +244,9 @@ def _examine(recipe: Recipe) -> Patient:
     wanted = max(SAMPLE_IMAGES, len(names), trained_on)
     rows = torch.arange(wanted)
     sample = LabeledImages(images[rows % len(images)], rows % len(names), names)
-    amount = Amount(num_images, int(counts.sum()), int(counts.max()), num_bytes, mapped, seconds, to_write)
+    held = num_held_out(recipe.condense, counts)
+    left = counts - held
+    amount = Amount(num_images, int(left.sum()), int(left.max()), num_bytes, mapped, seconds, to_write, int(held.sum()))
     return Patient(sample, counts, num_test, amount, tuple(held_from), overlap)
 
 
