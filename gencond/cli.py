@@ -1,8 +1,10 @@
 """The `gencond` command."""
 
 import argparse
+import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import gencond
 from gencond.common.errors import InputError, first_line
-from gencond.common.files import alone_in, read_json, require_new
+from gencond.common.files import alone_in, quick_scores, read_json, read_log, require_new, spoken_score
 from gencond.common.progress import LogAboveBars, close_bars
 from gencond.common.room import require_place, require_text
 from gencond.config import Recipe, available_recipes, load_recipe, to_commented_yaml, to_yaml
@@ -133,6 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--out", type=_path, help="run folder; an unfinished run in it goes on")
         if command is run_condense:
             sub.add_argument("--pretrained", type=_path, metavar="DIR", help="a pretrained generator to start from")
+            sub.add_argument("--evaluate", action="store_true", help="judge the result too, as `gencond evaluate OUT`")
         sub.add_argument("--dry-run", action="store_true", help="print the whole recipe and stop")
         sub.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the recipe")
         sub.set_defaults(command=command)
@@ -291,6 +294,8 @@ def run_condense(args: argparse.Namespace) -> None:
         return
     if args.pretrained is not None and recipe is not None:
         _require_generator(recipe, "starts from --pretrained")
+    if args.evaluate:
+        _require_one_process("condense --evaluate")
     out = _out(args)
     if recipe is None:
         condensed = gencond.condense(None, args.data, out, minutes=args.minutes, overrides=args.overrides)
@@ -298,9 +303,31 @@ def run_condense(args: argparse.Namespace) -> None:
         condensed = gencond.condense(recipe, None, out, pretrained=args.pretrained)
     from gencond.common.distributed import is_main_process
 
+    if args.evaluate:
+        gencond.evaluate(out)
     if is_main_process():
-        ipc = condensed.largest_ipc or 10
-        print(f"\n{out}/condensed is ready.   gencond evaluate {out}   gencond sample {out} --ipc {ipc} --out DIR")
+        _say_what_is_next(out, condensed.largest_ipc or 10, args.evaluate)
+
+
+def _say_what_is_next(out: Path, ipc: int, is_judged: bool) -> None:
+    """How good a run's result is, where its picture lies, and what to do with it."""
+    scores = quick_scores(read_log(out))
+    score = f": {spoken_score(scores[-1])}" if scores and not is_judged else ""
+    samples = out / "samples"
+    pictures = [file for file in (samples / "grid.png", *sorted(samples.glob("step_*.png"))[-1:]) if file.is_file()]
+    shown = " and ".join([f"{out}/report.html"] * is_judged + [str(file) for file in pictures[:1]])
+    folder = shlex.quote(str(out))
+    code = f"import gencond; print(gencond.load({json.dumps(str(out))}).sample(ipc={ipc})[0].shape)"
+    evaluate, report = f"Evaluate  gencond evaluate {folder}", f"Report    gencond report {folder}"
+    lines = [
+        f"\n{out}/condensed is ready{score}",
+        *([f"Look at   {shown}"] if shown else []),
+        *([] if is_judged else [evaluate]),
+        f"Sample    gencond sample {folder} --ipc {ipc} --out {shlex.quote(f'{out}-ipc{ipc}')}",
+        f"Use       python -c {shlex.quote(code)}",
+        *([report] if is_judged else []),
+    ]
+    print("\n".join(lines))
 
 
 def run_plan(args: argparse.Namespace) -> None:
@@ -404,7 +431,6 @@ def _have_it_judged_outside(
 
 
 def run_report(args: argparse.Namespace) -> None:
-    from gencond.common.files import read_log
     from gencond.eval.report import write_reports
     from gencond.eval.results import Evaluation
 

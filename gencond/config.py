@@ -390,6 +390,16 @@ class Condense:
         description="Half-life, in steps, of the average of the weights that becomes the artefact; 0 takes the last "
         "iterate.",
     )
+    score_every_steps: Count | None = Field(
+        None,
+        description="Steps between two quick scores, and there is one at the end: a classifier trains for a moment on "
+        "what is learned so far and is tested on held-out training images. null takes none and holds none out.",
+    )
+    score_images: Count = Field(
+        1000,
+        description="Training images that are held out of condensing for these scores: at least one of each class, and "
+        "about a tenth of the training set at most.",
+    )
 
 
 @part

@@ -19,6 +19,7 @@ from gencond.common.room import require_place, require_text
 from gencond.condensing.backbones import IMAGENET1K
 from gencond.condensing.checks import check_counts, check_networks, check_parts
 from gencond.condensing.forecast import Forecast, forecast
+from gencond.condensing.quick_score import num_held_out, too_few
 from gencond.condensing.run_folder import RunFolder
 from gencond.config import Recipe
 from gencond.data.images import LabeledImages, require_two_of_each
@@ -108,7 +109,10 @@ def _consult(recipe: Recipe, patient: Patient, found: Findings) -> None:
     sample = patient.sample
     print(_line("data", _data(recipe, patient)))
     found.hold(lambda: _check_held_out(patient))
-    found.hold(lambda: check_counts(recipe, *min(zip(patient.counts.tolist(), sample.class_names, strict=True))))
+    left = patient.counts - num_held_out(recipe.condense, patient.counts)
+    found.hold(lambda: check_counts(recipe, *min(zip(left.tolist(), sample.class_names, strict=True))))
+    if why := too_few(recipe.condense, patient.counts):
+        found.notes.append(why)
     found.hold(lambda: _check_judge(recipe, sample))
     most = min(sample.num_classes, recipe.condense.classes_per_step)  # more processes are refused by `condense`
     if (gpus := torch.cuda.device_count()) > most:
@@ -147,9 +151,11 @@ def _data(recipe: Recipe, patient: Patient) -> str:
     place = "kept in memory"
     if amount.is_mapped:
         place = "read from the cache" if amount.bytes_to_write == 0 else "decoded once into the cache"
+    held = f", {amount.num_held_out:,} held out for quick scores" if amount.num_held_out else ""
     return (
-        f"{recipe.data.source}: {amount.num_train:,} training and {patient.num_test:,} {recipe.data.judge_on} images, "
-        f"{sample.num_classes:,} classes, {sample.channels}x{sample.image_size}x{sample.image_size} px, "
+        f"{recipe.data.source}: {amount.num_train:,} training{held} and {patient.num_test:,} "
+        f"{recipe.data.judge_on} images, {sample.num_classes:,} classes, "
+        f"{sample.channels}x{sample.image_size}x{sample.image_size} px, "
         f"{_gigabytes(amount.pixel_bytes)} {place}"
     )
 

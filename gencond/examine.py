@@ -14,6 +14,7 @@ from torch import Tensor
 from gencond.common.errors import InputError
 from gencond.common.files import cache_dir
 from gencond.condensing.forecast import Amount
+from gencond.condensing.quick_score import num_held_out
 from gencond.config import Data, Recipe
 from gencond.data.decode import read_image, stacked, white_of
 from gencond.data.find import find_images
@@ -35,7 +36,7 @@ class Patient:
 
     Args:
         sample: images that repeat until each class has one; their classes are made up.
-        counts: training images of each class, without those that are held out.
+        counts: training images of each class, without those that are held out as the test set or to choose settings.
         num_test: images that are held out, or come apart.
         held_from: images of each class before some are held out, each time.
         overlap: what to say of test images among the training images; raises InputError where they are many.
@@ -84,7 +85,9 @@ def examine(recipe: Recipe) -> Patient:
     wanted = max(SAMPLE_IMAGES, len(names), trained_on)
     rows = torch.arange(wanted)
     sample = LabeledImages(images[rows % len(images)], rows % len(names), names)
-    amount = Amount(num_images, int(counts.sum()), int(counts.max()), num_bytes, mapped, seconds, to_write)
+    held = num_held_out(recipe.condense, counts)
+    left = counts - held
+    amount = Amount(num_images, int(left.sum()), int(left.max()), num_bytes, mapped, seconds, to_write, int(held.sum()))
     return Patient(sample, counts, num_test, amount, tuple(held_from), overlap)
 
 

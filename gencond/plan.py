@@ -45,6 +45,7 @@ FIELDS = {
 SAVED_AFTER_SECONDS = 60.0
 SMALLEST_HALVED = 48  # pixels of a side; extractors see larger images at the side of their parts, which hold no more
 SMALLEST_CUT = 16  # pixels of a side; smaller images are not cut in four
+SCORES_IN_A_RUN, SCORE_IMAGES = 5, 500
 NETWORKS_IN_A_RUN = 8  # at least, one after the other
 OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 
@@ -140,6 +141,8 @@ def derived(patient: Patient, asked: Recipe, device: torch.device) -> tuple[list
         f"codes.representative_sizes={[size for size in lengths if size <= 10]}",
         f"codes.encode_batch_size={32 if device.type == 'cpu' else 128}",
         f"condense.prefix_lengths={lengths}",
+        f"condense.score_every_steps={asked.condense.num_steps // SCORES_IN_A_RUN}",
+        f"condense.score_images={SCORE_IMAGES}",
         f"condense.images_per_step={48 if device.type == 'cpu' else 96}",
         f"evaluate.ipc={judged}",
         f"evaluate.networks=[{network}]",
@@ -203,6 +206,7 @@ def follow_from_steps(recipe: Recipe, expected: Forecast) -> list[str]:
         f"save_every_steps={max(1, min(100, rounded_down(SAVED_AFTER_SECONDS / max(of_matching, 1e-3))))}",
         f"pretrain.ema_halflife_steps={max(1, min(1000, recipe.pretrain.num_steps // 12))}",
         f"features.refresh_steps={max(1, min(50, recipe.condense.num_steps // NETWORKS_IN_A_RUN))}",
+        f"condense.score_every_steps={max(1, -(-recipe.condense.num_steps // SCORES_IN_A_RUN))}",
         f"condense.ema_halflife_steps={max(1, min(20, recipe.condense.num_steps // 10))}",
     ]
 

@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -68,6 +69,45 @@ def test_condense_sample_evaluate_and_report_work_together(
     (run / "report.html").unlink()
     main(["report", str(run)])
     assert "<svg" in (run / "report.html").read_text()
+
+
+def test_a_run_ends_with_its_last_score_a_picture_and_three_commands_that_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "a run"
+    main(["condense", "--recipe", "demo", "--data", "digits", "--out", str(out), *TINY, "condense.score_every_steps=4"])
+    ready, look, *commands = capsys.readouterr().out.strip().splitlines()
+    assert re.fullmatch(
+        rf"{re.escape(str(out))}/condensed is ready: a quick classifier on 4 images a class has [\d.]+ % of 120 "
+        "held-out images right",
+        ready,
+    )
+    assert look == f"Look at   {out}/samples/step_000006.png" and (out / "samples" / "step_000006.png").is_file()
+    assert [command[:10].strip() for command in commands] == ["Evaluate", "Sample", "Use"]
+    evaluate, sample, use = (shlex.split(command[10:]) for command in commands)
+    assert evaluate == ["gencond", "evaluate", str(out)]
+    main(sample[1:])
+    assert len(list(Path(f"{out}-ipc10").rglob("*.png"))) == 100
+    printed = subprocess.run([sys.executable, *use[1:]], capture_output=True, text=True, check=True).stdout
+    assert printed == "torch.Size([100, 1, 8, 8])\n"
+
+
+def test_one_command_condenses_judges_and_prints_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["condense", "--recipe", "demo", "--data", "digits", "--out", str(tmp_path / "run"), "--evaluate", *TINY]
+    asked += ["evaluate.ipc=[1]", "evaluate.num_seeds=1", "evaluate.protocol='dm:5'"]
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        patch.setattr("gencond.cli.SECONDS_OF_MAIN", 0)
+        assert "condense --evaluate is done by one process" in fails(capsys, *asked)
+    assert not (tmp_path / "run").exists()
+    main(asked)
+    table, _, end = capsys.readouterr().out.partition(f"{tmp_path}/run/condensed is ready\n")
+    assert "gencond (ours)" in table and "whole training set" in table
+    assert end.startswith(f"Look at   {tmp_path}/run/report.html and {tmp_path}/run/samples/grid.png\nSample ")
+    assert end.endswith(f"Report    gencond report {tmp_path}/run\n")
+    assert (tmp_path / "run" / "report.html").is_file() and (tmp_path / "run" / "samples" / "grid.png").is_file()
 
 
 def test_a_teacher_is_trained_once_and_its_answers_teach_every_row(

@@ -77,6 +77,29 @@ def test_every_kind_of_recipe_is_forecast(digits: tuple[LabeledImages, LabeledIm
     assert found.memory > 10**8 and found.out > 0 and found.gpu_memory == 0
 
 
+@pytest.mark.parametrize("recipe", ["demo", "dm:digits"])
+def test_quick_scores_are_a_line_of_the_forecast_where_images_are_held_out(
+    digits: tuple[LabeledImages, LabeledImages], recipe: str
+) -> None:
+    small = TINY if recipe == "demo" else ["features.width=4", "real.batch_size=4"]
+    chosen = load_recipe(recipe, [*small, "condense.num_steps=90", "condense.score_every_steps=40"], "digits")
+    sample = digits[0].subset(torch.arange(64))
+    for num_held_out in (0, 120):
+        amount = Amount(1797, 1198 - num_held_out, 120, 115008, False, 0.5, 0, num_held_out)
+        found = forecast(chosen, sample, amount, torch.device("cpu"))
+        scores = [stage for stage in found.stages if stage.name == "quick scores"]
+        assert [stage.amount for stage in scores] == ["3, of 100 steps"] * bool(num_held_out)
+        assert all(stage.seconds > 0 for stage in scores)
+
+
+def test_images_that_are_held_out_for_quick_scores_are_counted_apart(capsys: pytest.CaptureFixture) -> None:
+    scored = [*TINY, "condense.score_every_steps=4"]
+    main(["doctor", "--recipe", "demo", "--data", "digits", *scored])
+    said = capsys.readouterr().out
+    assert "1,078 training, 120 held out for quick scores and 599 test images" in said
+    assert re.search(r"^quick scores +2, of 100 steps .* s$", said, re.M)
+
+
 def test_more_images_take_the_pass_longer_and_more_disk_where_they_are_decoded(
     digits: tuple[LabeledImages, LabeledImages],
 ) -> None:

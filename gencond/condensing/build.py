@@ -23,6 +23,7 @@ from gencond.condensing.extractors import (
     build_pool,
     pool_of,
 )
+from gencond.condensing.quick_score import SMALL_BATCH, QuickScorer, hold_out
 from gencond.condensing.real import BatchSide, RealSide, RepresentativeSide, StatisticsSide
 from gencond.condensing.real_statistics import cached_statistics
 from gencond.condensing.run_folder import provenance
@@ -47,13 +48,14 @@ class Parts:
     """What a run consists of, for one data set on one device.
 
     Args:
-        data: the real images.
+        data: the real images that are condensed.
         generators: makes what images are made with; None where pixels are learned.
         pretraining: of a generator before anything else; None where there is none.
         maker: of the extractors' networks.
         extracting: extractors that change, or what a fixed pool of them consists of.
         augmentation: what real and synthetic images go through before they are compared.
         starts: chooses what slots start from.
+        scorer: takes quick scores during matching, on images that are not among `data`; None takes none.
         about: the artefact's provenance, but for weights from elsewhere.
         synthesizer, pixels, codes, real, objective, condense, seed, save_every_steps: as in the recipe.
     """
@@ -68,6 +70,7 @@ class Parts:
     extracting: Pool | FreshExtractors | OnlineExtractors
     augmentation: Augmentation
     starts: CodeStarts | PixelStarts
+    scorer: QuickScorer | None
     about: dict[str, Any]
     synthesizer: Synthesizer
     pixels: Pixels
@@ -175,11 +178,14 @@ class Parts:
 def build(recipe: Recipe, data: LabeledImages, device: torch.device) -> Parts:
     """The parts of a recipe for one data set; nothing is trained, downloaded or read from the cache here.
 
+    Args:
+        data: the training images; those that quick scores are tested on are held out here, before any part sees them.
     Raises:
         InputError: extractors that cannot be compiled on this machine, or weights that are not there.
         ValueError: parts of an image that do not fill it, an unknown augmentation.
     """
     makes_images = recipe.synthesizer.kind == "generator"
+    whole, (data, held_out) = data, hold_out(recipe.condense, data)
     maker, architecture = extractor_maker(recipe, data, device), _architecture(recipe, data)
     return Parts(
         data=data,
@@ -197,7 +203,8 @@ def build(recipe: Recipe, data: LabeledImages, device: torch.device) -> Parts:
             recipe.condense.augmentation_mode,
         ),
         starts=_starts(recipe, data, maker, architecture),
-        about=provenance(recipe, data),
+        scorer=None if held_out is None else new_scorer(recipe, maker, held_out),
+        about=provenance(recipe, whole, len(whole) - len(data)),
         synthesizer=recipe.synthesizer,
         pixels=recipe.pixels,
         codes=recipe.codes,
@@ -205,6 +212,15 @@ def build(recipe: Recipe, data: LabeledImages, device: torch.device) -> Parts:
         objective=recipe.objective,
         condense=recipe.condense,
     )
+
+
+def new_scorer(recipe: Recipe, maker: ExtractorMaker, held_out: LabeledImages) -> QuickScorer:
+    """What takes the recipe's quick scores, by networks of `maker` and on images that condensing does not see."""
+    part = recipe.features
+    # A batch of another size would be compiled for another half minute; without that, small ones teach as well.
+    batch_size = part.batch_size if part.compile else min(SMALL_BATCH, part.batch_size)
+    every_steps = recipe.condense.score_every_steps or recipe.condense.num_steps
+    return QuickScorer(held_out, maker, every_steps, batch_size, recipe.data.augmentation, recipe.seed)
 
 
 def has_pretraining(recipe: Recipe) -> bool:

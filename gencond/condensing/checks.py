@@ -8,6 +8,7 @@ from gencond.common.errors import InputError
 from gencond.common.room import require_memory
 from gencond.condensing.backbones import IMAGENET1K
 from gencond.condensing.build import codes_start_from_images, extractor_maker, generator_maker
+from gencond.condensing.quick_score import num_held_out
 from gencond.config import Recipe
 from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
@@ -21,7 +22,8 @@ def check_fit(recipe: Recipe, data: LabeledImages) -> None:
     """
     check_parts(recipe)
     check_networks(recipe, data)
-    check_counts(recipe, *min(zip(data.counts.tolist(), data.class_names, strict=True)))
+    left = data.counts - num_held_out(recipe.condense, data.counts)
+    check_counts(recipe, *min(zip(left.tolist(), data.class_names, strict=True)))
 
 
 def check_networks(recipe: Recipe, data: LabeledImages) -> None:
@@ -88,24 +90,31 @@ def check_sizes(recipe: Recipe, data: LabeledImages) -> None:
 
 
 def check_counts(recipe: Recipe, smallest: int, name: str) -> None:
-    """Whether the smallest class, of that name, has the images that learning starts from. Raises as `check_fit`."""
+    """Whether the smallest class, of that name, has the images that learning starts from. Raises as `check_fit`.
+
+    Args:
+        smallest: how many it has, without those that are held out for quick scores.
+    """
     per_slot = recipe.synthesizer.factor**2
+    has = f"has {smallest}" + (
+        " besides those held out for quick scores" if recipe.condense.score_every_steps is not None else ""
+    )
     needed = recipe.pixels.ipc * per_slot
     if codes_start_from_images(recipe) and smallest < per_slot and per_slot > 1:
         raise InputError(
             f"codes start from {per_slot} real images each (synthesizer.factor={recipe.synthesizer.factor}), and class "
-            f"{name!r} has {smallest}: lower the factor"
+            f"{name!r} {has}: lower the factor"
         )
     of_slots = recipe.codes.num_slots * per_slot
     if recipe.synthesizer.kind == "generator" and recipe.generator.backbone == "transform" and smallest < of_slots:
         raise InputError(
             f"codes.num_slots={recipe.codes.num_slots} of a transform start from {of_slots} real images a class, and "
-            f"class {name!r} has {smallest}: lower it"
+            f"class {name!r} {has}: lower it"
         )
     if recipe.synthesizer.kind == "pixels" and recipe.pixels.init != "noise" and smallest < needed:
         raise InputError(
-            f"pixels.ipc={recipe.pixels.ipc} starts from {needed} real images a class, and class {name!r} has "
-            f"{smallest}: lower it or set pixels.init=noise"
+            f"pixels.ipc={recipe.pixels.ipc} starts from {needed} real images a class, and class {name!r} "
+            f"{has}: lower it or set pixels.init=noise"
         )
 
 
@@ -178,7 +187,9 @@ def check_parts(recipe: Recipe) -> None:
         "a transform knows no prior: set codes.fresh to none or mixed": makes_images
         and recipe.generator.backbone == "transform"
         and recipe.codes.fresh == "prior",
-        "batch norm learns nothing from one image at a time: set features.batch_size to 2 or more": trained
+        "batch norm learns nothing from one image at a time: set features.batch_size to 2 or more": (
+            trained or recipe.condense.score_every_steps is not None
+        )
         and features.batch_size == 1
         and (features.norm == "batch" or features.network not in ("convnet", "resnet_ap10")),
         "synthesizer.by_parts needs parts: set synthesizer.factor to 2 or more": makes_images

@@ -73,5 +73,8 @@ class Encoding:
     def states(self) -> Mapping[str, Any]:
         return {"condensed": self.condensed, "optimizer": self.optimizer, "schedule": self.schedule}
 
+    def scores(self, run: RunFolder, num_done: int) -> None:
+        """Nothing is measured."""
+
     def saves(self, run: RunFolder, num_done: int) -> None:
         """Nothing is drawn."""

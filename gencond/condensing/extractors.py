@@ -76,17 +76,19 @@ class ExtractorMaker:
         *,
         strategy: str,
         batch_size: int,
+        batches: type[Shuffled] = Shuffled,
         **training: Any,
     ) -> None:
         """Trains a network of this architecture in place, in batches of random order.
 
         Args:
             strategy: augmentation of the images.
+            batches: how they are made; `WholeBatches` are all of one size, which compiled code meets again.
             training: see `training.train_network`.
         """
         train_network(
             network,
-            Shuffled(images.to(self.device), labels.to(self.device), batch_size),
+            batches(images.to(self.device), labels.to(self.device), batch_size),
             augmentation=Augmentation(strategy, images.shape[-1], self.mean, self.std),
             mean=self.mean,
             std=self.std,

@@ -14,8 +14,9 @@ import torch
 
 from gencond.common.distributed import peak_memory
 from gencond.common.ranges import to_signed
-from gencond.condensing.build import Parts, build
+from gencond.condensing.build import Parts, build, new_scorer
 from gencond.condensing.extractors import Pool, PoolExtractors, pool_of
+from gencond.condensing.quick_score import NUM_STEPS, QuickScorer
 from gencond.condensing.real import StatisticsSide
 from gencond.condensing.real_statistics import BATCH_SIZE, RealStatistics, images_at_once, real_statistics
 from gencond.condensing.stages import EXTRACTORS, MATCH, REAL_SIDE, STAGES, STARTS, Work, begin_matching
@@ -23,6 +24,7 @@ from gencond.condensing.starts import CodeStarts
 from gencond.config import Recipe
 from gencond.data.images import LabeledImages
 from gencond.data.select import kmeans_representatives, nested_representatives
+from gencond.generator.sampling import LARGEST_BLOCK
 from gencond.losses.anchor import contrast, pooled_pixels
 from gencond.networks.extractor import Extractor
 
@@ -92,11 +94,12 @@ class Amount:
 
     Args:
         num_images: with those of the test set.
-        num_train: training images of all classes; largest_class: of the class that has most.
+        num_train: training images of all classes that are condensed; largest_class: of the class that has most.
         pixel_bytes: of all images, decoded.
         is_mapped: whether they stay in a file.
         seconds_to_read: until they are there, by what was timed; 0 where they are there.
         bytes_to_write: of them, in the cache.
+        num_held_out: training images that quick scores are tested on; 0 where there are no scores.
     """
 
     num_images: int
@@ -106,6 +109,7 @@ class Amount:
     is_mapped: bool
     seconds_to_read: float
     bytes_to_write: int
+    num_held_out: int = 0
 
 
 @contextlib.contextmanager
@@ -165,7 +169,11 @@ def forecast(recipe: Recipe, sample: LabeledImages, amount: Amount, device: torc
     """
     with _quietly():
         recipe = replace(recipe, pixels=replace(recipe.pixels, init="noise"))  # the sample is too small to start from
-        return _Rehearsal(build(recipe, sample, device), amount).forecast()
+        without_scores = replace(recipe, condense=replace(recipe.condense, score_every_steps=None))
+        parts = build(without_scores, sample, device)  # the sample is too small to hold images out
+        if amount.num_held_out:
+            parts = replace(parts, scorer=new_scorer(recipe, parts.maker, sample))
+        return _Rehearsal(parts, amount).forecast()
 
 
 class _Rehearsal:
@@ -287,6 +295,21 @@ class _Rehearsal:
             extractor = work.extractors.at(0, torch.Generator())
             seconds = choices * _refresh_seconds(parts, self.amount, extractor, self._seen)
             self._add("representatives", f"{choices} choices", seconds)
+        if parts.scorer is not None:
+            self._quick_scores(parts.scorer)
+
+    def _quick_scores(self, scorer: QuickScorer) -> None:
+        """Sampling for a few classes, some steps of training, and a test on the sample of real images."""
+        condensed, device, classes = self.work.condensed, self.parts.device, self.parts.data.num_classes
+        few = range(min(classes, LARGEST_BLOCK))
+        sampling = _seconds(lambda: scorer.samples(condensed, 1, few), device) / len(few)
+        images, labels = scorer.samples(condensed, 1, few)
+        training = cost_of(lambda count: _seconds(lambda: scorer.trained(images, labels, count), device), self.compiles)
+        network = scorer.trained(images, labels, 1)
+        testing = _seconds(lambda: scorer.tested(network), device) / len(scorer.held_out)
+        each = sampling * classes * scorer.ipc(condensed) + testing * self.amount.num_held_out
+        count = scorer.count(self.parts.condense.num_steps)
+        self._add("quick scores", f"{count}, of {NUM_STEPS} steps", count * each + training.of(count * NUM_STEPS))
 
     def _cost_of_steps(self, time_step: Callable[[int, int], Cost], num_slots: int) -> Cost:
         """Of steps as they come, from steps of the longest and the shortest prefix; what lies between is in proportion.

@@ -54,6 +54,9 @@ class Stage(Protocol):
         """What a state is made of, by name and not wrapped for data parallelism; what has no state is left out."""
         ...
 
+    def scores(self, run: RunFolder, num_done: int) -> None:
+        """Hears after every step how many are done, before a state is written: may measure what is learned so far."""
+
     def saves(self, run: RunFolder, num_done: int) -> None:
         """Hears on the main process that a state will be written after so many steps."""
 
@@ -100,6 +103,9 @@ def run_stage(stage: Stage, run: RunFolder, save_every_steps: int) -> None:
                 run.log(stage=stage.name, step=done, **means, **cost)
                 last_time = now
                 bar.set_postfix({name: f"{value:.3g}" for name, value in list(means.items())[:3]}, refresh=False)
+        before_score = time.monotonic()
+        stage.scores(run, done)
+        last_time += time.monotonic() - before_score  # it logs its own seconds
         if saves:
             from_main(functools.partial(stage.saves, run, done))
             run.save_state(states, stage.name, done, stage.learning_rates)

@@ -9,7 +9,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import Tensor
 
-from gencond.common.distributed import new_accelerator
+from gencond.common.distributed import from_main, new_accelerator
 from gencond.common.pictures import PICTURED_CLASSES, PICTURED_IMAGES, grid, screen_scale, write_png
 from gencond.common.ranges import to_uint8
 from gencond.condensing.build import Parts
@@ -132,6 +132,12 @@ class Matching:
             "extractors": self.extractors,
             "real": self.objective.real,
         }
+
+    def scores(self, run: RunFolder, num_done: int) -> None:
+        """Has the main process take a quick score of what is learned so far, where it is time for one."""
+        scorer = self.parts.scorer
+        if scorer is not None and scorer.is_due(num_done, self.num_steps):
+            from_main(lambda: scorer.score(self.learned(), run, num_done, self.num_steps, self.name))
 
     def saves(self, run: RunFolder, num_done: int) -> None:
         """Draws what is learned so far."""

@@ -109,6 +109,9 @@ class Pretraining:
             "average": self.average,
         }
 
+    def scores(self, run: RunFolder, num_done: int) -> None:
+        """Nothing is measured."""
+
     def saves(self, run: RunFolder, num_done: int) -> None:
         """Nothing is drawn."""
 

@@ -21,13 +21,14 @@ from gencond.common.distributed import (
 from gencond.common.files import written_whole
 from gencond.condensing.build import Parts
 from gencond.condensing.encode import Encoding
-from gencond.condensing.extractors import Extractors
+from gencond.condensing.extractors import Extractors, OnlineExtractors, Pool
 from gencond.condensing.loop import Stage, run_stage
 from gencond.condensing.match import Matching
 from gencond.condensing.pretrain import Pretraining
+from gencond.condensing.quick_score import too_few
 from gencond.condensing.real import RealSide
 from gencond.condensing.run_folder import RunFolder
-from gencond.condensing.starts import Representatives, start_from_transform
+from gencond.condensing.starts import CodeStarts, Representatives, start_from_transform
 from gencond.generator.artefact import Condensed
 from gencond.generator.backbone import Backbone
 from gencond.generator.dataset import CondensedDataset
@@ -59,12 +60,14 @@ class Entry:
 
     Args:
         name: of the stage.
+        says: what it does and how much, in one line for people, before it begins.
         is_needed: whether a run of these parts has it, after what was made so far.
         begin: makes the steps that it consists of; None: it is one piece.
         end: leaves in `Work` what it makes, once its steps are done.
     """
 
     name: str
+    says: Callable[[Parts], str]
     is_needed: Callable[[Parts, Work], bool]
     begin: Callable[[Parts, Work], Stage] | None
     end: Callable[[Parts, Work, RunFolder, Any], None]  # of what `begin` made
@@ -160,31 +163,98 @@ def _keep_artefact(parts: Parts, work: Work, run: RunFolder, stage: Matching) ->
     work.condensed = stage.result()
 
 
+# --- what they say -------------------------------------------------------------------------------------------------
+
+
+def _say_pretraining(parts: Parts) -> str:
+    steps = parts.pretraining.num_steps if parts.pretraining else 0
+    return f"{steps} steps teach a generator to make images like the {len(parts.data):,} real ones"
+
+
+def _say_extractors(parts: Parts) -> str:
+    extracting = parts.extracting
+    if isinstance(extracting, Pool):
+        kinds = [
+            f"{count} {kind}"
+            for count, kind in (
+                (extracting.num_trained, "of all ages of training"),
+                (extracting.num_random, "random"),
+            )
+            if count
+        ]
+        return f"a pool of networks to compare images with, {' and '.join(kinds)}"
+    fresh = extracting.fresh if isinstance(extracting, OnlineExtractors) else extracting
+    learns = ", trained on real images along the way" if isinstance(extracting, OnlineExtractors) else ""
+    often = "step" if fresh.refresh_steps == 1 else f"{fresh.refresh_steps} steps"
+    return f"a new random network every {often} to compare images with{learns}"
+
+
+def _say_real_side(parts: Parts) -> str:
+    part, pool = parts.real, parts.pool
+    if part.kind == "statistics" and pool is not None:
+        most = len(parts.data) if part.candidates is None else part.candidates * parts.data.num_classes
+        passes = {1: "once", 2: "twice"}.get(part.num_passes, f"{part.num_passes} times")
+        seen = f"{min(most, len(parts.data)):,} real images"
+        return f"{pool.num_networks} networks look at {seen} {passes} and keep what they see of each class"
+    if part.kind == "representatives":
+        often = "step" if part.refresh_steps == 1 else f"{part.refresh_steps} steps"
+        return f"the {part.batch_size} most typical real images of each class are chosen anew every {often}"
+    return f"{part.batch_size} random real images of each class are read in every step"
+
+
+def _say_starts(parts: Parts) -> str:
+    of_class, starts = parts.synthesizer.factor**2, parts.starts
+    if isinstance(starts, CodeStarts):
+        count = parts.codes.num_slots * of_class
+        chosen = f"up to {count} real images of each class are chosen for its codes to start from"
+        return chosen if starts.are_needed else f"{parts.codes.num_slots} codes of each class start at random"
+    if parts.pixels.init == "noise":
+        return f"{parts.pixels.ipc} images of each class start from noise"
+    how = "typical" if parts.pixels.init == "kmeans" else "random"
+    return f"{parts.pixels.ipc * of_class} {how} real images of each class are chosen to start from"
+
+
+def _say_encoding(parts: Parts) -> str:
+    count = parts.codes.num_slots * parts.data.num_classes
+    return f"{parts.codes.encode_steps} steps fit {count:,} codes and the generator to their real images"
+
+
+def _say_matching(parts: Parts) -> str:
+    slots = parts.codes.num_slots if parts.generators else parts.pixels.ipc
+    count = slots * parts.data.num_classes
+    what = f"{count:,} codes and the generator" if parts.generators else f"{count:,} images"
+    return f"{parts.condense.num_steps} steps change {what} until networks see in samples what they see in real images"
+
+
 PRETRAIN = Entry(
     Pretraining.name,
+    _say_pretraining,
     lambda parts, work: parts.pretraining is not None and work.generator is None,
     _begin_pretraining,
     _keep_generator,
 )
-EXTRACTORS = Entry("extractors", _always, None, _make_extractors)
-REAL_SIDE = Entry("statistics", _always, None, _make_real_side)
-STARTS = Entry("representatives", _always, None, _choose_starts)
+EXTRACTORS = Entry("extractors", _say_extractors, _always, None, _make_extractors)
+REAL_SIDE = Entry("statistics", _say_real_side, _always, None, _make_real_side)
+STARTS = Entry("representatives", _say_starts, _always, None, _choose_starts)
 ENCODE = Entry(
     Encoding.name,
+    _say_encoding,
     lambda parts, work: parts.generators is not None and parts.codes.encode_steps > 0,
     _begin_encoding,
     _stay_in_place,
 )
-MATCH = Entry(Matching.name, _always, begin_matching, _keep_artefact)
+MATCH = Entry(Matching.name, _say_matching, _always, begin_matching, _keep_artefact)
 BEFORE_MATCHING = (PRETRAIN, EXTRACTORS, REAL_SIDE, STARTS, ENCODE)
 STAGES = (*BEFORE_MATCHING, MATCH)
 
 
 def go_through(stages: tuple[Entry, ...], parts: Parts, work: Work, run: RunFolder) -> None:
-    """Does one stage after the other, each from its last state; what they make lies in `work`."""
+    """Does one stage after the other, each from its last state, and says it; what they make lies in `work`."""
     for entry in stages:
         if not entry.is_needed(parts, work):
             continue
+        if is_main_process():
+            logger.info("%s: %s", entry.name, entry.says(parts))
         started, stage = time.monotonic(), entry.begin and entry.begin(parts, work)
         if stage is not None:
             run_stage(stage, run, parts.save_every_steps)
@@ -192,6 +262,15 @@ def go_through(stages: tuple[Entry, ...], parts: Parts, work: Work, run: RunFold
         if stage is None and is_main_process():
             seconds = round(time.monotonic() - started, 1)
             run.log(stage=entry.name, seconds=seconds, memory=memory_used(parts.device))
+
+
+def _say_held_out(parts: Parts) -> None:
+    """That images are held out for quick scores, or why none are although the recipe asks for them."""
+    if parts.scorer is not None:
+        held, left = len(parts.scorer.held_out), len(parts.data)
+        logger.info("condense: %d of %d training images are held out for quick scores", held, held + left)
+    elif why := too_few(parts.condense, parts.data.counts):
+        logger.info("condense: %s", why)
 
 
 def begin(parts: Parts, run: RunFolder, pretrained: Path | None = None) -> Work:
@@ -206,6 +285,8 @@ def begin(parts: Parts, run: RunFolder, pretrained: Path | None = None) -> Work:
         generator=new_accelerator().mixed_precision == "bf16",
     ):
         logger.warning("condense: %s", advice)
+    if is_main_process():
+        _say_held_out(parts)
     return Work(generator=given_generator(parts, run, pretrained))
 
 

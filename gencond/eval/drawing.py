@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gencond.common.files import quick_scores
 from gencond.common.pictures import (
     PICTURED_CLASSES,
     PICTURED_IMAGES,
@@ -36,6 +38,7 @@ PAIRED_ROWS = 2
 NOT_LOSSES = ("stage", "step", "seconds", "memory", "wire_bytes")  # in an entry of the log
 REAL_PICTURE, SYN_PICTURE, PAIRS_PICTURE, NEAREST_PICTURE = "real.png", "gencond.png", "grid.png", "nearest.png"
 CLOSEST_PAIRS = 10
+SMALLEST_SPAN = 10.0  # points of accuracy that a curve of quick scores shows: less is noise
 
 
 def write_pictures(out: Path, train: LabeledImages, condensed: LabeledImages) -> None:
@@ -232,5 +235,35 @@ def plot_losses(log: Sequence[Mapping[str, Any]]) -> tuple[bytes, str] | None:
         axes.set_xlabel("condensing step")
         axes.set_ylabel("unweighted parts (moving mean)")
         axes.legend(frameon=False, ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+    return _figure(draw)
+
+
+def plot_scores(log: Sequence[Mapping[str, Any]]) -> tuple[bytes, str] | None:
+    """The quick scores over condensing steps, with the minutes of the run until then above; None without scores."""
+    scores = quick_scores(log)
+    if not scores:
+        return None
+    steps, percents = [score["step"] for score in scores], [100 * score["top1"] for score in scores]
+    passed = list(accumulate(entry.get("seconds", 0.0) for entry in log))
+    minutes = [seconds / 60 for entry, seconds in zip(log, passed, strict=True) if entry in scores]
+
+    def draw(axes: Any) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        axes.plot(steps, percents, color=OURS_COLOR, marker="o")
+        axes.annotate(
+            f"{percents[-1]:.1f}", (steps[-1], percents[-1]), xytext=(0, 6), textcoords="offset points", ha="center"
+        )
+        axes.margins(x=0.08)
+        middle, span = (max(percents) + min(percents)) / 2, max(percents) - min(percents)
+        axes.set_ylim(middle - max(span, SMALLEST_SPAN) * 0.65, middle + max(span, SMALLEST_SPAN) * 0.65)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.set_xlabel("condensing step")
+        axes.set_ylabel(f"quick top-1 %, {scores[-1]['num_images']} held-out images")
+        above = axes.secondary_xaxis("top")
+        shown = range(len(steps) - 1, -1, -(len(steps) // 6 + 1))
+        above.set_xticks([steps[at] for at in shown], [f"{minutes[at]:.{int(minutes[at] < 10)}f}" for at in shown])
+        above.set_xlabel("minutes since the start")
 
     return _figure(draw)

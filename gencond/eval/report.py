@@ -17,6 +17,7 @@ from gencond.eval.drawing import (
     SYN_PICTURE,
     plot_accuracy,
     plot_losses,
+    plot_scores,
     plot_storage,
 )
 from gencond.eval.published import published_curves
@@ -40,10 +41,10 @@ def write_reports(out: Path, content: Evaluation, log: Sequence[Mapping[str, Any
 
     Args:
         content: all that was measured.
-        log: entries of log.jsonl, for the loss curves and the cost.
+        log: entries of log.jsonl, for the curves of losses and quick scores, and the cost.
     """
     rows = content.rows
-    plots = {"losses": plot_losses(log)}
+    plots = {"losses": plot_losses(log), "scores": plot_scores(log)}
     if rows:
         published = published_curves(list(content.class_names))
         plots = {"accuracy": plot_accuracy(rows), "storage": plot_storage(rows, published), **plots}

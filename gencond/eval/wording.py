@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from gencond.common.files import SCORE_EVENT
 from gencond.eval.baselines import (
     BASELINES,
     CODEC_REAL,
@@ -295,8 +296,9 @@ def _costs(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     memory: dict[str, int] = {}
     for entry in log:
         if "seconds" in entry:
-            seconds[entry["stage"]] = seconds.get(entry["stage"], 0.0) + entry["seconds"]
-            memory[entry["stage"]] = max(memory.get(entry["stage"], 0), entry.get("memory", 0))
+            stage = "quick scores" if entry.get("event") == SCORE_EVENT else entry["stage"]
+            seconds[stage] = seconds.get(stage, 0.0) + entry["seconds"]
+            memory[stage] = max(memory.get(stage, 0), entry.get("memory", 0))
     return [
         (stage, f"{value:.1f} s" + (f", {memory[stage] / 1e9:.2f} GB of memory" if memory[stage] else ""))
         for stage, value in seconds.items()
@@ -319,6 +321,7 @@ def facts(content: Evaluation, log: Sequence[Mapping[str, Any]]) -> dict[str, li
     """What the numbers rest on: section -> (name, value)."""
     made, rows = content.condensed, content.rows
     data = made.get("data", {})
+    held_out = f", {data['num_held_out']} of them held out for quick scores" if "num_held_out" in data else ""
     judged_on = (
         "Judged on",
         f"{content.num_test_images} real images of the {content.judged_on} set"
@@ -342,7 +345,7 @@ def facts(content: Evaluation, log: Sequence[Mapping[str, Any]]) -> dict[str, li
     return {
         "How it was judged": how,
         "What was condensed": [
-            ("Training images", f"{data.get('num_images', '?')} of {data.get('source', '?')}"),
+            ("Training images", f"{data.get('num_images', '?')} of {data.get('source', '?')}{held_out}"),
             ("Fingerprint", str(data.get("fingerprint", "?"))),
             (
                 made.get("stored", "learned codes").capitalize(),

@@ -18,6 +18,7 @@ def model_card(condensed: "Condensed", results: str = "") -> str:
     made = condensed.config.provenance or {}
     recipe, data = made.get("recipe", {}), made.get("data", {})
     source = _as_text(data.get("source", "a data set"))
+    held = f", {data['num_held_out']} of them held out for quick scores" if "num_held_out" in data else ""
     names = [_as_text(name) for name in condensed.class_names]
     listed = ", ".join(names[:LISTED_CLASSES]) + (", ..." if len(names) > LISTED_CLASSES else "")
     kind = "grey" if condensed.channels == 1 else "RGB"
@@ -31,7 +32,7 @@ def model_card(condensed: "Condensed", results: str = "") -> str:
         "Size": f"{condensed.num_bytes:,} bytes ({8 * condensed.num_bytes / condensed.num_classes / 1e6:.3f} "
         f"Mbit per class) in {condensed.config.storage}",
         "Condensed from": f"{data.get('num_images', '?')} training images of {source} "
-        f"(fingerprint `{data.get('fingerprint', '?')}`)",
+        f"(fingerprint `{data.get('fingerprint', '?')}`){held}",
         "Recipe": f"`{_as_text(recipe.get('name', '?'))}`, seed {recipe.get('seed', '?')}; all of it in `config.json`",
         **(
             {"Started from weights": ", ".join(f"{part} `{key}`" for part, key in made["weights"].items())}

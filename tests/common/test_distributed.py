@@ -31,7 +31,7 @@ import gencond.data.decode
 from gencond.cli import run_cleanly
 from gencond.common.distributed import from_main, gather_rows, main_process_first, new_accelerator, own_share
 from gencond.common.errors import InputError
-from gencond.common.files import cache_dir
+from gencond.common.files import cache_dir, quick_scores, read_log
 from gencond.condensing.build import build
 from gencond.condensing.run import condense
 from gencond.condensing.run_folder import prepare_run
@@ -175,6 +175,27 @@ def test_two_processes_make_the_step_of_one_where_they_need_different_numbers_of
         # by at most its rates of 5e-4 and 5e-2 where a gradient is next to nothing.
         close = {"atol": 1e-6, "rtol": 1e-4} if number < of_step else {"atol": 1e-2, "rtol": 1e-1}
         torch.testing.assert_close(alone, shared, **close)
+
+
+def scored_worker(rank: int, world: int, port: int, out: str) -> None:
+    """One process of a run with quick scores."""
+    launched(rank, world, port)
+    new_accelerator()
+    logging.basicConfig(filename=f"{out}/{rank}.log", level=logging.INFO)
+    data = random_subset(load_real("digits", test_fraction=0.3333)[0], 12, seed=0)
+    condense(tiny_recipe(*IN_PIECES, "condense.score_every_steps=4"), data, Path(out) / "run")
+    dist.destroy_process_group()
+
+
+def test_one_of_two_processes_takes_the_quick_scores_and_logs_each_once(
+    processes: Callable[..., None], tmp_path: Path
+) -> None:
+    processes(scored_worker, 2, free_port(), str(tmp_path), count=2)
+    scores = quick_scores(read_log(tmp_path / "run"))
+    assert [score["step"] for score in scores] == [4, 6] and all(0 <= score["top1"] <= 1 for score in scores)
+    assert gencond.load(tmp_path / "run").sample(1)[0].isfinite().all()
+    said = [(tmp_path / f"{rank}.log").read_text() for rank in (0, 1)]
+    assert said[0].count("a quick classifier") == 2 and "condense:" not in said[1]
 
 
 def waiting_worker(rank: int, world: int, port: int, out: str) -> None:

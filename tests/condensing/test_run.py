@@ -23,9 +23,10 @@ from gencond.condensing.loop import step_rng
 from gencond.condensing.real import BatchSide, Draw
 from gencond.condensing.run import condense
 from gencond.condensing.run_folder import RunFolder
+from gencond.condensing.stages import STAGES
 from gencond.condensing.starts import Representatives
 from gencond.condensing.step import Objective, shares_of, weights_of_sets
-from gencond.config import Recipe, to_yaml
+from gencond.config import Recipe, load_recipe, to_yaml
 from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
 from gencond.generator.dataset import CondensedDataset
@@ -247,6 +248,51 @@ def test_the_same_run_twice_gives_the_same_bits_and_other_seeds_others(
     for name, seed in (("b", 0), ("c", 1)):
         condense(tiny_recipe(f"seed={seed}"), few_digits, tmp_path / name)
     assert artefact_bits(finished[0]) == artefact_bits(tmp_path / "b") != artefact_bits(tmp_path / "c")
+
+
+def test_each_stage_says_in_one_line_what_it_does_and_how_much_before_it_begins(
+    few_digits: LabeledImages, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="gencond")
+    condense(tiny_recipe("real.num_passes=2"), few_digits, tmp_path / "run")
+    assert caplog.messages == [
+        "pretrain: 4 steps teach a generator to make images like the 120 real ones",
+        "extractors: a pool of networks to compare images with, 2 of all ages of training and 1 random",
+        "statistics: 3 networks look at 120 real images twice and keep what they see of each class",
+        "representatives: up to 4 real images of each class are chosen for its codes to start from",
+        "encode: 4 steps fit 40 codes and the generator to their real images",
+        "condense: 6 steps change 40 codes and the generator until networks see in samples what they see in real "
+        "images",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "dm:digits",
+            [
+                "a new random network every step to compare images with",
+                "4 random real images of each class are read in every step",
+                "2 random real images of each class are chosen to start from",
+            ],
+        ),
+        (
+            "dream:digits",
+            [
+                "a new random network every 20 steps to compare images with, trained on real images along the way",
+                "the 4 most typical real images of each class are chosen anew every 10 steps",
+                "2 typical real images of each class are chosen to start from",
+            ],
+        ),
+    ],
+)
+def test_recipes_of_pixels_say_what_their_stages_do(few_digits: LabeledImages, name: str, said: list[str]) -> None:
+    small = ["features.width=8", "pixels.ipc=2", "condense.num_steps=5", "real.batch_size=4"]
+    parts = build(load_recipe(name, small, "digits"), few_digits, CPU)
+    found = [entry.says(parts) for entry in STAGES if entry.name in ("extractors", "statistics", "representatives")]
+    assert found == said
+    assert STAGES[-1].says(parts).startswith("5 steps change 20 images until networks see in samples")
 
 
 class Killed(BaseException):

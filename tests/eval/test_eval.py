@@ -13,7 +13,7 @@ from gencond.eval import codec
 from gencond.eval.baselines import RealImages, usual_baselines
 from gencond.eval.classifier import fastest_way, top1_on_real, train_and_test
 from gencond.eval.codec import Album, choose_quality, stored_photographs
-from gencond.eval.drawing import plot_any_number, write_pictures
+from gencond.eval.drawing import plot_any_number, plot_scores, write_pictures
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import PROTOCOLS, Protocol, check_protocol, get_protocol
 from gencond.eval.published import CIFAR10_CLASSES, curves_of
@@ -469,6 +469,22 @@ def test_reports_are_self_contained_and_escape_names(digits: tuple, tmp_path: Pa
     assert "published, other protocols" in (tmp_path / "report.html").read_text()
     write_reports(tmp_path, content, [])  # without a log: no loss curve, no cost of the stages
     assert "losses.png" not in (tmp_path / "report.md").read_text()
+
+
+def test_quick_scores_are_a_curve_of_the_report_and_a_cost_of_their_own(digits: tuple, tmp_path: Path) -> None:
+    content, log = fake_report(tmp_path, digits[0])
+    score = {"stage": "condense", "event": "score", "ipc": 10, "num_images": 120, "seconds": 90.0}
+    scored = [
+        {"stage": "pretrain", "step": 10, "seconds": 300.0}, *log[:20], score | {"step": 200, "top1": 0.5}, *log[20:],
+        score | {"step": 390, "top1": 0.75},
+    ]  # fmt: skip
+    write_reports(tmp_path, content, scored)
+    html, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    assert "samples/scores.png" in markdown and html.count("<svg") == 4
+    for text in ("quick top-1 %, 120 held-out images", "minutes since the start", ">6.7<", ">8.3<", ">75.0<"):
+        assert text in html  # 300 + 20 x 0.5 + 90 s until the first score
+    assert "- quick scores: 180.0 s" in markdown and "- condense: 19.5 s" in markdown
+    assert plot_scores(log) is None
 
 
 def test_a_network_wider_than_any_use_is_refused_before_it_is_allocated() -> None:
