@@ -279,6 +279,11 @@ class Codes:
         description="What slots past the learned ones are made from: `prior`, latents as in pretraining; `mixed`, "
         "points between learned codes of the class; `none`, there are no others.",
     )
+    start: Literal["prior", "components"] = Field(
+        "prior",
+        description="What learned codes start as: `prior`, drawn as in pretraining; `components`, the principal "
+        "components of the images that their slots start from, which encoding then needs fewer steps for.",
+    )
     representative_sizes: Steps = Field(
         (1, 10, 50),
         description="Set sizes, ascending. Slots up to the largest start from k-means representatives, chosen so that "

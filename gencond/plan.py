@@ -141,7 +141,7 @@ def derived(patient: Patient, asked: Recipe, device: torch.device) -> tuple[list
         f"codes.representative_sizes={[size for size in lengths if size <= 10]}",
         f"codes.encode_batch_size={32 if device.type == 'cpu' else 128}",
         f"condense.prefix_lengths={lengths}",
-        f"condense.score_every_steps={asked.condense.num_steps // SCORES_IN_A_RUN}",
+        f"condense.score_every_steps={max(1, asked.condense.num_steps // SCORES_IN_A_RUN)}",
         f"condense.score_images={SCORE_IMAGES}",
         f"condense.images_per_step={48 if device.type == 'cpu' else 96}",
         f"evaluate.ipc={judged}",

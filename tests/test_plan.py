@@ -9,9 +9,10 @@ from conftest import TINY
 import gencond
 from gencond.cli import main
 from gencond.common.errors import InputError
+from gencond.condensing.checks import check_fit
 from gencond.condensing.forecast import Amount, Cost, Forecast, Stage
 from gencond.config import load_recipe, to_dict
-from gencond.data.images import LabeledImages
+from gencond.data.images import GENERATOR_SIZES, LabeledImages
 from gencond.examine import Patient
 from gencond.plan import FIELDS, SAFETY, chosen_steps, derived, plan, planned_recipe
 
@@ -44,6 +45,15 @@ def test_parts_slots_and_lengths_follow_from_the_images(
     assert recipe.synthesizer.by_parts == (factor > 1) and list(recipe.condense.prefix_lengths) == lengths
     assert max(recipe.evaluate.ipc) <= of_class and recipe.data.image_size == side
     assert ("four in one" in dict(reasons)["made"]) == (factor > 1)
+
+
+@pytest.mark.parametrize("size", GENERATOR_SIZES)
+@pytest.mark.parametrize("of_class", [2, 400])
+def test_the_plan_fits_every_size_that_is_chosen_by_itself(size: int, of_class: int) -> None:
+    about = patient(size, 3, 2, of_class)
+    recipe = load_recipe("gencond", derived(about, load_recipe("gencond"), CPU)[0])
+    rows = torch.arange(2).repeat_interleave(of_class)
+    check_fit(recipe, LabeledImages(torch.zeros(2 * of_class, 3, size, size, dtype=torch.uint8), rows, ("a", "b")))
 
 
 def expected(**each: float) -> Forecast:

@@ -184,6 +184,12 @@ def check_parts(recipe: Recipe) -> None:
             makes_images and recipe.codes.fresh == "none" and recipe.condense.stream_probability > 0
         ),
         "pixels are learned whole: set synthesizer.by_parts=false": is_pixels and recipe.synthesizer.by_parts,
+        "codes.start=components needs images to start from: set codes.encode_steps": makes_images
+        and recipe.codes.start == "components"
+        and not codes_start_from_images(recipe),
+        "a transform starts from its own components: set codes.start=prior": makes_images
+        and recipe.codes.start == "components"
+        and recipe.generator.backbone == "transform",
         "a transform knows no prior: set codes.fresh to none or mixed": makes_images
         and recipe.generator.backbone == "transform"
         and recipe.codes.fresh == "prior",

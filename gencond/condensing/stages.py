@@ -28,7 +28,7 @@ from gencond.condensing.pretrain import Pretraining
 from gencond.condensing.quick_score import too_few
 from gencond.condensing.real import RealSide
 from gencond.condensing.run_folder import RunFolder
-from gencond.condensing.starts import CodeStarts, Representatives, start_from_transform
+from gencond.condensing.starts import CodeStarts, Representatives, start_from_components, start_from_transform
 from gencond.generator.artefact import Condensed
 from gencond.generator.backbone import Backbone
 from gencond.generator.dataset import CondensedDataset
@@ -141,6 +141,8 @@ def _choose_starts(parts: Parts, work: Work, run: RunFolder, stage: None) -> Non
         start_from_transform(
             cast("CondensedDataset", work.condensed), work.representatives, parts.generators.part.quantization_step
         )
+    elif parts.generators is not None and parts.codes.start == "components":
+        start_from_components(cast("CondensedDataset", work.condensed), work.representatives, parts.seed)
 
 
 # --- learning ------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from gencond.condensing.match import Matching
 from gencond.condensing.real import BatchSide, Draw, RepresentativeSide
 from gencond.condensing.run import condense
 from gencond.condensing.run_folder import RunFolder
-from gencond.condensing.starts import Representatives, start_from_transform
+from gencond.condensing.starts import Representatives, start_from_components, start_from_transform
 from gencond.condensing.step import Objective
 from gencond.config import RECIPES, Recipe, available_recipes, load_recipe
 from gencond.data.augment import Augmentation
@@ -113,6 +113,32 @@ def test_a_transform_begins_as_the_images_that_its_slots_start_from(few_digits: 
     error = (made - representatives.images).square().mean()
     # A rounded number is off by .5 of a step, or by .6 where it becomes 0; of orthonormal numbers, as many as pixels.
     assert error < (0.6 * 0.2) ** 2 and (made - representatives.images).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_codes_start_as_uncorrelated_components_from_which_the_images_can_be_told(
+    few_digits: LabeledImages, factor: int
+) -> None:
+    parts = [f"synthesizer.factor={factor}", f"synthesizer.by_parts={factor > 1}".lower()]
+    recipe = tiny_recipe(*SMALL, *parts, "codes.start=components", "codes.encode_steps=2", "generator.num_blocks=1")
+    made_of = parts_of(recipe, few_digits)
+    representatives = made_of.starts.choose(made_of.new_extractors()[0])
+    condensed = made_of.new_condensed(made_of.generators.new(), representatives)
+    drawn = condensed.codes.learned.detach().clone()
+    start_from_components(condensed, representatives, seed=0)
+    width = condensed.generator.config.latent_dim
+    rows = representatives.labels * condensed.num_slots + representatives.slots
+    codes = condensed.codes.learned.detach()[rows].view(-1, width)
+    moved = (codes != drawn[rows].view(-1, width)).any(0)
+    codes = codes[:, moved]
+    torch.testing.assert_close(codes.T.cov(), torch.eye(codes.shape[1]), atol=1e-3, rtol=0)
+    images = condensed.cut(representatives.images).flatten(1)
+    ones = torch.cat([codes, torch.ones(len(codes), 1)], 1)
+    made = ones @ torch.linalg.lstsq(ones, images).solution
+    share = (images - made).square().mean() / (images - images.mean(0)).square().mean()
+    # As many components as a code has numbers; the digits' own spectrum says what they leave.
+    values = torch.linalg.svdvals(images - images.mean(0)).square()
+    assert share == pytest.approx(float(values[codes.shape[1] :].sum() / values.sum()), abs=1e-4)
 
 
 def test_a_transform_condenses_to_whole_numbers(few_digits: LabeledImages, tmp_path: Path) -> None:
