@@ -1,7 +1,7 @@
 """gencond condenses an image dataset into a conditional generator: sample any number of images per class.
 
 import gencond
-gencond.condense("gencond", "photos", "runs/photos")    # photos/<class>/*.jpg
+gencond.condense("photos", "runs/photos", minutes=30)   # photos/<class>/*.jpg
 condensed = gencond.load("runs/photos")
 images, labels = condensed.sample(ipc=10)               # float [n, c, h, w] in [0, 1], class indices [n]
 report = gencond.evaluate("runs/photos")

@@ -22,24 +22,24 @@ REPORT_LOCK = ".report.lock"
 
 
 def condense(
-    recipe: str | Path | Recipe | None,
     data: str | Path | None,
     out: str | Path,
+    recipe: str | Path | Recipe | None = None,
     *,
     minutes: SupportsFloat | None = None,
     overrides: str | Sequence[str] = (),
     pretrained: str | Path | None = None,
 ) -> Condensed:
-    """Condenses a set of images by a recipe, and returns the artefact in eval mode on the CPU.
+    """Condenses a set of images, and returns the artefact in eval mode on the CPU.
 
     The same call goes on with an unfinished run in `out`, and loads a finished one. The device is chosen by accelerate.
 
     Args:
-        recipe: a name with its variants, as in `"dm:fashion_mnist:quick"`, a YAML file, or a `Recipe`; None plans the
-            default method for these images and `minutes`.
         data: a folder with one folder of images per class, a folder of WebDataset shards, an .npz file, or a named set
             (`digits`, `mnist`, `fashion_mnist`, `cifar10`, `cifar100`); None takes what the recipe says.
         out: the run folder. The artefact lies in its folder `condensed`.
+        recipe: a name with its variants, as in `"dm:fashion_mnist:quick"`, a YAML file, or a `Recipe`; None plans the
+            default method for these images and `minutes`.
         minutes: that a run of the default method may take, without evaluation; None: 30.
         overrides: changes to the recipe, as on the command line: `["condense.num_steps=100", "data.image_size=64"]`.
         pretrained: a folder with a pretrained generator of the recipe's shape; None pretrains one as the recipe says.
@@ -57,7 +57,7 @@ def condense(
     overrides = listed(overrides, "overrides", str)
     source = None if data is None else data_source(str(data))
     if minutes is not None and recipe is not None:
-        raise InputError("minutes plan the default method: give None as the recipe")
+        raise InputError("minutes plan the default method: leave the recipe out")
     if recipe is None:
         recipe = planned_recipe(source, minutes, overrides, Path(out))
     elif isinstance(recipe, Recipe):

@@ -272,7 +272,7 @@ def _numbers(text: str) -> list[float]:
 def run_demo(args: argparse.Namespace) -> None:
     _require_one_process("demo")
     out = args.out
-    gencond.condense(DEMO_RECIPE, DEMO_DATA, out)
+    gencond.condense(DEMO_DATA, out, DEMO_RECIPE)
     gencond.evaluate(out)
     print(
         f"\nLook at   {out}/report.html   (pictures, plots, how it was measured)\n"
@@ -298,9 +298,9 @@ def run_condense(args: argparse.Namespace) -> None:
         _require_one_process("condense --evaluate")
     out = _out(args)
     if recipe is None:
-        condensed = gencond.condense(None, args.data, out, minutes=args.minutes, overrides=args.overrides)
+        condensed = gencond.condense(args.data, out, minutes=args.minutes, overrides=args.overrides)
     else:
-        condensed = gencond.condense(recipe, None, out, pretrained=args.pretrained)
+        condensed = gencond.condense(None, out, recipe, pretrained=args.pretrained)
     from gencond.common.distributed import is_main_process
 
     if args.evaluate:

@@ -12,7 +12,7 @@ from gencond.api import listed, require_path
 
 
 def test_a_set_is_condensed_and_judged_in_two_calls(tmp_path: Path) -> None:
-    condensed = gencond.condense("demo", "digits", tmp_path / "run", overrides=TINY)
+    condensed = gencond.condense("digits", tmp_path / "run", "demo", overrides=TINY)
     images, labels = condensed.sample(ipc=2)
     assert images.shape == (20, 1, 8, 8) and torch.equal(labels, torch.arange(10).repeat_interleave(2))
     report = gencond.evaluate(tmp_path / "run", ipc=1, networks="convnet2w8", num_seeds=1, baselines=[])
@@ -22,14 +22,14 @@ def test_a_set_is_condensed_and_judged_in_two_calls(tmp_path: Path) -> None:
 
 
 def test_a_recipe_object_condenses_as_its_name_does(tmp_path: Path) -> None:
-    one = gencond.condense(tiny_recipe(), "digits", tmp_path / "one", overrides=["condense.num_steps=2"])
-    other = gencond.condense("demo", "digits", str(tmp_path / "other"), overrides=[*TINY, "condense.num_steps=2"])
+    one = gencond.condense("digits", tmp_path / "one", tiny_recipe(), overrides=["condense.num_steps=2"])
+    other = gencond.condense("digits", str(tmp_path / "other"), "demo", overrides=[*TINY, "condense.num_steps=2"])
     assert one.fingerprint == other.fingerprint
 
 
 def test_bad_input_is_one_line_to_users_of_the_library_too(tmp_path: Path) -> None:
     with pytest.raises(gencond.InputError, match="no recipe 'nothing'"):
-        gencond.condense("nothing", "digits", tmp_path / "run")
+        gencond.condense("digits", tmp_path / "run", "nothing")
     with pytest.raises(gencond.InputError, match="is no run folder"):
         gencond.evaluate("checkpoints/digits")
 
@@ -54,7 +54,7 @@ def test_a_single_value_stands_for_a_list_of_it(tmp_path: Path) -> None:
             "checkpoints/digits", "digits", tmp_path, ipc=np.int64(1), networks="convnet2w8", baselines="nothing"
         )
     with pytest.raises(gencond.InputError, match="unknown field 'condense.num_step'"):
-        gencond.condense("demo", "digits", tmp_path, overrides="condense.num_step=3")
+        gencond.condense("digits", tmp_path, "demo", overrides="condense.num_step=3")
 
 
 @pytest.mark.parametrize(

@@ -112,19 +112,19 @@ def test_a_run_without_a_recipe_goes_on_with_its_plan(
     caplog.set_level("INFO", logger="gencond")
     small = [*TINY, "features.kind=pool", "real.kind=random", "features.compile=false", "condense.prefix_lengths=[1,2]"]
     small += ["codes.num_slots=2", "condense.num_steps=3", "evaluate.ipc=[1]"]
-    made = gencond.condense(None, "digits", tmp_path / "run", minutes=5, overrides=small)
+    made = gencond.condense("digits", tmp_path / "run", minutes=5, overrides=small)
     assert "all of it" in caplog.text and made.num_slots == 2
     first = to_dict(load_recipe(str(tmp_path / "run" / "recipe.yaml")))
     monkeypatch.setattr("gencond.plan.plan", None)  # nothing is planned again
-    gencond.condense(None, "digits", tmp_path / "run", minutes=5, overrides=small)
+    gencond.condense("digits", tmp_path / "run", minutes=5, overrides=small)
     assert to_dict(planned_recipe("digits", None, small, tmp_path / "run")) == first
     with pytest.raises(InputError, match="holds a run planned for 5 minutes: go on with that"):
-        gencond.condense(None, "digits", tmp_path / "run", minutes=6, overrides=small)
+        gencond.condense("digits", tmp_path / "run", minutes=6, overrides=small)
 
 
 def test_minutes_are_of_the_default_method_alone_and_above_zero(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="minutes plan the default method"):
-        gencond.condense("dm", "digits", tmp_path / "run", minutes=5)
+        gencond.condense("digits", tmp_path / "run", "dm", minutes=5)
     for minutes in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(InputError, match="--minutes .*: a number above 0"):
             plan("digits", minutes)
