@@ -278,7 +278,7 @@ def run_demo(args: argparse.Namespace) -> None:
         f"\nLook at   {out}/report.html   (pictures, plots, how it was measured)\n"
         f"Sample    gencond sample {out} --ipc 600 --out runs/digits600\n"
         f"Use       python -c \"import gencond; print(gencond.load('{out}').sample(ipc=10)[0].shape)\"\n"
-        "Your own  gencond condense --recipe gencond --data DIR --out runs/x   (DIR holds one folder per class)"
+        "Your own  gencond condense --data DIR --out runs/x --minutes 30   (DIR holds one folder per class)"
     )
 
 

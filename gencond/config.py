@@ -324,10 +324,10 @@ class Objective:
     )
     gradient_metric: Literal["mse", "l1"] = Field("mse", description="Distance between gradients.")
     diversity_weight: Weight = Field(
-        0.0, description="Weight of the intra-class term, which keeps images of a class apart."
+        0.0, description="Weight of the intra-class term, which keeps images of a class from lying in one direction."
     )
     center_weight: Weight = Field(
-        0.0, description="Weight of the inter-class term, which keeps the gaps between classes."
+        0.0, description="Weight of the inter-class term, which draws a class to its real center, away from all others."
     )
     classification_weight: Weight = Field(
         0.0, description="Weight of the cross-entropy that trained extractors give the images."

@@ -1,6 +1,6 @@
 """`gencond condense` as a script for launchers.
 
-    accelerate launch scripts/condense.py --recipe gencond --data DIR --out runs/x
+    accelerate launch scripts/condense.py --data DIR --out runs/x --minutes 30
 
 Each process takes its own classes of every step (see docs/design.md). On a machine without GPUs, `accelerate launch
 --cpu --num_processes 2` silently starts one process; this starts two:
