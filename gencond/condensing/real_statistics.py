@@ -31,7 +31,7 @@ from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
 from gencond.losses.anchor import contrast, pooled_pixels
 from gencond.losses.kernels import fourier_embedding, fourier_frequencies, median_bandwidth
-from gencond.networks.extractor import Extractor
+from gencond.networks.extractor import Extractor, embed_all, images_in_caches
 
 logger = logging.getLogger(__name__)
 
@@ -197,8 +197,11 @@ def real_statistics(
     """
     device = next(extractors[0].parameters()).device
     rng = torch.Generator().manual_seed(seed)
-    at_once = images_at_once(max(data.image_size, extractors[0].resize or 0))
-    batches = torch.arange(len(data)).split(min(batch_size, at_once))
+    side = max(data.image_size, extractors[0].resize or 0)
+    batches = torch.arange(len(data)).split(min(batch_size, images_at_once(side)))
+    embed = extractors[0].embed.for_many(len(extractors) * num_passes * len(data) * side**2, device)
+    extractors = [extractor.embedded_by(embed) for extractor in extractors]
+    at_once = min(images_at_once(side), images_in_caches(side, device))
     rank, world = rank_and_world()
 
     probed = torch.randperm(len(data), generator=rng)[:PROBE_IMAGES]
@@ -206,7 +209,7 @@ def real_statistics(
     frequencies, seconds_per_net = [], []
     for extractor in extractors:
         started = time.monotonic()
-        features = torch.cat([extractor(some) for some in probe.split(at_once)])
+        features = embed_all(extractor, probe, at_once)
         distance = median_bandwidth(features.to(summing_device(device)))
         seconds_per_net.append(time.monotonic() - started)  # of the first one also for compiling: the median counts
         bandwidths = tuple(factor * distance for factor in BANDWIDTH_FACTORS)
@@ -246,7 +249,7 @@ def real_statistics(
             if number % world == rank:
                 plain = to_signed(data.images[rows]).to(device)
                 labels = data.labels[rows].to(device)
-                _add(own, extractors, plain, augmentation(plain, params), labels, first=number < len(batches))
+                _add(own, extractors, plain, augmentation(plain, params), labels, at_once, number < len(batches))
             bar.update(len(rows))
             done = number + 1
             if world > 1 and (done % BATCHES_BETWEEN_SUMS == 0 or done == num_batches):
@@ -293,15 +296,23 @@ def _add(
     plain: Float[Tensor, "n c h w"],
     images: Float[Tensor, "n c h w"],
     labels: Int64[Tensor, " n"],
+    at_once: int,
     first: bool,
 ) -> None:
-    """A batch, in place. `first`: in the first pass, which sees the images as they are too."""
+    """A batch, in place.
+
+    Args:
+        plain, images: as they are, and augmented.
+        at_once: images in one forward.
+        first: in the first pass, which sees the images as they are too.
+    """
     device = sums.frequencies.device
     labels = labels.to(device)
     for k, extractor in enumerate(extractors):
-        features = extractor(images).to(device)
-        sums.features[k].index_add_(0, labels, features.double())
-        sums.squares[k].index_add_(0, labels, features.double().square().sum(1))
+        features = embed_all(extractor, images, at_once).to(device)
+        precise = features.double()
+        sums.features[k].index_add_(0, labels, precise)
+        sums.squares[k].index_add_(0, labels, precise.square().sum(1))
         sums.embeddings[k].index_add_(0, labels, fourier_embedding(features, sums.frequencies[k]).double())
     if first:
         sums.pooled.index_add_(0, labels, pooled_pixels(plain).to(device).double())
