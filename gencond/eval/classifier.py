@@ -18,7 +18,7 @@ from gencond.networks.extractor import Embedding, can_compile
 from gencond.networks.training import Shuffled, Source, Teacher, WholeBatches, new_sgd, train_network, train_networks
 
 TESTED_AT_ONCE = 500
-# Measured with ConvNet-3 of 128 channels on two cores (scripts/bench_seeds.py). Compiled code saves 40 % of a step and
+# Measured with ConvNet-3 of 128 channels on two cores (scripts/bench/seeds.py). Compiled code saves 40 % of a step and
 # costs 20 s, so it pays from about as many pixels that go through a row's networks in training. Below that, a batch of
 # more pixels keeps a CPU busy by itself, and stacked convolutions are slower there; one thread is busy with fewer.
 PIXELS_WORTH_COMPILING = 40_000_000

@@ -1,7 +1,7 @@
 """Whether `gencond doctor` tells the truth: its forecast of each stage beside real steps, on images made here.
 
-    python scripts/bench_forecast.py                                    # all recipes; an hour or two on two cores
-    python scripts/bench_forecast.py flagship:cifar10:quick dm:cifar10:quick --classes 10 100 --cpu
+    python scripts/bench/forecast.py                                    # all recipes; an hour or two on two cores
+    python scripts/bench/forecast.py flagship:cifar10:quick dm:cifar10:quick --classes 10 100 --cpu
 
 "measured" is the time of real steps after a warm-up, in which torch compiles, times their number: of pretraining,
 extractors and encoding ten steps, of matching two of each prefix length that is drawn, weighted by how often the run
