@@ -169,9 +169,7 @@ def test_the_bench_of_seeds_prints_a_ratio_for_each_ipc() -> None:
 
 @pytest.mark.slow
 def test_the_bench_of_the_pass_shows_that_memory_stays_flat_in_a_file() -> None:
-    lines = run(
-        "bench/set_size", "--images", "3000", "--times", "1", "4", "--side", "64", "--width", "4"
-    ).splitlines()
+    lines = run("bench/set_size", "--images", "3000", "--times", "1", "4", "--side", "64", "--width", "4").splitlines()
     rows = [line.split() for line in lines[-4:]]
     assert [row[:2] for row in rows] == [["3000", "file"], ["3000", "memory"], ["12000", "file"], ["12000", "memory"]]
     peaks = {(int(row[0]), row[1]): int(row[-1]) for row in rows}

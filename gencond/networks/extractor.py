@@ -30,7 +30,7 @@ GRAPHS_KEPT = 64
 EMBEDDED_AT_ONCE, CACHED_PIXELS = 256, 20_480
 # That go through networks without gradient: from so many on, compiling takes less time than it saves (ConvNet-3 of 64
 # channels on one thread: 20 to 30 s, and 0.3 ms for each image of 32 px).
-PIXELS_WORTH_COMPILING = 200_000_000
+PIXELS_WORTH_COMPILING = 100_000_000
 BATCHES_WORTH_A_BAR = 20
 SEVERAL = 5  # times as long; CPUs that compute in bfloat16 take about as long or less, others twenty times
 
@@ -205,7 +205,7 @@ class Extractor(nn.Module):
 
 
 def images_in_caches(side: int, device: torch.device) -> int:
-    """How many images of `side` pixels are embedded at once without gradient, so that a CPU does not wait for memory."""
+    """How many images of `side` pixels are embedded at once without gradient; a CPU's caches hold their activations."""
     return EMBEDDED_AT_ONCE if device.type != "cpu" else max(1, min(EMBEDDED_AT_ONCE, CACHED_PIXELS // side**2))
 
 

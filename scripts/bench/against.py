@@ -32,7 +32,8 @@ from gencond.eval.wording import markdown_table
 HERE = Path(__file__).resolve().parents[2]
 SHORT = (
     "pretrain.num_steps=1", "codes.encode_steps=0", "codes.num_slots=1", "codes.representative_sizes=[1]",
-    "condense.num_steps=1", "condense.prefix_lengths=[1]", "condense.stream_length=1", "features.snapshot_steps=[1,2,3,4]",
+    "condense.num_steps=1", "condense.prefix_lengths=[1]", "condense.stream_length=1",
+    "features.snapshot_steps=[1,2,3,4]",
 )  # fmt: skip
 OF_STATISTICS = ("extractors", "statistics", "extractors and statistics")  # stages in log.jsonl, of all versions
 
@@ -54,7 +55,8 @@ class Found(NamedTuple):
 def gencond(checkout: Path, folder: Path, *arguments: str) -> None:
     """The command of a checkout, with the cache and compiled code in `folder`."""
     environment = os.environ | {
-        "PYTHONPATH": str(checkout), "GENCOND_CACHE": f"{folder}/cache", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled",
+        "PYTHONPATH": str(checkout), "GENCOND_CACHE": f"{folder}/cache",
+        "TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled",
     }  # fmt: skip
     program = "from gencond.cli import main; main()"
     done = subprocess.run(
