@@ -178,6 +178,27 @@ def test_the_bench_of_the_pass_shows_that_memory_stays_flat_in_a_file() -> None:
 
 
 @pytest.mark.slow
+def test_old_code_and_new_are_measured_in_turn_and_both_tables_are_printed() -> None:
+    """This checkout against itself."""
+    said = run("bench/against", str(SCRIPTS.parent), "--images", "20", "--repeats", "2", "--set", *TINY)
+    lines = said.splitlines()
+    runs = [line.split(":")[0] for line in lines[:8]]
+    assert runs == [*["statistics, old", "statistics, new"] * 2, *["demo, old", "demo, new"] * 2]
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    assert rows[0] == ["measured", "old", "new", "times as fast"]
+    assert [row[0] for row in rows[2:4]] == ["statistics", "demo"] and all(float(row[3]) > 0 for row in rows[2:4])
+    judged = {row[0]: row[1:] for row in rows[6:]}
+    assert {"gencond, IPC 1", "gencond, IPC 2", "random_real, IPC 1", "whole_set, IPC all"} <= set(judged)
+    assert all(old == new for old, new in judged.values())  # the same code, the same bits
+
+
+def test_old_code_has_to_be_a_checkout(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPTS / "bench" / "against.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.strip().endswith(f"{tmp_path} is no checkout of gencond")
+
+
+@pytest.mark.slow
 def test_the_bench_of_decoding_prints_how_far_fractions_are_off(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(12):

@@ -22,7 +22,7 @@ TESTED_AT_ONCE = 500
 # costs 20 s, so it pays from about as many pixels that go through a row's networks in training. Below that, a batch of
 # more pixels keeps a CPU busy by itself, and stacked convolutions are slower there; one thread is busy with fewer.
 PIXELS_WORTH_COMPILING = 40_000_000
-PIXELS_SIDE_BY_SIDE, OF_ONE_THREAD = 20_000, 3_000
+PIXELS_SIDE_BY_SIDE, PIXELS_ON_ONE_THREAD = 20_000, 3_000
 
 
 @torch.no_grad()
@@ -221,7 +221,7 @@ def fastest_way(
     """
     if device.type == "cpu" and batch_pixels * num_steps * num_seeds >= PIXELS_WORTH_COMPILING and can_compile():
         return "compiled"
-    busy = PIXELS_SIDE_BY_SIDE if torch.get_num_threads() > 1 else OF_ONE_THREAD
+    busy = PIXELS_SIDE_BY_SIDE if torch.get_num_threads() > 1 else PIXELS_ON_ONE_THREAD
     idle = device.type != "cpu" or batch_pixels <= busy
     return "side by side" if idle and num_seeds > 1 else "plain"
 
