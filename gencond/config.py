@@ -240,10 +240,11 @@ class Features:
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="Arithmetic of the extractors, except in gradient matching, which stays in float32."
     )
-    compile: bool = Field(
-        False,
+    compile: bool | None = Field(
+        None,
         description="Whether the extractors are compiled, except in gradient matching, which torch cannot compile. It "
-        "costs half a minute and then saves up to three quarters of a step; on a CPU it needs a C++ compiler.",
+        "costs half a minute and then saves up to three quarters of a step; on a CPU it needs a C++ compiler. null "
+        "compiles a long pass over the real images alone, on a CPU with such a compiler.",
     )
 
 

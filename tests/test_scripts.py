@@ -83,8 +83,8 @@ def test_scores_of_another_evaluator_or_of_other_images_are_measured_again(
 def test_points_of_another_evaluator_or_protocol_are_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    race = importlib.import_module("bench_accuracy")
+    monkeypatch.syspath_prepend(str(SCRIPTS / "bench"))
+    race = importlib.import_module("accuracy")
     raced: list[str] = []
 
     def measure(name: str, *case: object) -> list[dict]:
@@ -93,7 +93,7 @@ def test_points_of_another_evaluator_or_protocol_are_measured_again(
 
     monkeypatch.setattr(race, "measure", measure)
     monkeypatch.setattr(race, "plot", lambda *_: None)
-    command = ["bench_accuracy.py", "dm:digits", "few=dm:digits condense.num_steps=3", "--data", "digits"]
+    command = ["accuracy.py", "dm:digits", "few=dm:digits condense.num_steps=3", "--data", "digits"]
 
     def measured(*others: str) -> tuple[list[str], int]:
         """(lines that were raced, lines that say why again)."""
@@ -124,7 +124,7 @@ def test_a_recipe_that_does_not_fit_ends_a_comparison_before_anything_is_measure
 @pytest.mark.slow
 def test_a_race_is_written_as_json_and_drawn(tmp_path: Path) -> None:
     table = run(
-        "bench_accuracy", "dm:digits", "fast=cached:digits features.num_trajectories=1", "--data", "digits", "--out",
+        "bench/accuracy", "dm:digits", "fast=cached:digits features.num_trajectories=1", "--data", "digits", "--out",
         str(tmp_path), "--ipc", "1", "--at", "0", "2", "4", "--protocol", "dm:3", "--network", "convnet2w8", "--set",
         *SMALL,
     )  # fmt: skip
@@ -140,7 +140,7 @@ def test_a_race_is_written_as_json_and_drawn(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_step_bench_ends_with_one_line_of_json() -> None:
     lines = run(
-        "bench_step", "--json", "--width", "4", "--steps", "1", "--ipc", "1", "2", "--real", "20", "--set",
+        "bench/step", "--json", "--width", "4", "--steps", "1", "--ipc", "1", "2", "--real", "20", "--set",
         "features.compile=false", "features.train_images=16", "real.batch_size=4",
     ).splitlines()  # fmt: skip
     seconds = json.loads(lines[-1])
@@ -161,7 +161,7 @@ def test_an_ablation_prints_a_line_for_each_variant(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_bench_of_seeds_prints_a_ratio_for_each_ipc() -> None:
     lines = run(
-        "bench_seeds", "--network", "convnet2w8", "--side", "8", "--channels", "1", "--seeds", "2", "--steps", "1",
+        "bench/seeds", "--network", "convnet2w8", "--side", "8", "--channels", "1", "--seeds", "2", "--steps", "1",
     ).splitlines()  # fmt: skip
     assert [line.split()[0] for line in lines] == ["IPC", "1", "10"] and all(line.endswith("x") for line in lines[1:])
     assert "side by side" in lines[1]
@@ -169,14 +169,33 @@ def test_the_bench_of_seeds_prints_a_ratio_for_each_ipc() -> None:
 
 @pytest.mark.slow
 def test_the_bench_of_the_pass_shows_that_memory_stays_flat_in_a_file() -> None:
-    lines = run(
-        "bench_statistics", "--images", "3000", "--times", "1", "4", "--side", "64", "--width", "4"
-    ).splitlines()
+    lines = run("bench/set_size", "--images", "3000", "--times", "1", "4", "--side", "64", "--width", "4").splitlines()
     rows = [line.split() for line in lines[-4:]]
     assert [row[:2] for row in rows] == [["3000", "file"], ["3000", "memory"], ["12000", "file"], ["12000", "memory"]]
     peaks = {(int(row[0]), row[1]): int(row[-1]) for row in rows}
     in_file, in_memory = (peaks[12000, kept] - peaks[3000, kept] for kept in ("file", "memory"))
     assert in_file < in_memory / 2  # 10 to 60 MB, as the allocator keeps them, of 110 MB more of pixels and a copy
+
+
+@pytest.mark.slow
+def test_old_code_and_new_are_measured_in_turn_and_both_tables_are_printed() -> None:
+    """This checkout against itself."""
+    said = run("bench/against", str(SCRIPTS.parent), "--images", "20", "--repeats", "2", "--set", *TINY)
+    lines = said.splitlines()
+    runs = [line.split(":")[0] for line in lines[:8]]
+    assert runs == [*["statistics, old", "statistics, new"] * 2, *["demo, old", "demo, new"] * 2]
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    assert rows[0] == ["measured", "old", "new", "times as fast"]
+    assert [row[0] for row in rows[2:4]] == ["statistics", "demo"] and all(float(row[3]) > 0 for row in rows[2:4])
+    judged = {row[0]: row[1:] for row in rows[6:]}
+    assert {"gencond, IPC 1", "gencond, IPC 2", "random_real, IPC 1", "whole_set, IPC all"} <= set(judged)
+    assert all(old == new for old, new in judged.values())  # the same code, the same bits
+
+
+def test_old_code_has_to_be_a_checkout(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPTS / "bench" / "against.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.strip().endswith(f"{tmp_path} is no checkout of gencond")
 
 
 @pytest.mark.slow
@@ -186,7 +205,7 @@ def test_the_bench_of_decoding_prints_how_far_fractions_are_off(tmp_path: Path) 
         pixels = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((64, 64))
         pixels.save(tmp_path / f"{number}.jpg")
     for arguments, count in (([], 12), (["--height", "120"], 2)):  # of 120 x 160 px, six photographs each
-        lines = run("bench_decoding", str(tmp_path), *arguments).splitlines()
+        lines = run("bench/decoding", str(tmp_path), *arguments).splitlines()
         rows = [line.strip("| ").split(" | ") for line in lines[4:]]
         assert lines[0] == f"{count} JPEGs" and [row[0] for row in rows] == ["8", "16", "32", "64", "128"]
         assert all(float(row[1]) < 2 for row in rows)  # levels: noise is sharper than photographs

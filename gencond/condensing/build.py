@@ -270,7 +270,7 @@ def _architecture(recipe: Recipe, data: LabeledImages) -> str:
     part = recipe.features
     return short_hash(
         part.network, part.weights and weights_hash(part.weights), part.resize, part.width, _depth(recipe, data),
-        part.activation, part.norm, part.pooling, part.precision, part.compile,
+        part.activation, part.norm, part.pooling, part.precision, bool(part.compile),
     )  # fmt: skip
 
 

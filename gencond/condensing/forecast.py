@@ -181,7 +181,7 @@ class _Rehearsal:
 
     def __init__(self, parts: Parts, amount: Amount) -> None:
         self.parts, self.amount, self.work = parts, amount, Work()
-        self.compiles = parts.maker.embed.compile
+        self.compiles = bool(parts.maker.embed.compile)
         self.num_nets = parts.pool.num_networks if parts.pool else 1
         self.pool_bytes = self.statistics_bytes = 0
         self.stages = [Stage("reading images", f"{amount.num_images:,} images", amount.seconds_to_read)]
@@ -248,12 +248,12 @@ class _Rehearsal:
         statistics = _blank_statistics(self.parts, pool[0].feature_dim).to(self.parts.device)
         of_net = (statistics.mean, statistics.spread, statistics.embedding, statistics.frequencies)
         self.statistics_bytes = self.num_nets * sum(tensor.nbytes for tensor in of_net)
-        probe, of_image = _pass_seconds(self.parts, pool)
+        probe, of_image, once = _pass_seconds(self.parts, pool, self.num_nets * part.num_passes * self._seen)
         passes = f", {part.num_passes} passes" if part.num_passes > 1 else ""
         self._add(
             "statistics",
             f"{self._seen:,} images, {self.num_nets} networks{passes}",
-            self.num_nets * (probe + part.num_passes * self._seen * of_image),
+            once + self.num_nets * (probe + part.num_passes * self._seen * of_image),
         )
         self.work.real = StatisticsSide(statistics, pool)
 
@@ -382,10 +382,16 @@ def _blank_statistics(parts: Parts, feature_dim: int) -> RealStatistics:
     )
 
 
-def _pass_seconds(parts: Parts, pool: list[Extractor]) -> tuple[float, float]:
-    """Of one network: of the probe before its passes, and of an image in a pass."""
-    at_once = min(BATCH_SIZE, images_at_once(max(parts.data.image_size, pool[0].resize or 0)))
-    few = parts.data.subset(torch.arange(min(len(parts.data), at_once)))
+def _pass_seconds(parts: Parts, pool: list[Extractor], num_images: int) -> tuple[float, float, float]:
+    """Of one network: to find how wide its kernels are, and of an image in a pass; and once, to compile.
+
+    Args:
+        num_images: that go through networks in all, which decides whether they are compiled.
+    """
+    side = max(parts.data.image_size, pool[0].resize or 0)
+    embed = pool[0].embed.for_many(num_images * side**2, parts.device)
+    pool = [extractor.embedded_by(embed) for extractor in pool]
+    few = parts.data.subset(torch.arange(min(len(parts.data), BATCH_SIZE, images_at_once(side))))
 
     def run(count: int) -> float:
         started = time.perf_counter()
@@ -395,12 +401,12 @@ def _pass_seconds(parts: Parts, pool: list[Extractor]) -> tuple[float, float]:
         )  # fmt: skip
         return time.perf_counter() - started
 
-    first = run(1)  # a probe of as many images comes before the passes
-    if first > REHEARSED_SECONDS * 5 and not pool[0].embed.compile:
-        return first / 2, first / (2 * len(few))
+    first = run(1)
+    if first > REHEARSED_SECONDS * 5 and not embed.compile:
+        return 0.0, first / len(few), 0.0
     one, three = run(1), run(3)
-    of_pass = max((three - one) / 2, one / 4)  # a probe takes no more than a pass, but for noise
-    return max(one - of_pass, 0.0), of_pass / len(few)
+    of_pass = max((three - one) / 2, one / 4)  # the kernels' widths take no more than a pass, but for noise
+    return max(one - of_pass, 0.0), of_pass / len(few), max(first - one, 0.0) if embed.compile else 0.0
 
 
 def _class_of_noise(amount: Amount, width: int) -> np.ndarray:
@@ -423,7 +429,7 @@ def _refresh_seconds(parts: Parts, amount: Amount, extractor: Extractor, seen: i
     at_once = images_at_once(max(parts.data.image_size, extractor.resize or 0))
     some = to_signed(parts.data.images[:at_once]).to(device)
     with torch.no_grad():
-        each = cost_of(_timed(lambda step: extractor(some), device), extractor.embed.compile).each / len(some)
+        each = cost_of(_timed(lambda step: extractor(some), device), bool(extractor.embed.compile)).each / len(some)
     rows = _class_of_noise(amount, extractor.feature_dim)
     started = time.perf_counter()
     kmeans_representatives(rows, min(parts.real.batch_size, len(rows)), parts.seed, distinct=False)

@@ -10,7 +10,7 @@ that a killed one goes on.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -31,14 +31,14 @@ from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
 from gencond.losses.anchor import contrast, pooled_pixels
 from gencond.losses.kernels import fourier_embedding, fourier_frequencies, median_bandwidth
-from gencond.networks.extractor import Extractor
+from gencond.networks.extractor import Extractor, embed_all, images_in_caches
 
 logger = logging.getLogger(__name__)
 
 BANDWIDTH_FACTORS = (0.5, 1.0, 2.0)
-PROBE_IMAGES = 512
 BATCH_SIZE = 500
-FULL_BATCH_SIDE = 64  # larger images go in smaller batches, so that a batch takes the same memory
+PROBE_IMAGES = BATCH_SIZE  # whose distances say how wide the kernels are
+FULL_BATCH, FULL_BATCH_SIDE = 512, 64  # larger images go in smaller batches, so that a batch takes the same memory
 BATCHES_BETWEEN_SUMS = 64  # after which processes add their sums: positions that depend on nothing but the data
 SECONDS_BETWEEN_STATES = 60.0
 FORECAST_FROM_IMAGES = 100_000
@@ -127,7 +127,7 @@ def cached_statistics(
     All processes have to call it: they share the pass, and the main one writes.
     """
     key = short_hash(
-        "statistics-5",
+        "statistics-6",
         data.fingerprint,
         pool_key,
         augmentation.strategy,
@@ -168,7 +168,7 @@ def cached_statistics(
 
 def images_at_once(side: int) -> int:
     """How many images of `side` pixels are embedded at once, so that their activations take a bounded memory."""
-    return max(8, int(PROBE_IMAGES * min(1.0, (FULL_BATCH_SIDE / side) ** 2)))
+    return max(8, int(FULL_BATCH * min(1.0, (FULL_BATCH_SIDE / side) ** 2)))
 
 
 @torch.no_grad()
@@ -185,6 +185,8 @@ def real_statistics(
 ) -> RealStatistics:
     """Sums over the data in float64, a batch at a time: memory does not grow with the set.
 
+    A random part of the images comes first: the distances of their features are the kernels' widths, too.
+
     Each process draws the augmentation of all batches and computes its share of them, so that the draws, and to the
     rounding of sums in another order the result, are those of one process.
 
@@ -197,18 +199,25 @@ def real_statistics(
     """
     device = next(extractors[0].parameters()).device
     rng = torch.Generator().manual_seed(seed)
-    at_once = images_at_once(max(data.image_size, extractors[0].resize or 0))
-    batches = torch.arange(len(data)).split(min(batch_size, at_once))
+    side = max(data.image_size, extractors[0].resize or 0)
+    embed = extractors[0].embed.for_many(len(extractors) * num_passes * len(data) * side**2, device)
+    extractors = [extractor.embedded_by(embed) for extractor in extractors]
+    at_once = min(images_at_once(side), images_in_caches(side, device))
+    probed, batches = _batches(len(data), min(batch_size, images_at_once(side)), rng)
     rank, world = rank_and_world()
 
-    probed = torch.randperm(len(data), generator=rng)[:PROBE_IMAGES]
-    probe = augmentation(to_signed(data.images[probed]).to(device), augmentation.draw(len(probed), rng))
+    # The first batches of the first pass, which tell how wide the kernels are before anything can be embedded in them.
+    params = [augmentation.draw(len(rows), rng) for rows in batches[:probed]]
+    probe = [augmentation(_plain(data, rows, device), own) for rows, own in zip(batches, params, strict=False)]
     frequencies, seconds_per_net = [], []
+    features_of_probe: list[list[Tensor]] = [[] for _ in probe]
     for extractor in extractors:
         started = time.monotonic()
-        features = torch.cat([extractor(some) for some in probe.split(at_once)])
-        distance = median_bandwidth(features.to(summing_device(device)))
+        features = [embed_all(extractor, images, at_once) for images in probe]
+        distance = median_bandwidth(torch.cat(features).to(summing_device(device)))
         seconds_per_net.append(time.monotonic() - started)  # of the first one also for compiling: the median counts
+        for of_batch, own in zip(features_of_probe, features, strict=True):
+            of_batch.append(own)
         bandwidths = tuple(factor * distance for factor in BANDWIDTH_FACTORS)
         frequencies.append(fourier_frequencies(extractor.feature_dim, num_frequencies, bandwidths, rng))
     total = None if state is None or rank > 0 else Sums.read(state, summing_device(device))
@@ -227,7 +236,7 @@ def real_statistics(
             logger.info(
                 "statistics: %d images, %d networks, %d pass(es): about %s, sums of %.1f GB in memory and on disk",
                 len(data), len(extractors), num_passes,
-                spoken_time(median(seconds_per_net) * len(extractors) / len(probed) * num_passes * len(data) / world),
+                spoken_time(median(seconds_per_net) * len(extractors) * num_batches / (probed * world)),
                 sum(tensor.nbytes for tensor in total.tensors().values()) / 1e9,
             )  # fmt: skip
     own = total if world == 1 else _no_sums(data, total.frequencies)
@@ -240,13 +249,17 @@ def real_statistics(
     )
     saved = time.monotonic()
     for number in range(num_batches):
-        rows = batches[number % len(batches)]
-        params = augmentation.draw(len(rows), rng)
+        rows, known = batches[number % len(batches)], number < probed
+        drawn = None if known else augmentation.draw(len(rows), rng)
         if number >= start:
             if number % world == rank:
-                plain = to_signed(data.images[rows]).to(device)
-                labels = data.labels[rows].to(device)
-                _add(own, extractors, plain, augmentation(plain, params), labels, first=number < len(batches))
+                plain = _plain(data, rows, device)
+                if drawn is None:
+                    features = features_of_probe[number]
+                else:
+                    images = augmentation(plain, drawn)
+                    features = (embed_all(extractor, images, at_once) for extractor in extractors)
+                _add(own, features, data.labels[rows], plain if number < len(batches) else None)
             bar.update(len(rows))
             done = number + 1
             if world > 1 and (done % BATCHES_BETWEEN_SUMS == 0 or done == num_batches):
@@ -281,6 +294,20 @@ def _no_sums(data: LabeledImages, frequencies: Float[Tensor, "k d r"]) -> Sums:
     return Sums(frequencies, features, squares, embeddings, pooled, contrasts)
 
 
+def _batches(count: int, batch_size: int, rng: torch.Generator) -> tuple[int, list[Tensor]]:
+    """(how many batches come first that hold a random part of the images, the rows of all batches of a pass)."""
+    drawn = torch.randperm(count, generator=rng)[:PROBE_IMAGES].sort().values
+    others = torch.ones(count, dtype=torch.bool)
+    others[drawn] = False
+    first, rest = drawn.split(batch_size), others.nonzero()[:, 0]
+    return len(first), [*first, *(rest.split(batch_size) if len(rest) else ())]
+
+
+def _plain(data: LabeledImages, rows: Tensor, device: torch.device) -> Float[Tensor, "n c h w"]:
+    """Images as they are, in [-1, 1]."""
+    return to_signed(data.images[rows]).to(device)
+
+
 def _images_in(batches: Sequence[Tensor], count: int) -> int:
     """How many images the first `count` batches of all passes hold."""
     passes, rest = divmod(count, len(batches))
@@ -289,21 +316,25 @@ def _images_in(batches: Sequence[Tensor], count: int) -> int:
 
 def _add(
     sums: Sums,
-    extractors: Sequence[Extractor],
-    plain: Float[Tensor, "n c h w"],
-    images: Float[Tensor, "n c h w"],
+    features: Iterable[Float[Tensor, "n d"]],
     labels: Int64[Tensor, " n"],
-    first: bool,
+    plain: Float[Tensor, "n c h w"] | None,
 ) -> None:
-    """A batch, in place. `first`: in the first pass, which sees the images as they are too."""
+    """A batch, in place.
+
+    Args:
+        features: of each extractor, under augmentation.
+        plain: the images as they are; None after the first pass, which alone sums them.
+    """
     device = sums.frequencies.device
     labels = labels.to(device)
-    for k, extractor in enumerate(extractors):
-        features = extractor(images).to(device)
-        sums.features[k].index_add_(0, labels, features.double())
-        sums.squares[k].index_add_(0, labels, features.double().square().sum(1))
-        sums.embeddings[k].index_add_(0, labels, fourier_embedding(features, sums.frequencies[k]).double())
-    if first:
+    for k, of_net in enumerate(features):
+        own = of_net.to(device)
+        precise = own.double()
+        sums.features[k].index_add_(0, labels, precise)
+        sums.squares[k].index_add_(0, labels, precise.square().sum(1))
+        sums.embeddings[k].index_add_(0, labels, fourier_embedding(own, sums.frequencies[k]).double())
+    if plain is not None:
         sums.pooled.index_add_(0, labels, pooled_pixels(plain).to(device).double())
         sums.contrasts.index_add_(0, labels, contrast(plain).to(device).double())
 

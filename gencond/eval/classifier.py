@@ -18,11 +18,11 @@ from gencond.networks.extractor import Embedding, can_compile
 from gencond.networks.training import Shuffled, Source, Teacher, WholeBatches, new_sgd, train_network, train_networks
 
 TESTED_AT_ONCE = 500
-# Measured with ConvNet-3 of 128 channels on two cores (scripts/bench_seeds.py). Compiled code saves 40 % of a step and
+# Measured with ConvNet-3 of 128 channels on two cores (scripts/bench/seeds.py). Compiled code saves 40 % of a step and
 # costs 20 s, so it pays from about as many pixels that go through a row's networks in training. Below that, a batch of
-# more pixels keeps a CPU busy by itself, and stacked convolutions are slower there.
+# more pixels keeps a CPU busy by itself, and stacked convolutions are slower there; one thread is busy with fewer.
 PIXELS_WORTH_COMPILING = 40_000_000
-PIXELS_SIDE_BY_SIDE = 20_000
+PIXELS_SIDE_BY_SIDE, PIXELS_ON_ONE_THREAD = 20_000, 3_000
 
 
 @torch.no_grad()
@@ -221,7 +221,8 @@ def fastest_way(
     """
     if device.type == "cpu" and batch_pixels * num_steps * num_seeds >= PIXELS_WORTH_COMPILING and can_compile():
         return "compiled"
-    idle = device.type != "cpu" or batch_pixels <= PIXELS_SIDE_BY_SIDE
+    busy = PIXELS_SIDE_BY_SIDE if torch.get_num_threads() > 1 else PIXELS_ON_ONE_THREAD
+    idle = device.type != "cpu" or batch_pixels <= busy
     return "side by side" if idle and num_seeds > 1 else "plain"
 
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 # Qualities from coarse and many photographs to fine and few, of which the best is chosen on a held-out slice.
 QUALITIES = (20, 40, 60, 80)
 # All that decides the bytes is said: defaults change between versions (tune does, in libavif 1.4). Of the settings of
-# scripts/bench_codec.py these have the least error for their bytes; 4:4:4 keeps colours that are a pixel wide.
+# scripts/bench/codec.py these have the least error for their bytes; 4:4:4 keeps colours that are a pixel wide.
 ENCODER = {"codec": "aom", "speed": 4, "advanced": {"tune": "psnr"}, "range": "full", "autotiling": False}
 SUBSAMPLING = {1: "4:0:0", 3: "4:4:4"}
 # A mosaic holds as many photographs as make a megapixel: memory is bounded, no limit of a decoder is met, mosaics are

@@ -1,6 +1,7 @@
 """Frozen extractors: images -> features."""
 
 import copy
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -18,12 +19,18 @@ from gencond.common.progress import progress
 from gencond.common.ranges import to_signed
 from gencond.data.mapped import MappedImages
 
+logger = logging.getLogger(__name__)
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COMPILERS = ("g++", "clang++", "c++", "cl")
 # Graphs are kept for each batch size and each architecture; beyond the limit torch falls back to slow code silently.
 GRAPHS_KEPT = 64
-# Images in one forward without gradient: large enough for a GPU, small enough for a CPU's caches.
-EMBEDDED_AT_ONCE = 256
+# Images in one forward without gradient, on a GPU and at most on a CPU, where activations of more pixels than these
+# leave its caches.
+EMBEDDED_AT_ONCE, CACHED_PIXELS = 256, 20_480
+# That go through networks without gradient: from so many on, compiling takes less time than it saves (ConvNet-3 of 64
+# channels on one thread: 20 to 30 s, and half a millisecond for each image of 32 px).
+PIXELS_WORTH_COMPILING = 60_000_000
 BATCHES_WORTH_A_BAR = 20
 SEVERAL = 5  # times as long; CPUs that compute in bfloat16 take about as long or less, others twenty times
 
@@ -83,17 +90,18 @@ class Embedding:
 
     Args:
         precision: "float32", or "bfloat16" for convolutions and products, with features in float32 all the same.
-        compile: on a CPU it needs a C++ compiler; half a minute for each batch size at first.
+        compile: on a CPU it needs a C++ compiler; half a minute for each batch size at first. None leaves it to
+            `for_many`.
     Raises:
         InputError: another precision, or no compiler.
     """
 
-    def __init__(self, precision: str = "float32", compile: bool = False) -> None:
+    def __init__(self, precision: str = "float32", compile: bool | None = False) -> None:
         if precision not in DTYPES:
             raise InputError(f"unknown precision {precision!r}; known: {', '.join(DTYPES)}")
         if compile and not can_compile():
             raise InputError("features.compile needs a C++ compiler (g++): install one or set features.compile=false")
-        self.dtype, self.compile = DTYPES[precision], compile
+        self.precision, self.dtype, self.compile = precision, DTYPES[precision], compile
         self._compiled: dict[bool, Callable[[dict[str, Tensor], Tensor], Tensor]] = {}  # by training mode
 
     def __call__(self, network: nn.Module, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
@@ -105,6 +113,18 @@ class Embedding:
         weights = {f"network.{name}": tensor for name, tensor in network.named_parameters()}
         buffers = {f"network.{name}": tensor for name, tensor in network.named_buffers()}
         return self._compiled[network.training](weights | buffers, images)
+
+    def for_many(self, num_pixels: int, device: torch.device) -> "Embedding":
+        """What embeds so many pixels fastest, without gradient: compiled, where that is left open and pays on a CPU.
+
+        Says so in one line where there is no C++ compiler.
+        """
+        if self.compile is not None or device.type != "cpu" or num_pixels < PIXELS_WORTH_COMPILING:
+            return self
+        if not can_compile():
+            logger.info("extractors: not compiled, since there is no C++ compiler (g++); compiled code is faster")
+            return self
+        return Embedding(self.precision, compile=True)
 
     def _autocast(self, images: Tensor) -> torch.autocast:
         return torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not torch.float32)
@@ -173,9 +193,20 @@ class Extractor(nn.Module):
         """What the network's own head says of its features."""
         return self.network.classifier(features)
 
+    def embedded_by(self, embed: Embedding) -> "Extractor":
+        """The same network, and not a copy of it, whose features `embed` computes."""
+        other = copy.copy(self)
+        other.embed = embed
+        return other
+
     def train(self, mode: bool = True) -> "Extractor":
         """Stays in eval mode: a frozen extractor has no training behaviour."""
         return super().train(False)
+
+
+def images_in_caches(side: int, device: torch.device) -> int:
+    """How many images of `side` pixels are embedded at once without gradient; a CPU's caches hold their activations."""
+    return EMBEDDED_AT_ONCE if device.type != "cpu" else max(1, min(EMBEDDED_AT_ONCE, CACHED_PIXELS // side**2))
 
 
 @torch.no_grad()

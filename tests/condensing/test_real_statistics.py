@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gencond.common.ranges import to_signed
 from gencond.condensing.real_statistics import (
     RealStatistics,
+    _batches,
     cached_statistics,
     images_at_once,
     real_statistics,
@@ -19,7 +20,7 @@ from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
 from gencond.losses.kernels import fourier_embedding
 from gencond.networks.convnet import ConvNet
-from gencond.networks.extractor import Extractor
+from gencond.networks.extractor import Embedding, Extractor
 
 
 @pytest.fixture
@@ -178,9 +179,9 @@ def test_a_killed_pass_goes_on_and_ends_with_the_same_bits(
 
     monkeypatch.setattr(
         "gencond.condensing.real_statistics.images_at_once", lambda side: 50
-    )  # 3 batches a pass; 3 of the probe
+    )  # 3 batches a pass, all of them the probe
     whole = cached(tmp_path / "whole")
-    for calls in (5, 6, 5):  # after 2, 5 and 7 of 9 batches
+    for calls in (4, 5, 4):  # after 4, 6 and 7 of 9 batches
         mend = kill_after(extractors[1], calls)
         with pytest.raises(Killed):
             cached(tmp_path / "killed")
@@ -196,6 +197,33 @@ def test_a_killed_pass_goes_on_and_ends_with_the_same_bits(
     assert [path.name for path in (tmp_path / "killed" / "statistics").iterdir()] == [
         path.name for path in (tmp_path / "whole" / "statistics").iterdir()
     ]
+
+
+def test_a_long_pass_is_compiled_on_a_cpu_that_can_and_says_where_it_cannot(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="gencond")
+    cpu, open_one = torch.device("cpu"), Embedding(compile=None)
+    assert open_one.for_many(10**6, cpu) is open_one and not open_one.compile
+    assert open_one.for_many(10**9, torch.device("cuda")) is open_one
+    for told in (Embedding(compile=False), Embedding("bfloat16")):
+        assert told.for_many(10**9, cpu) is told
+    monkeypatch.setattr("gencond.networks.extractor.can_compile", lambda: True)
+    compiled = Embedding("bfloat16", compile=None).for_many(10**9, cpu)
+    assert compiled.compile and compiled.precision == "bfloat16"
+    monkeypatch.setattr("gencond.networks.extractor.can_compile", lambda: False)
+    assert open_one.for_many(10**9, cpu) is open_one
+    assert caplog.text.count("no C++ compiler") == 1
+
+
+def test_every_image_is_in_one_batch_and_a_random_part_comes_first() -> None:
+    rng = torch.Generator().manual_seed(0)
+    for count, size in ((7, 3), (500, 500), (501, 500), (1800, 400)):
+        first, batches = _batches(count, size, rng)
+        assert torch.equal(torch.cat(batches).sort().values, torch.arange(count))
+        assert all(0 < len(rows) <= size for rows in batches)
+        assert sum(map(len, batches[:first])) == min(count, 500)
+        assert count < 1800 or batches[0].max() > 1000
 
 
 def test_large_images_go_in_smaller_batches() -> None:

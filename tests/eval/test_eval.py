@@ -78,19 +78,24 @@ def test_a_judgement_depends_on_its_seed_alone(digits: tuple, monkeypatch) -> No
     assert judge(0) == first != judge(1)
     # side by side as alone; rounding may turn over a test image that lies between two classes
     assert judge(0, 1) == pytest.approx([*first, *judge(1)], abs=2 / len(test))
-    monkeypatch.setattr("gencond.eval.classifier.PIXELS_SIDE_BY_SIDE", 0)
+    for busy in ("PIXELS_SIDE_BY_SIDE", "PIXELS_ON_ONE_THREAD"):
+        monkeypatch.setattr(f"gencond.eval.classifier.{busy}", 0)
     assert judge(0, 1) == [*first, *judge(1)]
 
 
 def test_long_trainings_are_compiled_short_ones_of_small_batches_run_side_by_side(monkeypatch) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr("gencond.eval.classifier.can_compile", lambda: True)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     assert fastest_way(cpu, 10 * 32**2, 1000, 5) == "compiled"
     assert fastest_way(cpu, 128 * 8**2, 300, 3) == "side by side"
     assert fastest_way(cpu, 100 * 32**2, 10, 3) == fastest_way(cpu, 128 * 8**2, 300, 1) == "plain"
     assert fastest_way(torch.device("cuda"), 256 * 32**2, 1000, 5) == "side by side"
     monkeypatch.setattr("gencond.eval.classifier.can_compile", lambda: False)
     assert fastest_way(cpu, 10 * 32**2, 1000, 5) == "side by side"
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)  # which fewer pixels keep busy
+    assert fastest_way(cpu, 10 * 8**2, 300, 3) == "side by side"
+    assert fastest_way(cpu, 128 * 8**2, 300, 3) == "plain"
 
 
 @pytest.mark.slow

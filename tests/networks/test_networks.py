@@ -9,7 +9,7 @@ from torch import nn
 from gencond.common.errors import InputError
 from gencond.common.files import state_fingerprint
 from gencond.networks.classic import alexnet, lenet, mlp, vgg11
-from gencond.networks.convnet import ConvNet, automatic_depth
+from gencond.networks.convnet import ConvNet, automatic_depth, average_pooling
 from gencond.networks.extractor import Extractor
 from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import CifarResNet, ResNet18, ResNetAP10
@@ -42,6 +42,22 @@ def test_the_norm_is_instance_norm() -> None:
     network = ConvNet(3, 10, 16, width=4, depth=2)
     x = torch.randn(5, 4, 8, 8)
     torch.testing.assert_close(network.norms[0](x), torch.nn.InstanceNorm2d(4)(x))
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(8, 8), (4, 4), (2, 2), (7, 7), (6, 6), (12, 12), (32, 32), (64, 64), (8, 4)]
+)
+def test_pooled_pixels_and_their_gradients_are_those_of_means_over_squares(height: int, width: int) -> None:
+    images = torch.randn(3, 2, height, width, dtype=torch.float64, requires_grad=True)
+    pooled = average_pooling(images)
+    expected = torch.stack([
+        torch.stack([images[..., i : i + 2, j : j + 2].mean((-2, -1)) for j in range(0, width - 1, 2)], -1)
+        for i in range(0, height - 1, 2)
+    ], -2)  # fmt: skip
+    torch.testing.assert_close(pooled, expected)
+    direction = torch.randn_like(pooled)
+    gradients = [torch.autograd.grad((way * direction).sum(), images)[0] for way in (pooled, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_too_many_blocks_are_refused() -> None:

@@ -1,7 +1,7 @@
 """Whether `gencond doctor` tells the truth: its forecast of each stage beside real steps, on images made here.
 
-    python scripts/bench_forecast.py                                    # all recipes; an hour or two on two cores
-    python scripts/bench_forecast.py gencond:cifar10:quick dm:cifar10:quick --classes 10 100 --cpu
+    python scripts/bench/forecast.py                                    # all recipes; an hour or two on two cores
+    python scripts/bench/forecast.py gencond:cifar10:quick dm:cifar10:quick --classes 10 100 --cpu
 
 "measured" is the time of real steps after a warm-up, in which torch compiles, times their number: of pretraining,
 extractors and encoding ten steps, of matching two of each prefix length that is drawn, weighted by how often the run
@@ -75,6 +75,9 @@ def clocked(run: Callable[[], object]) -> float:
 def of_lengths(matching: Matching, recipe: Recipe) -> float:
     """Mean seconds of a step of matching, by two of each length after a first one."""
     part, seconds = recipe.condense, {}
+    if part.prefixes_at_once:
+        matching.step(1)
+        return (clocked(lambda: matching.step(2)) + clocked(lambda: matching.step(3))) / 2
     drawn: Counter[int] = Counter()
     for step in range(part.num_steps):  # as `Matching.draw` begins
         rng = step_rng(recipe.seed, "condense", step)

@@ -1,7 +1,7 @@
 """What it costs to train the classifiers of several seeds: a plain loop against gencond's evaluator, at any IPC.
 
-    python scripts/bench_seeds.py                       # 5 seeds, ConvNet-3, 32 px, IPC 1 and 10
-    python scripts/bench_seeds.py --network convnet2w64 --side 8 --channels 1 --protocol quick
+    python scripts/bench/seeds.py                       # 5 seeds, ConvNet-3, 32 px, IPC 1 and 10
+    python scripts/bench/seeds.py --network convnet2w64 --side 8 --channels 1 --protocol quick
 
 The plain loop is one network after the other: augmentation, forward, backward, a step of SGD, in eager float32. Images
 are noise, which costs what photographs cost. Seconds are for all seeds and all steps of the protocol, from the median

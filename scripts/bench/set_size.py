@@ -1,7 +1,7 @@
 """Whether memory stays flat as a set grows: decoding and the pass over 1x and 10x images, each in a process of its own.
 
-    python scripts/bench_statistics.py                     # 2000 and 20,000 images of 64 px, made here; minutes
-    python scripts/bench_statistics.py --images 5000 --times 1 2 4
+    python scripts/bench/set_size.py                     # 2000 and 20,000 images of 64 px, made here; minutes
+    python scripts/bench/set_size.py --images 5000 --times 1 2 4
 
 "file" decodes into a file of the cache and reads from there, as sets of more than a GB of pixels are; "memory" is
 what smaller sets do. "again" is the start of a second run, which decodes nothing where there is a file. The peak is of

@@ -1,6 +1,6 @@
 """What the codec's settings are worth: the error of photographs at equal bytes, for each way to encode them.
 
-    python scripts/bench_codec.py --data cifar10.npz --ipc 100
+    python scripts/bench/codec.py --data cifar10.npz --ipc 100
 
 Random training images of each class go into mosaics as `gencond.eval.codec` makes them, at several qualities. Of each
 setting the table has bytes and PSNR, and the bytes that it would take, between two of its qualities, for the PSNR that

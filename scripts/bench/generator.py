@@ -1,7 +1,7 @@
 """How fast a published backbone makes images: with a spectral norm at each call, as it was published, and as here.
 
-    python scripts/bench_generator.py                          # BigGAN-deep, 128 px, full width, random weights
-    python scripts/bench_generator.py --resolution 256 --batch 1 8
+    python scripts/bench/generator.py                          # BigGAN-deep, 128 px, full width, random weights
+    python scripts/bench/generator.py --resolution 256 --batch 1 8
 
 "as published" divides every weight by its spectral norm in each forward pass and normalises, scales and shifts in
 steps; "folded" has the norm divided out and one multiply-add a batch norm; "channels-last" is what `sample` does.

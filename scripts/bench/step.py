@@ -1,8 +1,8 @@
 """What a condensing step costs: DM, M3D, DREAM and cached statistics at CIFAR-10 shapes, on images made here.
 
-    python scripts/bench_step.py                                  # a table; minutes on two cores
-    python scripts/bench_step.py --recipes dm cached --ipc 1 10 --real 500 2000 8000
-    python scripts/bench_step.py --json                           # the last line is JSON, for scripts
+    python scripts/bench/step.py                                  # a table; minutes on two cores
+    python scripts/bench/step.py --recipes dm cached --ipc 1 10 --real 500 2000 8000
+    python scripts/bench/step.py --json                           # the last line is JSON, for scripts
 
 Each recipe runs at its own settings but for IPC and width: real batches, network and augmentation are those of the
 paper. "s / step" is the median over steps after a warm-up in which torch compiles. DREAM chooses its real images anew

@@ -1,7 +1,7 @@
 """How far images read from JPEGs that are decoded at a fraction lie from wholly decoded ones, and how much faster.
 
-    python scripts/bench_decoding.py FOLDER                      # photographs in class folders
-    python scripts/bench_decoding.py FOLDER --height 375         # first brought to that height, as tiles of them
+    python scripts/bench/decoding.py FOLDER                      # photographs in class folders
+    python scripts/bench/decoding.py FOLDER --height 375         # first brought to that height, as tiles of them
 
 With `--height`, pictures of that height and four thirds of it in width are made of photographs side by side, so that
 they are as sharp as the files are, and stored at JPEG quality 90.

@@ -1,6 +1,6 @@
 """Accuracy against wall time and against iterations: chosen recipes, chosen data, as JSON and a plot.
 
-    python scripts/bench_accuracy.py dm:fashion_mnist:quick cached:fashion_mnist:quick --data DIR --out runs/race \
+    python scripts/bench/accuracy.py dm:fashion_mnist:quick cached:fashion_mnist:quick --data DIR --out runs/race \
         --ipc 10 --at 0 10 30 100 300 --protocol dm:100 --network convnet3w64 --seeds 3
 
 Every recipe starts from nothing, with empty caches: its clock runs through extractors, the pass over the real images

@@ -1,7 +1,7 @@
 """What a condensing step takes of memory as its classes grow: all at once, and in chunks (`condense.images_at_once`).
 
-    python scripts/bench_memory.py                                # a table; minutes on two cores
-    python scripts/bench_memory.py --classes 10 100 1000 --at-once none 10 --recipe imagenet1k-128:narrow
+    python scripts/bench/memory.py                                # a table; minutes on two cores
+    python scripts/bench/memory.py --classes 10 100 1000 --at-once none 10 --recipe imagenet1k-128:narrow
 
 One step over all classes with one image of each, forward and backward, on images made here. "before" is the process
 with model, optimizer and statistics, "peak" the most it held during the step; on a GPU both are what tensors took. Each
