@@ -246,7 +246,7 @@ class _Rehearsal:
             return
         pool = pool_of(extractors)
         statistics = _blank_statistics(self.parts, pool[0].feature_dim).to(self.parts.device)
-        of_net = (statistics.mean, statistics.spread, statistics.embedding, statistics.frequencies)
+        of_net = (statistics.mean, statistics.embedding, statistics.frequencies)
         self.statistics_bytes = self.num_nets * sum(tensor.nbytes for tensor in of_net)
         probe, of_image, once = _pass_seconds(self.parts, pool, self.num_nets * part.num_passes * self._seen)
         passes = f", {part.num_passes} passes" if part.num_passes > 1 else ""
@@ -373,7 +373,6 @@ def _blank_statistics(parts: Parts, feature_dim: int) -> RealStatistics:
     rng = torch.Generator().manual_seed(0)
     return RealStatistics(
         mean=torch.zeros(1, classes, feature_dim),
-        spread=torch.ones(1, classes),
         embedding=torch.zeros(1, classes, 2 * length),
         frequencies=torch.randn(1, feature_dim, length, generator=rng),
         gap=torch.ones(1),

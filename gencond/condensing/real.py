@@ -75,7 +75,6 @@ class CachedTargets:
     """
 
     centers: Float[Tensor, "classes d"]
-    spread: Float[Tensor, " classes"]
     embedding: Float[Tensor, "classes r2"]
     frequencies: Float[Tensor, "d r"]
     pooled: Float[Tensor, "classes p"]
@@ -85,7 +84,6 @@ class CachedTargets:
     def of(cls, statistics: RealStatistics, net: int, classes: Int64[Tensor, " classes"]) -> "CachedTargets":
         return cls(
             statistics.mean[net][classes],
-            statistics.spread[net][classes],
             statistics.embedding[net][classes],
             statistics.frequencies[net],
             statistics.pooled[classes],
@@ -121,10 +119,6 @@ class BatchTargets:
     @property
     def centers(self) -> Float[Tensor, "classes d"]:
         return self.features.mean(1)
-
-    @property
-    def spread(self) -> Float[Tensor, " classes"]:
-        return self.features.var(1, unbiased=False).sum(1).clamp_min(1e-12)
 
     @property
     def pooled(self) -> Float[Tensor, "classes p"]:

@@ -51,7 +51,6 @@ class RealStatistics:
 
     Args:
         mean: mean feature.
-        spread: trace of the feature covariance, in squared feature units.
         embedding: mean random Fourier embedding of the features.
         frequencies: of that embedding; its bandwidths are .5, 1 and 2 times the median feature distance.
         gap: mean squared distance between two class means, the unit in which features of a net are compared.
@@ -60,7 +59,6 @@ class RealStatistics:
     """
 
     mean: Float[Tensor, "k classes d"]
-    spread: Float[Tensor, "k classes"]
     embedding: Float[Tensor, "k classes r2"]
     frequencies: Float[Tensor, "k d r"]
     gap: Float[Tensor, " k"]
@@ -77,14 +75,13 @@ class Sums:
 
     Args:
         frequencies: see `RealStatistics`.
-        features, squares, embeddings: of the extractors' features under augmentation, of all passes.
+        features, embeddings: of the extractors' features under augmentation, of all passes.
         pooled, contrasts: of images as they are, of the first pass.
         done: batches that are in the sums.
     """
 
     frequencies: Float[Tensor, "k d r"]
     features: Float64[Tensor, "k classes d"]
-    squares: Float64[Tensor, "k classes"]
     embeddings: Float64[Tensor, "k classes r2"]
     pooled: Float64[Tensor, "classes p"]
     contrasts: Float64[Tensor, "classes c"]
@@ -127,7 +124,7 @@ def cached_statistics(
     All processes have to call it: they share the pass, and the main one writes.
     """
     key = short_hash(
-        "statistics-6",
+        "statistics-7",
         data.fingerprint,
         pool_key,
         augmentation.strategy,
@@ -283,15 +280,14 @@ def _no_sums(data: LabeledImages, frequencies: Float[Tensor, "k d r"]) -> Sums:
     plain = to_signed(data.images[:1])
     sizes = (
         (num_nets, data.num_classes, feature_dim),
-        (num_nets, data.num_classes),
         (num_nets, data.num_classes, 2 * num_frequencies),
         (data.num_classes, pooled_pixels(plain).shape[1]),
         (data.num_classes, contrast(plain).shape[1]),
     )
-    features, squares, embeddings, pooled, contrasts = (
+    features, embeddings, pooled, contrasts = (
         torch.zeros(size, dtype=torch.float64, device=frequencies.device) for size in sizes
     )
-    return Sums(frequencies, features, squares, embeddings, pooled, contrasts)
+    return Sums(frequencies, features, embeddings, pooled, contrasts)
 
 
 def _batches(count: int, batch_size: int, rng: torch.Generator) -> tuple[int, list[Tensor]]:
@@ -330,9 +326,7 @@ def _add(
     labels = labels.to(device)
     for k, of_net in enumerate(features):
         own = of_net.to(device)
-        precise = own.double()
-        sums.features[k].index_add_(0, labels, precise)
-        sums.squares[k].index_add_(0, labels, precise.square().sum(1))
+        sums.features[k].index_add_(0, labels, own.double())
         sums.embeddings[k].index_add_(0, labels, fourier_embedding(own, sums.frequencies[k]).double())
     if plain is not None:
         sums.pooled.index_add_(0, labels, pooled_pixels(plain).to(device).double())
@@ -352,14 +346,12 @@ def _averages(sums: Sums, data: LabeledImages, num_passes: int) -> RealStatistic
     count = data.counts.to(sums.features.device)
     seen = (count * num_passes).double()
     mean = sums.features / seen[:, None]
-    spread = (sums.squares / seen - mean.square().sum(-1)).clamp_min(1e-12)
     # The mean over pairs of classes from sums over classes: C sum |m|^2 - |sum m|^2 is the sum over pairs.
     num_classes = data.num_classes
     pairs = num_classes * mean.square().sum((1, 2)) - mean.sum(1).square().sum(1)
     gap = (pairs / (num_classes * (num_classes - 1) / 2)).clamp_min(1e-12)
     return RealStatistics(
         mean=mean.float().cpu(),
-        spread=spread.float().cpu(),
         embedding=(sums.embeddings / seen[:, None]).float().cpu(),
         frequencies=sums.frequencies.cpu(),
         gap=gap.float().cpu(),
