@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +86,7 @@ def plan(source: str | None, minutes: SupportsFloat | None, overrides: Sequence[
     Raises:
         InputError: minutes that do not suffice, images that cannot be read, overrides that do not fit.
     """
-    minutes = checked_minutes(minutes)
+    minutes, started = checked_minutes(minutes), time.monotonic()
     given = {override.partition("=")[0] for override in overrides}
     asked = load_recipe(METHOD, overrides, source)
     patient = examine(asked)
@@ -95,7 +96,7 @@ def plan(source: str | None, minutes: SupportsFloat | None, overrides: Sequence[
     recipe = load_recipe(METHOD, [*changes, *overrides], source)
     check_fit(recipe, patient.sample)
     expected = forecast(recipe, patient.sample, patient.amount, device)
-    steps, notes = chosen_steps(expected, minutes, given)
+    steps, notes = chosen_steps(expected, minutes, given, time.monotonic() - started)
     changes += [f"minutes={minutes:g}", *(f"{field}={count}" for field, count in steps.items())]
     recipe = load_recipe(METHOD, [*changes, *overrides], source)
     changes += follow_from_steps(recipe, expected)
@@ -162,14 +163,18 @@ def derived(patient: Patient, asked: Recipe, device: torch.device) -> tuple[list
     return changes, reasons
 
 
-def chosen_steps(expected: Forecast, minutes: float, given: set[str]) -> tuple[dict[str, int], list[str]]:
+def chosen_steps(
+    expected: Forecast, minutes: float, given: set[str], spent: float = 0.0
+) -> tuple[dict[str, int], list[str]]:
     """(field -> number of steps, notes) that fill the time that other stages leave.
 
+    Args:
+        spent: seconds of the minutes that are gone, by looking and timing.
     Raises:
         InputError: too little is left.
     """
     open_stages = [stage for stage in expected.stages if stage.cost.each and FIELDS[stage.name] not in given]
-    others = sum(stage.seconds for stage in expected.stages if stage not in open_stages)
+    others = spent + sum(stage.seconds for stage in expected.stages if stage not in open_stages)
     left = 60 * minutes * SAFETY - others - sum(stage.cost.once for stage in open_stages)
     matching = next((stage for stage in open_stages if stage.name == Matching.name), None)
     if matching is not None and left < FEWEST_STEPS * matching.cost.each / (1 - sum(SHARES.values())):
@@ -179,15 +184,15 @@ def chosen_steps(expected: Forecast, minutes: float, given: set[str]) -> tuple[d
             f"--minutes {minutes:g} are too few for these images on this machine: give {needed / 60 / SAFETY:.1f} or "
             "more"
         )
-    steps, notes, spent = {}, [], 0.0
+    steps, notes, used = {}, [], 0.0
     for stage in sorted(open_stages, key=lambda stage: stage.name == Matching.name):
-        share = left - spent if stage.name == Matching.name else SHARES[stage.name] * left
+        share = left - used if stage.name == Matching.name else SHARES[stage.name] * left
         count = min(MOST_STEPS[stage.name], rounded_down(share / stage.cost.each))
-        spent += count * stage.cost.each
+        used += count * stage.cost.each
         steps[FIELDS[stage.name]] = count
     if steps.get(FIELDS[Matching.name]) == MOST_STEPS[Matching.name]:
         most = f"{MOST_STEPS[Matching.name]:,} steps of matching are planned at most"
-        notes.append(f"{most}: it ends after {spoken_time(others + spent)}")
+        notes.append(f"{most}: it ends after {spoken_time(others + used)}")
     return steps, notes
 
 
