@@ -168,7 +168,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Times a few steps of each stage on some of the images and prints what a run will take: time, "
         "memory, disk. What the run lacks is named line by line, and the status is then 2, otherwise 0.",
     )
-    doctor.add_argument("--recipe", default="gencond", help="as of condense")
+    doctor.add_argument(
+        "--recipe", default=DEFAULT_RECIPE, help="as of condense (default: %(default)s, whole; see `gencond plan`)"
+    )
     doctor.add_argument("--data", help="as of condense; images are counted, a few are read")
     doctor.add_argument("--out", type=_path, help="run folder, for the space on its disk")
     doctor.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the recipe")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import torch
 
@@ -26,7 +26,7 @@ from gencond.condensing.encode import Encoding
 from gencond.condensing.forecast import Forecast, Stage, forecast
 from gencond.condensing.match import Matching
 from gencond.condensing.pretrain import Pretraining
-from gencond.config import Recipe, load_recipe
+from gencond.config import Recipe, load_recipe, parse_recipe, read_recipe_file
 from gencond.examine import Patient, examine
 from gencond.networks.extractor import can_compile, emulates_bfloat16
 
@@ -253,20 +253,21 @@ def planned_recipe(source: str | None, minutes: SupportsFloat | None, overrides:
         logger.info("plan: that of %s, for %g minutes", file, kept.minutes)
         return kept
     if rank_and_world()[1] > 1:
-        return load_recipe(from_main(lambda: planned_apart(source, wanted, overrides)))
+        return parse_recipe(from_main(lambda: planned_apart(source, wanted, overrides)), METHOD)
     found = plan(source, wanted, overrides)
     logger.info("%s\n", found.page())
     return found.recipe
 
 
-def planned_apart(source: str | None, minutes: float, overrides: Sequence[str]) -> str:
-    """The path of a plan made by a process of its own, whose steps wait for no other process."""
-    file = Path(tempfile.mkdtemp(prefix="gencond-plan-")) / f"{METHOD}.yaml"
-    words = [sys.executable, "-m", "gencond.cli", "plan", "--minutes", f"{minutes:g}", "--out", str(file), *overrides]
-    words += [] if source is None else ["--data", source]
+def planned_apart(source: str | None, minutes: float, overrides: Sequence[str]) -> dict[str, Any]:
+    """What a recipe's file would hold, planned by a process of its own, whose steps wait for no other process."""
     alone = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
-    done = subprocess.run(words, env=alone, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        said = re.findall("^gencond: (.*)$", done.stderr, re.M)
-        raise InputError(said[-1] if said else f"the plan could not be made: {done.stderr.strip()[-500:]}")
-    return str(file)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{METHOD}.yaml"
+        words = [sys.executable, "-m", "gencond.cli", "plan", "--minutes", f"{minutes:g}", "--out", str(file)]
+        words += [*overrides, *([] if source is None else ["--data", source])]
+        done = subprocess.run(words, env=alone, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            said = re.findall("^gencond: (.*)$", done.stderr, re.M)
+            raise InputError(said[-1] if said else f"the plan could not be made: {done.stderr.strip()[-500:]}")
+        return read_recipe_file(file)

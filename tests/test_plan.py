@@ -11,10 +11,10 @@ from gencond.cli import main
 from gencond.common.errors import InputError
 from gencond.condensing.checks import check_fit
 from gencond.condensing.forecast import Amount, Cost, Forecast, Stage
-from gencond.config import load_recipe, to_dict
+from gencond.config import load_recipe, parse_recipe, to_dict
 from gencond.data.images import GENERATOR_SIZES, LabeledImages
 from gencond.examine import Patient
-from gencond.plan import FIELDS, SAFETY, chosen_steps, derived, plan, planned_recipe
+from gencond.plan import FIELDS, SAFETY, chosen_steps, derived, plan, planned_apart, planned_recipe
 
 CPU = torch.device("cpu")
 
@@ -129,3 +129,12 @@ def test_minutes_are_of_the_default_method_alone_and_above_zero(tmp_path: Path) 
         with pytest.raises(InputError, match="--minutes .*: a number above 0"):
             plan("digits", minutes)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_made_by_a_process_of_its_own_is_the_recipe_or_the_line_that_says_why_not(own_cache: Path) -> None:
+    small = ["features.compile=false", "features.width=8", "generator.width=8", "pretrain.discriminator_width=8"]
+    small += ["condense.num_steps=3", "codes.encode_steps=2", "pretrain.num_steps=2", "codes.num_slots=2"]
+    made = parse_recipe(planned_apart("digits", 7.0, [*small, "condense.prefix_lengths=[1,2]"]), "plan")
+    assert made.minutes == 7 and made.data.source == "digits" and made.condense.num_steps == 3
+    with pytest.raises(InputError, match="unknown field 'codes.slots'"):
+        planned_apart("digits", 7.0, ["codes.slots=2"])
