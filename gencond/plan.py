@@ -21,11 +21,14 @@ import torch
 from gencond.common.distributed import from_main, new_accelerator, rank_and_world
 from gencond.common.errors import InputError
 from gencond.common.progress import spoken_time
+from gencond.common.room import require_place
 from gencond.condensing.checks import check_fit
 from gencond.condensing.encode import Encoding
 from gencond.condensing.forecast import Forecast, Stage, forecast
 from gencond.condensing.match import Matching
 from gencond.condensing.pretrain import Pretraining
+from gencond.condensing.quick_score import num_held_out
+from gencond.condensing.run_folder import RunFolder
 from gencond.config import Recipe, load_recipe, parse_recipe, read_recipe_file
 from gencond.examine import Patient, examine
 from gencond.networks.extractor import can_compile, emulates_bfloat16
@@ -46,7 +49,12 @@ FIELDS = {
 SAVED_AFTER_SECONDS = 60.0
 SMALLEST_HALVED = 48  # pixels of a side; extractors see larger images at the side of their parts, which hold no more
 SMALLEST_CUT = 16  # pixels of a side; smaller images are not cut in four
-SCORES_IN_A_RUN, SCORE_IMAGES = 5, 500
+SCORES_IN_A_RUN, SCORE_IMAGES, SCORED_FROM = 5, 500, 500  # training images, of which a tenth is held out at most
+LEAST_MINUTES = 1.0
+TERMS = {
+    "mean": "means", "mmd": "MMD", "gradient": "gradients", "diversity": "intra-class diversity",
+    "center": "inter-class centers", "classification": "classification",
+}  # fmt: skip
 NETWORKS_IN_A_RUN = 8  # at least, one after the other
 OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 
@@ -76,7 +84,7 @@ class Plan:
         return "\n".join(f"{name:<16}{text}".rstrip() for name, text in rows)
 
 
-def plan(source: str | None, minutes: SupportsFloat | None, overrides: Sequence[str] = ()) -> Plan:
+def plan(source: str | None, minutes: SupportsFloat | str | None, overrides: Sequence[str] = ()) -> Plan:
     """The default method for some images, in so many minutes of this machine; times a few steps of each stage.
 
     Args:
@@ -88,38 +96,52 @@ def plan(source: str | None, minutes: SupportsFloat | None, overrides: Sequence[
     """
     minutes, started = checked_minutes(minutes), time.monotonic()
     given = {override.partition("=")[0] for override in overrides}
+    if "minutes" in given:
+        raise InputError("minutes are asked for by --minutes, not as a field of the recipe")
     asked = load_recipe(METHOD, overrides, source)
     patient = examine(asked)
     device = new_accelerator().device
-    changes, reasons = derived(patient, asked, device)
+    changes = derived(patient, asked, given, device)
     changes = [change for change in changes if change.partition("=")[0] not in given]
     recipe = load_recipe(METHOD, [*changes, *overrides], source)
     check_fit(recipe, patient.sample)
     expected = forecast(recipe, patient.sample, patient.amount, device)
     steps, notes = chosen_steps(expected, minutes, given, time.monotonic() - started)
-    changes += [f"minutes={minutes:g}", *(f"{field}={count}" for field, count in steps.items())]
+    changes += [f"minutes={minutes!r}", *(f"{field}={count}" for field, count in steps.items())]
     recipe = load_recipe(METHOD, [*changes, *overrides], source)
     changes += follow_from_steps(recipe, expected)
     recipe = load_recipe(METHOD, [*changes, *overrides], source)
-    return Plan(recipe, minutes, as_planned(expected, recipe), tuple(reasons), tuple(notes))
+    planned = as_planned(expected, recipe)
+    if planned.seconds > 60 * minutes:
+        notes.append(f"the steps that were asked for do not end in {minutes:g} minutes")
+    return Plan(recipe, minutes, planned, tuple(reasons(recipe, patient, device)), tuple(notes))
 
 
-def checked_minutes(minutes: SupportsFloat | None) -> float:
+def checked_minutes(minutes: object) -> float:
     """The minutes, or `DEFAULT_MINUTES`. Raises InputError where they are no number above 0."""
     if minutes is None:
         return DEFAULT_MINUTES
-    if not (math.isfinite(minutes) and float(minutes) > 0):
-        raise InputError(f"--minutes {minutes}: a number above 0")
-    return float(minutes)
+    try:
+        number = float(minutes) if isinstance(minutes, SupportsFloat | str) and minutes is not True else math.nan
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= LEAST_MINUTES):
+        raise InputError(f"--minutes {minutes}: a number from {LEAST_MINUTES:g}, since a few steps are timed first")
+    return number
 
 
-def derived(patient: Patient, asked: Recipe, device: torch.device) -> tuple[list[str], list[tuple[str, str]]]:
-    """(overrides, what to say of them) that follow from the images and the machine."""
-    sample, amount = patient.sample, patient.amount
-    side, smallest = sample.image_size, int(patient.counts.min())
-    cuts = side >= SMALLEST_CUT and side % 2 == 0 and smallest >= 4
-    factor = 2 if cuts else 1
+def derived(patient: Patient, asked: Recipe, given: set[str], device: torch.device) -> list[str]:
+    """Overrides that follow from the images and the machine.
+
+    Args:
+        given: fields that were asked for, which others follow from.
+    """
+    side, smallest = patient.sample.image_size, int(patient.counts.min())
+    factor = 2 if side >= SMALLEST_CUT and side % 2 == 0 and smallest >= 4 else 1
+    factor = asked.synthesizer.factor if "synthesizer.factor" in given else factor
+    cuts = factor > 1 and asked.synthesizer.by_parts
     slots = max(1, min(MOST_SLOTS, smallest // factor**2))
+    slots = asked.codes.num_slots if "codes.num_slots" in given else slots
     lengths = sorted({*(size for size in SIZES if size <= slots), slots})
     judged = [size for size in SIZES if size <= smallest]
     width = 32 if device.type == "cpu" else 64
@@ -127,13 +149,15 @@ def derived(patient: Patient, asked: Recipe, device: torch.device) -> tuple[list
     compiles = can_compile() and device.type in ("cpu", "cuda")
     precision = "bfloat16" if in_bfloat16 and compiles else "float32"
     network = f"convnet{round(math.log2(side / 4))}w64" if side >= 16 else "convnet2w64"
-    changes = [
+    scored = int(patient.counts.sum()) >= SCORED_FROM
+    score_every = max(1, asked.condense.num_steps // SCORES_IN_A_RUN)
+    return [
         f"data.image_size={side}",
         f"synthesizer.factor={factor}",
         f"synthesizer.by_parts={'true' if cuts else 'false'}",
         f"generator.width={width}",
         "features.width=64",
-        f"features.resize={side // 2 if cuts and side >= SMALLEST_HALVED else 'null'}",
+        f"features.resize={side // factor if cuts and side >= SMALLEST_HALVED else 'null'}",
         f"features.precision={precision}",
         f"features.compile={'true' if compiles else 'false'}",
         f"features.train_images={128 if device.type == 'cpu' else 512}",
@@ -142,25 +166,36 @@ def derived(patient: Patient, asked: Recipe, device: torch.device) -> tuple[list
         f"codes.representative_sizes={[size for size in lengths if size <= 10]}",
         f"codes.encode_batch_size={32 if device.type == 'cpu' else 128}",
         f"condense.prefix_lengths={lengths}",
-        f"condense.score_every_steps={max(1, asked.condense.num_steps // SCORES_IN_A_RUN)}",
+        f"condense.score_every_steps={score_every if scored else 'null'}",
         f"condense.score_images={SCORE_IMAGES}",
         f"condense.images_per_step={48 if device.type == 'cpu' else 96}",
         f"evaluate.ipc={judged}",
         f"evaluate.networks=[{network}]",
         "evaluate.protocol=dm:100",
     ]
-    cores = f"{os.cpu_count()} CPU cores" if device.type == "cpu" else device.type
-    compiled = "compiled" if compiles else "not compiled: there is no C++ compiler"
-    reasons = [
-        ("images", f"{amount.num_train:,} to learn from, {sample.num_classes:,} classes of {smallest:,} or more, "
-                   f"{sample.channels}x{side}x{side} px"),
-        ("made", (f"four in one, each {side // 2} px from a code of its own" if cuts else "whole")
-                 + f"; {slots} learned codes a class, in order: the first k are the set of k images"),
-        ("matched", "MMD, intra-class diversity and inter-class centers, in networks that train meanwhile"),
-        ("augmented", f"{asked.data.augmentation}: set data.augmentation where one of these changes a class"),
-        ("on", f"{cores}, extractors in {precision}, {compiled}"),
+
+
+def reasons(recipe: Recipe, patient: Patient, device: torch.device) -> list[tuple[str, str]]:
+    """What a plan does, for people."""
+    sample, part, data = patient.sample, recipe.synthesizer, recipe.data
+    size = f"{sample.channels}x{sample.image_size}x{sample.image_size} px"
+    held_out = int(num_held_out(recipe.condense, patient.counts).sum())
+    scored = f", {held_out:,} of them held out for quick scores" if held_out else ""
+    cut = f"{part.factor**2} in one, each {sample.image_size // part.factor} px from a code of its own"
+    slots = f"{recipe.codes.num_slots} learned codes a class, in order: the first k are the set of k images"
+    terms = ", ".join(word for name, word in TERMS.items() if getattr(recipe.objective, f"{name}_weight"))
+    cores = f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    compiled = "compiled" if recipe.features.compile else "not compiled"
+    if not can_compile():
+        compiled += ": there is no C++ compiler"
+    return [
+        ("images", f"{int(patient.counts.sum()):,} to learn from{scored}; {sample.num_classes:,} classes of "
+                   f"{int(patient.counts.min()):,} or more, {size}"),
+        ("made", f"{cut if part.by_parts else 'whole'}; {slots}"),
+        ("matched", f"{terms}; networks: {recipe.features.kind}"),
+        ("augmented", f"{data.augmentation}: set data.augmentation where one of these changes a class"),
+        ("on", f"{cores}; extractors in {recipe.features.precision}, {compiled}"),
     ]  # fmt: skip
-    return changes, reasons
 
 
 def chosen_steps(
@@ -181,8 +216,8 @@ def chosen_steps(
         needed = others + FEWEST_STEPS * matching.cost.each / (1 - sum(SHARES.values()))
         needed += sum(stage.cost.once for stage in open_stages)
         raise InputError(
-            f"--minutes {minutes:g} are too few for these images on this machine: give {needed / 60 / SAFETY:.1f} or "
-            "more"
+            f"--minutes {minutes:g} are too few for these images on this machine: give "
+            f"{math.ceil(needed / 60 / SAFETY)} or more"
         )
     steps, notes, used = {}, [], 0.0
     for stage in sorted(open_stages, key=lambda stage: stage.name == Matching.name):
@@ -206,12 +241,13 @@ def rounded_down(count: float) -> int:
 
 def follow_from_steps(recipe: Recipe, expected: Forecast) -> list[str]:
     """Overrides that follow from the numbers of steps: how often is saved, averages, how long a network learns."""
+    score_every = max(1, -(-recipe.condense.num_steps // SCORES_IN_A_RUN))
     of_matching = max((stage.cost.each for stage in expected.stages if stage.name == Matching.name), default=1.0)
     return [
         f"save_every_steps={max(1, min(100, rounded_down(SAVED_AFTER_SECONDS / max(of_matching, 1e-3))))}",
         f"pretrain.ema_halflife_steps={max(1, min(1000, recipe.pretrain.num_steps // 12))}",
         f"features.refresh_steps={max(1, min(50, recipe.condense.num_steps // NETWORKS_IN_A_RUN))}",
-        f"condense.score_every_steps={max(1, -(-recipe.condense.num_steps // SCORES_IN_A_RUN))}",
+        *([f"condense.score_every_steps={score_every}"] if recipe.condense.score_every_steps else []),
         f"condense.ema_halflife_steps={max(1, min(20, recipe.condense.num_steps // 10))}",
     ]
 
@@ -236,7 +272,7 @@ def as_planned(expected: Forecast, recipe: Recipe) -> Forecast:
 # --- a run of a plan -----------------------------------------------------------------------------------------------
 
 
-def planned_recipe(source: str | None, minutes: SupportsFloat | None, overrides: Sequence[str], out: Path) -> Recipe:
+def planned_recipe(source: str | None, minutes: SupportsFloat | str | None, overrides: Sequence[str], out: Path) -> Recipe:
     """The recipe of a run of the default method in `out`: planned anew, or that of the run which is there.
 
     Every process of a launch has to call it; one of them plans for all.
@@ -245,7 +281,10 @@ def planned_recipe(source: str | None, minutes: SupportsFloat | None, overrides:
         InputError: another run in `out`; whatever `plan` raises.
     """
     file, wanted = out / "recipe.yaml", checked_minutes(minutes)
-    if from_main(file.is_file):
+    if not from_main(file.is_file):
+        from_main(lambda: RunFolder(out).require_free(load_recipe(METHOD, overrides, source)))
+        from_main(lambda: require_place(out))
+    else:
         kept = load_recipe(str(file), overrides, source)
         if kept.minutes is None or (minutes is not None and kept.minutes != wanted):
             planned = "of a recipe" if kept.minutes is None else f"planned for {kept.minutes:g} minutes"
@@ -264,7 +303,7 @@ def planned_apart(source: str | None, minutes: float, overrides: Sequence[str]) 
     alone = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{METHOD}.yaml"
-        words = [sys.executable, "-m", "gencond.cli", "plan", "--minutes", f"{minutes:g}", "--out", str(file)]
+        words = [sys.executable, "-m", "gencond.cli", "plan", "--minutes", repr(minutes), "--out", str(file)]
         words += [*overrides, *([] if source is None else ["--data", source])]
         done = subprocess.run(words, env=alone, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:

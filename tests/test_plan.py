@@ -14,7 +14,17 @@ from gencond.condensing.forecast import Amount, Cost, Forecast, Stage
 from gencond.config import load_recipe, parse_recipe, to_dict
 from gencond.data.images import GENERATOR_SIZES, LabeledImages
 from gencond.examine import Patient
-from gencond.plan import FIELDS, SAFETY, chosen_steps, derived, plan, planned_apart, planned_recipe
+from gencond.plan import (
+    FIELDS,
+    SAFETY,
+    checked_minutes,
+    chosen_steps,
+    derived,
+    plan,
+    planned_apart,
+    planned_recipe,
+    reasons,
+)
 
 CPU = torch.device("cpu")
 
@@ -39,21 +49,32 @@ def patient(side: int, channels: int, num_classes: int, of_class: int) -> Patien
 def test_parts_slots_and_lengths_follow_from_the_images(
     side: int, of_class: int, factor: int, slots: int, lengths: list[int]
 ) -> None:
-    changes, reasons = derived(patient(side, 3, 10, of_class), load_recipe("gencond"), CPU)
-    recipe = load_recipe("gencond", changes)
+    about = patient(side, 3, 10, of_class)
+    recipe = load_recipe("gencond", derived(about, load_recipe("gencond"), set(), CPU))
     assert (recipe.synthesizer.factor, recipe.codes.num_slots) == (factor, slots)
     assert recipe.synthesizer.by_parts == (factor > 1) and list(recipe.condense.prefix_lengths) == lengths
     assert max(recipe.evaluate.ipc) <= of_class and recipe.data.image_size == side
-    assert ("four in one" in dict(reasons)["made"]) == (factor > 1)
+    assert ("4 in one" in dict(reasons(recipe, about, CPU))["made"]) == (factor > 1)
 
 
 @pytest.mark.parametrize("size", GENERATOR_SIZES)
 @pytest.mark.parametrize("of_class", [2, 400])
 def test_the_plan_fits_every_size_that_is_chosen_by_itself(size: int, of_class: int) -> None:
     about = patient(size, 3, 2, of_class)
-    recipe = load_recipe("gencond", derived(about, load_recipe("gencond"), CPU)[0])
+    recipe = load_recipe("gencond", derived(about, load_recipe("gencond"), set(), CPU))
     rows = torch.arange(2).repeat_interleave(of_class)
     check_fit(recipe, LabeledImages(torch.zeros(2 * of_class, 3, size, size, dtype=torch.uint8), rows, ("a", "b")))
+
+
+def test_what_is_asked_for_is_what_the_rest_follows_from_and_what_is_said() -> None:
+    overrides = ["synthesizer.factor=1", "synthesizer.by_parts=false", "codes.num_slots=20", "features.compile=false"]
+    about, asked = patient(32, 3, 10, 60), load_recipe("gencond", overrides)
+    given = {override.partition("=")[0] for override in overrides}
+    recipe = load_recipe("gencond", [*derived(about, asked, given, CPU), *overrides])
+    assert recipe.condense.prefix_lengths == (1, 10, 20) and recipe.features.resize is None
+    said = dict(reasons(recipe, about, CPU))
+    assert "whole; 20 learned codes" in said["made"] and "not compiled" in said["on"]
+    assert "600 to learn from, 60 of them held out" in said["images"]
 
 
 def expected(**each: float) -> Forecast:
@@ -81,9 +102,9 @@ def test_steps_that_were_asked_for_stay_and_leave_their_time_to_the_others() -> 
 
 
 def test_minutes_that_do_not_suffice_say_how_many_do() -> None:
-    with pytest.raises(InputError, match=r"--minutes 1 are too few .* give [\d.]+ or more") as error:
+    with pytest.raises(InputError, match=r"--minutes 1 are too few .* give \d+ or more") as error:
         chosen_steps(expected(pretrain=0.3, encode=0.2, condense=2.5), 1.0, set())
-    enough = float(str(error.value).rpartition("give ")[2].split()[0]) + 0.1
+    enough = float(str(error.value).rpartition("give ")[2].split()[0])
     assert chosen_steps(expected(pretrain=0.3, encode=0.2, condense=2.5), enough, set())[0]["condense.num_steps"] >= 20
 
 
@@ -98,7 +119,7 @@ def test_a_plan_is_a_recipe_that_can_be_kept_and_what_was_asked_for_is_in_it(
     asked = ["--data", "digits", "--minutes", "3", "codes.num_slots=4", "features.compile=false"]
     main(["plan", *asked, "--out", str(tmp_path / "own.yaml")])
     said = capsys.readouterr().out
-    for word in ("1,438 to learn from", "MMD, intra-class diversity and inter-class centers", "condense ", "all of it"):
+    for word in ("1,438 to learn from", "MMD, intra-class diversity, inter-class centers", "condense ", "all of it"):
         assert word in said, said
     kept = load_recipe(str(tmp_path / "own.yaml"))
     assert kept.minutes == 3 and kept.codes.num_slots == 4 and kept.data.source == "digits"
@@ -125,9 +146,15 @@ def test_a_run_without_a_recipe_goes_on_with_its_plan(
 def test_minutes_are_of_the_default_method_alone_and_above_zero(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="minutes plan the default method"):
         gencond.condense("digits", tmp_path / "run", "dm", minutes=5)
-    for minutes in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(InputError, match="--minutes .*: a number above 0"):
-            plan("digits", minutes)
+    for minutes in (0.0, -1.0, 0.9, float("nan"), float("inf"), 10**400, True, "five"):
+        with pytest.raises(InputError, match="--minutes .*: a number from 1"):
+            checked_minutes(minutes)
+    assert checked_minutes("5") == 5 and checked_minutes(None) == 30
+    with pytest.raises(InputError, match="minutes are asked for by --minutes"):
+        plan("digits", 5.0, ["minutes=3"])
+    (tmp_path / "file").write_text("not a run")
+    with pytest.raises(InputError, match="exists and is no run folder"):
+        planned_recipe("digits", 5.0, [], tmp_path / "file")
     assert not (tmp_path / "run").exists()
 
 
