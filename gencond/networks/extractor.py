@@ -29,8 +29,8 @@ GRAPHS_KEPT = 64
 # leave its caches.
 EMBEDDED_AT_ONCE, CACHED_PIXELS = 256, 20_480
 # That go through networks without gradient: from so many on, compiling takes less time than it saves (ConvNet-3 of 64
-# channels on one thread: 20 to 30 s, and half a millisecond for each image of 32 px).
-PIXELS_WORTH_COMPILING = 60_000_000
+# channels on one thread: half a minute, and a quarter of a millisecond for each image of 32 px).
+PIXELS_WORTH_COMPILING = 200_000_000
 BATCHES_WORTH_A_BAR = 20
 SEVERAL = 5  # times as long; CPUs that compute in bfloat16 take about as long or less, others twenty times
 
