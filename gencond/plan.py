@@ -272,7 +272,9 @@ def as_planned(expected: Forecast, recipe: Recipe) -> Forecast:
 # --- a run of a plan -----------------------------------------------------------------------------------------------
 
 
-def planned_recipe(source: str | None, minutes: SupportsFloat | str | None, overrides: Sequence[str], out: Path) -> Recipe:
+def planned_recipe(
+    source: str | None, minutes: SupportsFloat | str | None, overrides: Sequence[str], out: Path
+) -> Recipe:
     """The recipe of a run of the default method in `out`: planned anew, or that of the run which is there.
 
     Every process of a launch has to call it; one of them plans for all.

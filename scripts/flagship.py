@@ -99,7 +99,7 @@ BUDGETS = {
             "features.snapshot_steps=[1,3]", "features.num_trajectories=1", "features.num_random=1",
             "features.batch_size=16", "features.precision=float32", "features.compile=false", "real.batch_size=4",
             "real.candidates=16", "real.num_passes=1", "real.num_frequencies=12", "codes.num_slots=4",
-            "codes.representative_sizes=[1,4]", "codes.encode_steps=0", "condense.num_steps=4",
+            "codes.representative_sizes=[1,4]", "codes.encode_steps=0", "codes.start=prior", "condense.num_steps=4",
             "condense.prefix_lengths=null", "condense.stream_length=2", "condense.representative_batch_size=8",
             "save_every_steps=2", "evaluate.ipc=[1]",
         ),

@@ -187,7 +187,8 @@ def test_what_is_missing_is_named_line_by_line_and_ends_with_status_2(
         capsys, "--data", str(photographs), "features.compile=true", "features.network=mobilenetv3_small_050",
         f"features.weights={tmp_path / 'none.pth'}", "generator.width=8", "pretrain.num_steps=1", "features.resize=32",
         "features.num_trajectories=0", "features.num_random=1", "objective.classification_weight=0",
-        "condense.num_steps=1", "evaluate.networks=[unheard]", fails=True,
+        "condense.num_steps=1", "evaluate.networks=[unheard]", "synthesizer.factor=1", "synthesizer.by_parts=false",
+        fails=True,
     )  # fmt: skip
     missing = re.findall("^missing +(.*)$", said, re.M)
     assert [re.sub(r"[=:].*", "", line) for line in missing] == [
