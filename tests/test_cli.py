@@ -196,7 +196,8 @@ def test_a_folder_of_photographs_goes_all_the_way(tmp_path: Path) -> None:
     out = tmp_path / "run"
     main([
         "condense", "--recipe", "gencond", "--data", str(tmp_path / "photos"), "--out", str(out), *TINY,
-        "synthesizer.factor=1", "synthesizer.by_parts=false", "codes.start=prior",
+        "synthesizer.factor=1", "synthesizer.by_parts=false", "codes.start=prior", "features.compile=false",
+        "features.precision=float32", "features.train_images=16", "real.batch_size=4",
         "generator.chunk_dim=4", "data.image_size=16", "generator.num_blocks=1",
     ])  # fmt: skip
     main(["evaluate", str(out), "--ipc", "1", "10"])
