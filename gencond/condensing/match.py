@@ -74,8 +74,10 @@ class Matching:
         self.anchored = (representatives.slots > 0).nonzero()[:, 0].cpu()
         at_most = parts.condense.representative_batch_size if parts.term_weights["representative"] else 0
         self.num_anchors = min(at_most, len(self.anchored))
-        self.lengths = parts.condense.prefix_lengths or (condensed.num_slots,)
-        self.at_once = parts.condense.prefixes_at_once
+        lengths = parts.condense.prefix_lengths or (condensed.num_slots,)
+        at_once = parts.condense.prefixes_at_once
+        # Of which a step takes one.
+        self.lengths = (tuple(sorted(set(lengths))),) if at_once else tuple((length,) for length in lengths)
         self.clamp_every = parts.pixels.clamp_every_steps if isinstance(condensed, CondensedPixels) else 0
 
     def draw(self, number: int) -> Draw:
@@ -83,12 +85,11 @@ class Matching:
         part, rng = self.parts.condense, step_rng(self.parts.seed, self.name, number)
         fresh = bool(torch.rand((), generator=rng) < part.stream_probability)
         choice = int(torch.randint(len(self.lengths), (), generator=rng))
-        lengths = tuple(sorted(set(self.lengths))) if self.at_once else (self.lengths[choice],)
         return Draw(
             step=number,
             classes=torch.randperm(self.parts.data.num_classes, generator=rng)[: part.classes_per_step].sort().values,
             first_slot=self.condensed.num_slots + number * part.stream_length if fresh else 0,
-            lengths=(part.stream_length,) if fresh else lengths,
+            lengths=(part.stream_length,) if fresh else self.lengths[choice],
             extractor=self.extractors.at(number, rng),
             anchors=self.anchored[torch.randperm(len(self.anchored), generator=rng)[: self.num_anchors]],
             rng=rng,

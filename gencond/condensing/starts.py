@@ -57,7 +57,8 @@ class Representatives:
         return self.read(slice(None))
 
 
-COMPONENTS_OF, SMALLEST_SPREAD = 2000, 1e-3
+COMPONENTS_OF = 2000  # images, at most
+SMALLEST_SPREAD = 1e-3  # of a component, in that of the largest
 
 # (rows of a class, a random order of them) -> the rows that its slots start from, `factor` squared for each slot
 Chooser = Callable[[Int64[Tensor, " n"], Int64[Tensor, " n"]], Int64[Tensor, " k"]]
@@ -178,6 +179,11 @@ class PixelStarts(Starts):
         return nearest_to_centers
 
 
+def _rows_of_codes(condensed: CondensedDataset, representatives: Representatives) -> Int64[Tensor, " n"]:
+    """Which learned codes are those of the slots that start from images."""
+    return (representatives.labels * condensed.num_slots + representatives.slots).cpu()
+
+
 @torch.no_grad()
 def start_from_transform(condensed: CondensedDataset, representatives: Representatives, step: float) -> None:
     """Makes the generator the transform of what the slots are to make, and their codes its numbers, in place.
@@ -190,7 +196,7 @@ def start_from_transform(condensed: CondensedDataset, representatives: Represent
     numbers = whole_numbers(condensed.generator.fit(squares, step))
     of_part = condensed.generator.squares_in_a_row**2
     numbers = numbers.unflatten(0, (-1, of_part)).transpose(1, 2)  # as feature maps lie
-    rows = (representatives.labels * condensed.num_slots + representatives.slots).cpu()
+    rows = _rows_of_codes(condensed, representatives)
     condensed.codes.learned[rows] = numbers.reshape(len(rows), -1)
 
 
@@ -213,7 +219,7 @@ def start_from_components(condensed: CondensedDataset, representatives: Represen
     spread = scores.std(0)
     known = spread > SMALLEST_SPREAD * spread.max()  # beyond the rank of the images are none
     codes = condensed.codes.learned.view(-1, condensed.parts, condensed.generator.config.latent_dim)
-    rows = (representatives.labels * condensed.num_slots + representatives.slots).cpu()
+    rows = _rows_of_codes(condensed, representatives)
     of_image = (scores[:, known] / spread[known]).unflatten(0, (-1, condensed.parts))
     started = codes[rows]
     started[..., : of_image.shape[-1]] = of_image

@@ -232,6 +232,11 @@ class CondenseStep:
 # --- several prefixes in one step ----------------------------------------------------------------------------------
 
 
+def _stretches(lengths: Sequence[int]) -> list[range]:
+    """The slots up to the first length, from there to the second, and so on."""
+    return [range(start, stop) for start, stop in pairwise((0, *lengths))]
+
+
 def shares_of(lengths: Sequence[int], at_most: int | None) -> list[int]:
     """How many slots are looked at of each stretch: up to the first length, from there to the second, and so on.
 
@@ -239,12 +244,12 @@ def shares_of(lengths: Sequence[int], at_most: int | None) -> list[int]:
         lengths: ascending.
         at_most: slots in all, but at least one of each stretch; short stretches are looked at whole. None takes all.
     """
-    stretches = [stop - start for start, stop in pairwise((0, *lengths))]
+    stretches = _stretches(lengths)
     if at_most is None:
-        return stretches
+        return [len(stretch) for stretch in stretches]
     shares, left = [], at_most
     for number, stretch in enumerate(stretches):
-        shares.append(min(stretch, max(1, left // (len(stretches) - number))))
+        shares.append(min(len(stretch), max(1, left // (len(stretches) - number))))
         left -= shares[-1]
     return shares
 
@@ -257,17 +262,17 @@ def weights_of_sets(lengths: Sequence[int], shares: Sequence[int], images_of_slo
     Returns:
         Rows of sum 1, a row a length.
     """
-    of_stretch = torch.tensor([stop - start for start, stop in pairwise((0, *lengths))]) / torch.tensor(shares)
-    columns = of_stretch.repeat_interleave(torch.tensor(shares) * images_of_slot)
-    first_stretch = torch.arange(len(lengths)).repeat_interleave(torch.tensor(shares) * images_of_slot)
-    within = first_stretch <= torch.arange(len(lengths))[:, None]
-    return columns * within / (torch.tensor(lengths)[:, None] * images_of_slot)
+    looked_at = torch.tensor(shares)
+    stretch = torch.arange(len(lengths)).repeat_interleave(looked_at * images_of_slot)  # that each image is of
+    stands_for = torch.tensor([len(one) for one in _stretches(lengths)]) / looked_at
+    within = stretch <= torch.arange(len(lengths))[:, None]
+    return stands_for[stretch] * within / (torch.tensor(lengths)[:, None] * images_of_slot)
 
 
 def _some_of_each_stretch(draw: Draw, shares: Sequence[int]) -> Int64[Tensor, "classes k"]:
     """Slots that stand for the stretches, anew for each class."""
     slots = [
-        start + torch.rand(len(draw.classes), stop - start, generator=draw.rng).argsort(1)[:, :share]
-        for (start, stop), share in zip(pairwise((0, *draw.lengths)), shares, strict=True)
+        stretch.start + torch.rand(len(draw.classes), len(stretch), generator=draw.rng).argsort(1)[:, :share]
+        for stretch, share in zip(_stretches(draw.lengths), shares, strict=True)
     ]
     return torch.cat(slots, 1)

@@ -73,23 +73,20 @@ def clocked(run: Callable[[], object]) -> float:
 
 
 def of_lengths(matching: Matching, recipe: Recipe) -> float:
-    """Mean seconds of a step of matching, by two of each length after a first one."""
+    """Mean seconds of a step of matching, by two of each length, or lengths at once, after a first one."""
     part, seconds = recipe.condense, {}
-    if part.prefixes_at_once:
-        matching.step(1)
-        return (clocked(lambda: matching.step(2)) + clocked(lambda: matching.step(3))) / 2
-    drawn: Counter[int] = Counter()
+    drawn: Counter[tuple[int, ...]] = Counter()
     for step in range(part.num_steps):  # as `Matching.draw` begins
         rng = step_rng(recipe.seed, "condense", step)
         fresh = bool(torch.rand((), generator=rng) < part.stream_probability)
         choice = int(torch.randint(len(matching.lengths), (), generator=rng))
-        drawn[part.stream_length if fresh else matching.lengths[choice]] += 1
+        drawn[(part.stream_length,) if fresh else matching.lengths[choice]] += 1
     matching.parts = replace(matching.parts, condense=replace(part, stream_probability=0.0))
-    for length in drawn:
-        matching.lengths = (length,)
+    for lengths in drawn:
+        matching.lengths = (lengths,)
         matching.step(1)
-        seconds[length] = (clocked(lambda: matching.step(2)) + clocked(lambda: matching.step(3))) / 2
-    return sum(seconds[length] * count for length, count in drawn.items()) / drawn.total()
+        seconds[lengths] = (clocked(lambda: matching.step(2)) + clocked(lambda: matching.step(3))) / 2
+    return sum(seconds[lengths] * count for lengths, count in drawn.items()) / drawn.total()
 
 
 def measured(recipe: Recipe, data: LabeledImages) -> dict[str, float]:
