@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 import gencond
 from gencond.common.errors import InputError, first_line
-from gencond.common.files import alone_in, quick_scores, read_json, read_log, require_new, spoken_score
+from gencond.common.files import alone_in, read_json, read_log, require_new
 from gencond.common.progress import LogAboveBars, close_bars
+from gencond.common.quick_scores import quick_scores, spoken_score
 from gencond.common.room import require_place, require_text
-from gencond.config import Recipe, available_recipes, load_recipe, to_commented_yaml, to_yaml
+from gencond.config import DEFAULT_RECIPE, Recipe, available_recipes, load_recipe, to_commented_yaml, to_yaml
 
 if TYPE_CHECKING:
     from gencond.eval.outside.lrs import Settings
@@ -27,7 +28,6 @@ logger = logging.getLogger("gencond")
 SECONDS_OF_MAIN = 5.0  # that other processes leave the main one to say what is wrong
 ON_STATE = "the same command goes on from what is saved"
 
-DEFAULT_RECIPE = "gencond"
 DEMO_RECIPE, DEMO_DATA, DEMO_OUT = "demo", "digits", Path("runs/demo")
 
 

@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 from gencond.common.errors import InputError
 
 RECIPES = Path(__file__).parent / "recipes"
+DEFAULT_RECIPE = "gencond"  # which a run without a recipe plans
 
 MOST = 10**9  # of anything; what that takes in memory is looked at once the images are known
 Count = Annotated[int, Field(ge=1, le=MOST)]

@@ -14,12 +14,11 @@ import torch
 from gencond.common.distributed import new_accelerator
 from gencond.common.errors import InputError
 from gencond.common.files import cache_dir, free_space, require_writable
-from gencond.common.progress import spoken_time
 from gencond.common.room import require_place, require_text
 from gencond.condensing.backbones import IMAGENET1K
 from gencond.condensing.checks import check_counts, check_networks, check_parts
 from gencond.condensing.forecast import Forecast, forecast
-from gencond.condensing.quick_score import num_held_out, too_few
+from gencond.condensing.quick_score import too_few
 from gencond.condensing.run_folder import RunFolder
 from gencond.config import Recipe
 from gencond.data.images import LabeledImages, require_two_of_each
@@ -109,8 +108,7 @@ def _consult(recipe: Recipe, patient: Patient, found: Findings) -> None:
     sample = patient.sample
     print(_line("data", _data(recipe, patient)))
     found.hold(lambda: _check_held_out(patient))
-    left = patient.counts - num_held_out(recipe.condense, patient.counts)
-    found.hold(lambda: check_counts(recipe, *min(zip(left.tolist(), sample.class_names, strict=True))))
+    found.hold(lambda: check_counts(recipe, patient.counts, sample.class_names))
     if why := too_few(recipe.condense, patient.counts):
         found.notes.append(why)
     found.hold(lambda: _check_judge(recipe, sample))
@@ -161,9 +159,7 @@ def _data(recipe: Recipe, patient: Patient) -> str:
 
 
 def _table(expected: Forecast) -> str:
-    rows = [f"{'stage':<18}{'how much':<44}{'time':>10}"]
-    rows += [f"{stage.name:<18}{stage.amount:<44}{spoken_time(stage.seconds):>10}" for stage in expected.stages]
-    rows.append(f"{'all of it':<18}{'one process, without evaluation':<44}{spoken_time(expected.seconds):>10}")
+    rows = [f"{'stage':<18}{'how much':<44}{'time':>10}", *expected.lines()]
     gpu = f", {_gigabytes(expected.gpu_memory)} of the GPU's" if expected.gpu_memory else ""
     rows.append(
         f"memory   {_gigabytes(expected.memory)}{gpu};   disk   {_gigabytes(expected.cache)} in the cache, "

@@ -29,13 +29,13 @@ from gencond.condensing.match import Matching
 from gencond.condensing.pretrain import Pretraining
 from gencond.condensing.quick_score import num_held_out
 from gencond.condensing.run_folder import RunFolder
-from gencond.config import Recipe, load_recipe, parse_recipe, read_recipe_file
+from gencond.config import DEFAULT_RECIPE, Recipe, load_recipe, parse_recipe, read_recipe_file
 from gencond.examine import Patient, examine
+from gencond.networks.convnet import automatic_depth
 from gencond.networks.extractor import can_compile, emulates_bfloat16
 
 logger = logging.getLogger(__name__)
 
-METHOD = "gencond"  # the recipe that is planned
 DEFAULT_MINUTES = 30.0
 SAFETY = 0.93  # of the minutes are planned for: other programs, saved states, the end
 SIZES = (1, 10, 50)  # images a class that an artefact is made for
@@ -55,13 +55,21 @@ TERMS = {
     "mean": "means", "mmd": "MMD", "gradient": "gradients", "diversity": "intra-class diversity",
     "center": "inter-class centers", "classification": "classification",
 }  # fmt: skip
+ON_A_CPU = (
+    "generator.width=32", "features.train_images=128", "real.batch_size=32", "codes.encode_batch_size=32",
+    "condense.images_per_step=48",
+)  # fmt: skip
+ON_A_GPU = (
+    "generator.width=64", "features.train_images=512", "real.batch_size=128", "codes.encode_batch_size=128",
+    "condense.images_per_step=96",
+)  # fmt: skip
 NETWORKS_IN_A_RUN = 8  # at least, one after the other
 OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe with the numbers that fit the minutes.
+    """A recipe with the numbers that fit its minutes.
 
     Args:
         expected: what it is foreseen to take.
@@ -70,18 +78,15 @@ class Plan:
     """
 
     recipe: Recipe
-    minutes: float
     expected: Forecast
     reasons: tuple[tuple[str, str], ...]
     notes: tuple[str, ...] = ()
 
     def page(self) -> str:
         """One screen of text."""
-        rows = [*self.reasons, ("", "")]
-        rows += [(stage.name, f"{stage.amount:<42}{spoken_time(stage.seconds):>9}") for stage in self.expected.stages]
-        rows.append(("all of it", f"{'one process, without evaluation':<42}{spoken_time(self.expected.seconds):>9}"))
-        rows += [("note", note) for note in self.notes]
-        return "\n".join(f"{name:<16}{text}".rstrip() for name, text in rows)
+        said = [f"{name:<18}{text}" for name, text in self.reasons]
+        notes = [f"{'note':<18}{note}" for note in self.notes]
+        return "\n".join([*said, "", *self.expected.lines(), *notes])
 
 
 def plan(source: str | None, minutes: SupportsFloat | str | None, overrides: Sequence[str] = ()) -> Plan:
@@ -98,27 +103,27 @@ def plan(source: str | None, minutes: SupportsFloat | str | None, overrides: Seq
     given = {override.partition("=")[0] for override in overrides}
     if "minutes" in given:
         raise InputError("minutes are asked for by --minutes, not as a field of the recipe")
-    asked = load_recipe(METHOD, overrides, source)
+    asked = load_recipe(DEFAULT_RECIPE, overrides, source)
     patient = examine(asked)
     device = new_accelerator().device
     changes = derived(patient, asked, given, device)
     changes = [change for change in changes if change.partition("=")[0] not in given]
-    recipe = load_recipe(METHOD, [*changes, *overrides], source)
+    recipe = load_recipe(DEFAULT_RECIPE, [*changes, *overrides], source)
     check_fit(recipe, patient.sample)
     expected = forecast(recipe, patient.sample, patient.amount, device)
     steps, notes = chosen_steps(expected, minutes, given, time.monotonic() - started)
     changes += [f"minutes={minutes!r}", *(f"{field}={count}" for field, count in steps.items())]
-    recipe = load_recipe(METHOD, [*changes, *overrides], source)
+    recipe = load_recipe(DEFAULT_RECIPE, [*changes, *overrides], source)
     changes += follow_from_steps(recipe, expected)
-    recipe = load_recipe(METHOD, [*changes, *overrides], source)
+    recipe = load_recipe(DEFAULT_RECIPE, [*changes, *overrides], source)
     planned = as_planned(expected, recipe)
     if planned.seconds > 60 * minutes:
         notes.append(f"the steps that were asked for do not end in {minutes:g} minutes")
-    return Plan(recipe, minutes, planned, tuple(reasons(recipe, patient, device)), tuple(notes))
+    return Plan(recipe, planned, tuple(reasons(recipe, patient, device)), tuple(notes))
 
 
 def checked_minutes(minutes: object) -> float:
-    """The minutes, or `DEFAULT_MINUTES`. Raises InputError where they are no number above 0."""
+    """The minutes, or `DEFAULT_MINUTES`. Raises InputError where they are no number from `LEAST_MINUTES`."""
     if minutes is None:
         return DEFAULT_MINUTES
     try:
@@ -144,33 +149,26 @@ def derived(patient: Patient, asked: Recipe, given: set[str], device: torch.devi
     slots = asked.codes.num_slots if "codes.num_slots" in given else slots
     lengths = sorted({*(size for size in SIZES if size <= slots), slots})
     judged = [size for size in SIZES if size <= smallest]
-    width = 32 if device.type == "cpu" else 64
-    in_bfloat16 = device.type == "cuda" or (device.type == "cpu" and not emulates_bfloat16(device))
     compiles = can_compile() and device.type in ("cpu", "cuda")
-    precision = "bfloat16" if in_bfloat16 and compiles else "float32"
-    network = f"convnet{round(math.log2(side / 4))}w64" if side >= 16 else "convnet2w64"
+    precision = "bfloat16" if compiles and not emulates_bfloat16(device) else "float32"
     scored = int(patient.counts.sum()) >= SCORED_FROM
     score_every = max(1, asked.condense.num_steps // SCORES_IN_A_RUN)
     return [
         f"data.image_size={side}",
         f"synthesizer.factor={factor}",
         f"synthesizer.by_parts={'true' if cuts else 'false'}",
-        f"generator.width={width}",
+        *(ON_A_CPU if device.type == "cpu" else ON_A_GPU),
         "features.width=64",
         f"features.resize={side // factor if cuts and side >= SMALLEST_HALVED else 'null'}",
         f"features.precision={precision}",
         f"features.compile={'true' if compiles else 'false'}",
-        f"features.train_images={128 if device.type == 'cpu' else 512}",
-        f"real.batch_size={32 if device.type == 'cpu' else 128}",
         f"codes.num_slots={slots}",
         f"codes.representative_sizes={[size for size in lengths if size <= 10]}",
-        f"codes.encode_batch_size={32 if device.type == 'cpu' else 128}",
         f"condense.prefix_lengths={lengths}",
         f"condense.score_every_steps={score_every if scored else 'null'}",
         f"condense.score_images={SCORE_IMAGES}",
-        f"condense.images_per_step={48 if device.type == 'cpu' else 96}",
         f"evaluate.ipc={judged}",
-        f"evaluate.networks=[{network}]",
+        f"evaluate.networks=[convnet{automatic_depth(side)}w64]",
         "evaluate.protocol=dm:100",
     ]
 
@@ -210,14 +208,14 @@ def chosen_steps(
     """
     open_stages = [stage for stage in expected.stages if stage.cost.each and FIELDS[stage.name] not in given]
     others = spent + sum(stage.seconds for stage in expected.stages if stage not in open_stages)
-    left = 60 * minutes * SAFETY - others - sum(stage.cost.once for stage in open_stages)
-    matching = next((stage for stage in open_stages if stage.name == Matching.name), None)
-    if matching is not None and left < FEWEST_STEPS * matching.cost.each / (1 - sum(SHARES.values())):
-        needed = others + FEWEST_STEPS * matching.cost.each / (1 - sum(SHARES.values()))
-        needed += sum(stage.cost.once for stage in open_stages)
+    fixed = others + sum(stage.cost.once for stage in open_stages)
+    left = 60 * minutes * SAFETY - fixed
+    of_matching = sum(stage.cost.each for stage in open_stages if stage.name == Matching.name)
+    least = FEWEST_STEPS * of_matching / (1 - sum(SHARES.values()))
+    if of_matching and left < least:
         raise InputError(
             f"--minutes {minutes:g} are too few for these images on this machine: give "
-            f"{math.ceil(needed / 60 / SAFETY)} or more"
+            f"{math.ceil((fixed + least) / 60 / SAFETY)} or more"
         )
     steps, notes, used = {}, [], 0.0
     for stage in sorted(open_stages, key=lambda stage: stage.name == Matching.name):
@@ -283,18 +281,21 @@ def planned_recipe(
         InputError: another run in `out`; whatever `plan` raises.
     """
     file, wanted = out / "recipe.yaml", checked_minutes(minutes)
-    if not from_main(file.is_file):
-        from_main(lambda: RunFolder(out).require_free(load_recipe(METHOD, overrides, source)))
-        from_main(lambda: require_place(out))
-    else:
+    if from_main(file.is_file):
         kept = load_recipe(str(file), overrides, source)
         if kept.minutes is None or (minutes is not None and kept.minutes != wanted):
             planned = "of a recipe" if kept.minutes is None else f"planned for {kept.minutes:g} minutes"
             raise InputError(f"{out} holds a run {planned}: go on with that, or choose another --out")
         logger.info("plan: that of %s, for %g minutes", file, kept.minutes)
         return kept
+
+    def require_free() -> None:
+        RunFolder(out).require_free(load_recipe(DEFAULT_RECIPE, overrides, source))
+        require_place(out)
+
+    from_main(require_free)
     if rank_and_world()[1] > 1:
-        return parse_recipe(from_main(lambda: planned_apart(source, wanted, overrides)), METHOD)
+        return parse_recipe(from_main(lambda: planned_apart(source, wanted, overrides)), DEFAULT_RECIPE)
     found = plan(source, wanted, overrides)
     logger.info("%s\n", found.page())
     return found.recipe
@@ -304,7 +305,7 @@ def planned_apart(source: str | None, minutes: float, overrides: Sequence[str]) 
     """What a recipe's file would hold, planned by a process of its own, whose steps wait for no other process."""
     alone = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"{METHOD}.yaml"
+        file = Path(folder) / f"{DEFAULT_RECIPE}.yaml"
         words = [sys.executable, "-m", "gencond.cli", "plan", "--minutes", repr(minutes), "--out", str(file)]
         words += [*overrides, *([] if source is None else ["--data", source])]
         done = subprocess.run(words, env=alone, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)

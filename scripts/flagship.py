@@ -201,11 +201,12 @@ def storage(args: argparse.Namespace, budget: Budget) -> list[Command]:
 
 def _filled(streams: dict[str, Recipe]) -> dict[str, Recipe]:
     """Those of which each class has the images that learning starts from; whichever share their data read it once."""
-    smallest = {data: int(load_data(data)[0].counts.min()) for data in {recipe.data for recipe in streams.values()}}
+    trains = {data: load_data(data)[0] for data in {recipe.data for recipe in streams.values()}}
     filled = {}
     for stream, recipe in streams.items():
+        train = trains[recipe.data]
         with contextlib.suppress(InputError):
-            check_counts(recipe, smallest[recipe.data], "the smallest")
+            check_counts(recipe, train.counts, train.class_names)
             filled[stream] = recipe
     return filled
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -215,23 +215,6 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 continue
     return [entry for entry in entries if isinstance(entry, dict)]
-
-
-SCORE_EVENT = "score"
-
-
-def quick_scores(log: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The quick scores among a log's entries, with their `step`, `ipc`, `top1`, `num_images` and `seconds`."""
-    return [entry for entry in log if entry.get("event") == SCORE_EVENT]
-
-
-def spoken_score(score: Mapping[str, Any]) -> str:
-    """A quick score for people, in one sentence without a full stop."""
-    images = "1 image" if score["ipc"] == 1 else f"{score['ipc']} images"
-    return (
-        f"a quick classifier on {images} a class has {100 * score['top1']:.1f} % of {score['num_images']} held-out "
-        "images right"
-    )
 
 
 def file_sha256(path: Path) -> str:

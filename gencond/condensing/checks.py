@@ -1,8 +1,11 @@
 """Whether a recipe's parts fit each other and the images, before minutes of work."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from gencond.common.errors import InputError
 from gencond.common.room import require_memory
@@ -22,8 +25,7 @@ def check_fit(recipe: Recipe, data: LabeledImages) -> None:
     """
     check_parts(recipe)
     check_networks(recipe, data)
-    left = data.counts - num_held_out(recipe.condense, data.counts)
-    check_counts(recipe, *min(zip(left.tolist(), data.class_names, strict=True)))
+    check_counts(recipe, data.counts, data.class_names)
 
 
 def check_networks(recipe: Recipe, data: LabeledImages) -> None:
@@ -89,12 +91,14 @@ def check_sizes(recipe: Recipe, data: LabeledImages) -> None:
         require_memory(num_bytes, f"recipe {recipe.name}: {field} alone would", "lower it")
 
 
-def check_counts(recipe: Recipe, smallest: int, name: str) -> None:
-    """Whether the smallest class, of that name, has the images that learning starts from. Raises as `check_fit`.
+def check_counts(recipe: Recipe, counts: Int64[Tensor, " classes"], class_names: Sequence[str]) -> None:
+    """Whether the smallest class has the images that learning starts from. Raises as `check_fit`.
 
     Args:
-        smallest: how many it has, without those that are held out for quick scores.
+        counts: training images of each class, from which those of quick scores are held out first.
     """
+    left = counts - num_held_out(recipe.condense, counts)
+    smallest, name = min(zip(left.tolist(), class_names, strict=True))
     per_slot = recipe.synthesizer.factor**2
     has = f"has {smallest}" + (
         " besides those held out for quick scores" if recipe.condense.score_every_steps is not None else ""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from gencond.common.distributed import peak_memory
+from gencond.common.progress import spoken_time
 from gencond.common.ranges import to_signed
 from gencond.condensing.build import Parts, build, new_scorer
 from gencond.condensing.extractors import Pool, PoolExtractors, pool_of
@@ -86,6 +87,12 @@ class Forecast:
     @property
     def seconds(self) -> float:
         return sum(stage.seconds for stage in self.stages)
+
+    def lines(self) -> list[str]:
+        """A line for each stage, and one for all of it."""
+        rows = [(stage.name, stage.amount, stage.seconds) for stage in self.stages]
+        rows.append(("all of it", "one process, without evaluation", self.seconds))
+        return [f"{name:<18}{amount:<44}{spoken_time(seconds):>10}" for name, amount, seconds in rows]
 
 
 @dataclass(frozen=True)

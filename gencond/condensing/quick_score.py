@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
-from gencond.common.files import SCORE_EVENT, quick_scores, spoken_score
+from gencond.common.quick_scores import SCORE_EVENT, quick_scores, spoken_score
 from gencond.common.ranges import to_uint8
 from gencond.condensing.extractors import ExtractorMaker
 from gencond.condensing.run_folder import RunFolder

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gencond.common.files import quick_scores
 from gencond.common.pictures import (
     PICTURED_CLASSES,
     PICTURED_IMAGES,
@@ -21,6 +20,7 @@ from gencond.common.pictures import (
     write_figure,
     write_png,
 )
+from gencond.common.quick_scores import quick_scores
 from gencond.common.ranges import as_bytes
 from gencond.data.images import LabeledImages
 from gencond.eval.baselines import CODEC_REAL, HERDING_REAL, K_CENTER_REAL, KMEANS_REAL, RANDOM_REAL, WHOLE_SET

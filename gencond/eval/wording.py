@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from gencond.common.files import SCORE_EVENT
+from gencond.common.quick_scores import SCORE_EVENT
 from gencond.eval.baselines import (
     BASELINES,
     CODEC_REAL,

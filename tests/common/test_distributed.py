@@ -31,7 +31,8 @@ import gencond.data.decode
 from gencond.cli import run_cleanly
 from gencond.common.distributed import from_main, gather_rows, main_process_first, new_accelerator, own_share
 from gencond.common.errors import InputError
-from gencond.common.files import cache_dir, quick_scores, read_log
+from gencond.common.files import cache_dir, read_log
+from gencond.common.quick_scores import quick_scores
 from gencond.condensing.build import build
 from gencond.condensing.run import condense
 from gencond.condensing.run_folder import prepare_run

@@ -7,7 +7,8 @@ import torch
 from conftest import tiny_recipe
 
 from gencond.common.errors import InputError
-from gencond.common.files import quick_scores, read_log, state_fingerprint
+from gencond.common.files import read_log, state_fingerprint
+from gencond.common.quick_scores import quick_scores
 from gencond.condensing.build import build
 from gencond.condensing.checks import check_fit
 from gencond.condensing.quick_score import QuickScorer, hold_out, num_held_out
