@@ -19,6 +19,8 @@ from gencond.common.errors import InputError
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "gencond"  # which a run without a recipe plans
+# Fields of earlier versions, which artefacts and run folders hold, and the value at which they said nothing.
+RETIRED: dict[str, dict[str, Any]] = {"objective": {"center_margin": 1.0}}
 
 MOST = 10**9  # of anything; what that takes in memory is looked at once the images are known
 Count = Annotated[int, Field(ge=1, le=MOST)]
@@ -525,6 +527,11 @@ def parse_recipe(
 ) -> Recipe:
     """A recipe from plain values, as YAML and JSON hold them; `where` is named in errors. Raises InputError."""
     values = copy.deepcopy(dict(content))
+    for part, fields in RETIRED.items():
+        of_part = values.get(part)
+        for field, idle in fields.items():
+            if isinstance(of_part, dict) and of_part.get(field) == idle:
+                del of_part[field]
     for override in overrides:
         _apply_override(values, override)
     if source is not None:

@@ -74,6 +74,18 @@ def test_a_wrong_override_is_explained_in_one_line(override: str, message: str) 
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_field_of_an_earlier_version_is_read_where_it_said_nothing_and_refused_otherwise() -> None:
+    def with_margin(margin: float) -> dict:
+        today = to_dict(load_recipe("demo"))
+        return today | {"objective": today["objective"] | {"center_margin": margin}}
+
+    assert parse_recipe(with_margin(1.0), "old") == load_recipe("demo")
+    with pytest.raises(InputError, match="unknown field 'objective.center_margin'"):
+        parse_recipe(with_margin(2.0), "old")
+    with pytest.raises(InputError, match="unknown field 'objective.center_margin'"):
+        load_recipe("demo", ["objective.center_margin=1.0"])
+
+
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match="known are .*demo"):
         load_recipe("nothing")
