@@ -192,6 +192,19 @@ def test_old_code_and_new_are_measured_in_turn_and_both_tables_are_printed() -> 
     assert all(old == new for old, new in judged.values())  # the same code, the same bits
 
 
+@pytest.mark.slow
+def test_a_road_is_an_old_recipe_beside_the_default_method_and_both_are_judged() -> None:
+    """This checkout against itself; a minute is the least that is planned for."""
+    said = run(
+        "bench/against", str(SCRIPTS.parent), "--only", "road", "--recipe", "demo", "--minutes", "1", "--seeds", "1",
+        "--network", "convnet2w8", "--repeats", "1", "--set", *(change for change in TINY if change.partition(".")[0] != "evaluate"),
+    )  # fmt: skip
+    assert [line.split(":")[0] for line in said.splitlines()[:2]] == ["road, old", "road, new"]
+    judged = {line.strip("| ").split(" | ")[0]: line for line in said.splitlines() if "IPC" in line}
+    assert set(judged) == {"gencond, IPC 1", "gencond, IPC 10", "gencond, IPC 50"}
+    assert all(0 < float(top1) <= 100 for line in judged.values() for top1 in line.strip("| ").split(" | ")[1:])
+
+
 def test_old_code_has_to_be_a_checkout(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "bench" / "against.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -3,6 +3,8 @@
     git clone . ../old && git -C ../old checkout COMMIT
     python scripts/bench/against.py ../old --only statistics --data cifar10.npz
     python scripts/bench/against.py ../old --only demo
+    python scripts/bench/against.py ../old --only road --data cifar10.npz --recipe flagship:cifar10:quick --minutes 10 \
+        --repeats 1 --set features.precision=float32
 
 Each command runs in a process of its own, old and new in turn, so that both meet the same load; medians are compared.
 Nothing but the command line of gencond and the files that it writes is asked of either checkout.
@@ -10,7 +12,9 @@ Nothing but the command line of gencond and the files that it writes is asked of
 `statistics`: images a second of the pass over the real images of a pool of twelve ConvNets of 64 channels under all of
 the augmentation, compiled where a checkout compiles it by itself. A run before it, which is not counted, leaves a pool
 of networks of some steps each, which cost as much as others. `demo`: wall time of `gencond demo` from an empty cache,
-and both tables of top-1 per cent.
+and both tables of top-1 per cent. `road`: wall time from images to an artefact, of the old checkout's `--recipe` and of
+the new one's default method in `--minutes`, and what both are worth on a fifth of the training images that neither sees
+(`data.judge_on=validation`), as the new checkout judges both; the way to learn whether a share of the time is enough.
 """
 
 import argparse
@@ -23,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from gencond.cli import run_cleanly
 from gencond.common.errors import InputError
@@ -56,6 +60,13 @@ class Found(NamedTuple):
     top1: dict[str, float]
 
 
+class Side(NamedTuple):
+    """One of the two checkouts."""
+
+    age: Literal["old", "new"]
+    checkout: Path
+
+
 def gencond(checkout: Path, folder: Path, *arguments: str) -> None:
     """The command of a checkout, with the cache and compiled code in `folder`."""
     environment = os.environ | {
@@ -76,12 +87,12 @@ def seconds_of(run: Path, stages: tuple[str, ...]) -> float:
     return sum(entry["seconds"] for entry in entries if entry["stage"] in stages)
 
 
-def run_statistics(checkout: Path, folder: Path, args: argparse.Namespace) -> Found:
+def run_statistics(side: Side, folder: Path, args: argparse.Namespace) -> Found:
     """Images a second of the pass, with its probe; reading the pool from the cache counts too."""
 
     def condense(name: str, of_class: int) -> float:
         gencond(
-            checkout, folder, "condense", "--recipe", "demo", "--data", args.data, "--out", f"{folder}/{name}",
+            side.checkout, folder, "condense", "--recipe", "demo", "--data", args.data, "--out", f"{folder}/{name}",
             f"real.candidates={of_class}", *PASS, *args.set,
         )  # fmt: skip
         return seconds_of(folder / name, OF_STATISTICS)
@@ -93,14 +104,14 @@ def run_statistics(checkout: Path, folder: Path, args: argparse.Namespace) -> Fo
     return Found(speed, f"{speed:.1f} images/s", {})
 
 
-def run_demo(checkout: Path, folder: Path, args: argparse.Namespace) -> Found:
+def run_demo(side: Side, folder: Path, args: argparse.Namespace) -> Found:
     """The whole demo; with --set, condensing and evaluating digits as it does, changed."""
     begun = time.perf_counter()
     if args.set:
-        gencond(checkout, folder, "condense", "--recipe", "demo", "--data", "digits", "--out", "run", *args.set)
-        gencond(checkout, folder, "evaluate", "run")
+        gencond(side.checkout, folder, "condense", "--recipe", "demo", "--data", "digits", "--out", "run", *args.set)
+        gencond(side.checkout, folder, "evaluate", "run")
     else:
-        gencond(checkout, folder, "demo", "--out", "run")
+        gencond(side.checkout, folder, "demo", "--out", "run")
     seconds = time.perf_counter() - begun
     rows = json.loads((folder / "run" / "report.json").read_text())["rows"]
     return Found(1 / seconds, f"{seconds:.1f} s", {row_name(row): 100 * row["top1_mean"] for row in rows})
@@ -111,10 +122,25 @@ def row_name(row: dict[str, Any]) -> str:
     return f"{row['images']}, IPC {'all' if row['ipc'] is None else row['ipc']}"
 
 
-MEASUREMENTS: dict[str, Callable[[Path, Path, argparse.Namespace], Found]] = {
+def run_road(side: Side, folder: Path, args: argparse.Namespace) -> Found:
+    """All of condensing; the judgement is not timed."""
+    held_out = ("--data", args.data, "--out", "run", "data.judge_on=validation", *args.set)
+    way = ("--minutes", f"{args.minutes:g}") if side.age == "new" else ("--recipe", args.recipe)
+    begun = time.perf_counter()
+    gencond(side.checkout, folder, "condense", *way, *held_out)
+    seconds = time.perf_counter() - begun
+    wishes = ("--ipc", "1", "10", "50", "--protocol", "dm:100", "--networks", args.network, "--seeds", str(args.seeds))
+    gencond(HERE, folder, "evaluate", "run", *wishes, "--baselines", "--out", "judged")
+    rows = json.loads((folder / "judged" / "report.json").read_text())["rows"]
+    return Found(1 / seconds, f"{seconds / 60:.1f} min", {row_name(row): 100 * row["top1_mean"] for row in rows})
+
+
+MEASUREMENTS: dict[str, Callable[[Side, Path, argparse.Namespace], Found]] = {
     "statistics": run_statistics,
     "demo": run_demo,
+    "road": run_road,
 }
+BY_DEFAULT = ("statistics", "demo")  # the road takes hours
 
 
 def middle(found: list[Found]) -> Found:
@@ -126,9 +152,13 @@ def middle(found: list[Found]) -> Found:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", type=Path, metavar="OLD_CHECKOUT")
-    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS))
-    parser.add_argument("--data", default="digits", help="of `statistics` (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=BY_DEFAULT)
+    parser.add_argument("--data", default="digits", help="of `statistics` and `road` (default: %(default)s)")
     parser.add_argument("--images", type=int, default=2000, help="of `statistics` (default: %(default)s)")
+    parser.add_argument("--recipe", default="flagship:cifar10:quick", help="of the old `road` (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=30, help="of the new `road` (default: %(default)s)")
+    parser.add_argument("--network", default="convnet3w64", help="that judges a `road` (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=2, help="classifiers that judge a `road` (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each checkout (default: %(default)s)")
     parser.add_argument("--set", nargs="*", default=[], metavar="part.field=value", help="for all recipes")
     args = parser.parse_args()
@@ -136,14 +166,14 @@ def main() -> None:
         raise InputError(f"{args.old} is no checkout of gencond")
     if Path(args.data).exists():
         args.data = str(Path(args.data).resolve())
-    checkouts, lines, tables = {"old": args.old.resolve(), "new": HERE}, [], []
+    sides, lines, tables = (Side("old", args.old.resolve()), Side("new", HERE)), [], []
     for name in args.only:
         found: dict[str, list[Found]] = {"old": [], "new": []}
         for _ in range(args.repeats):
-            for age, checkout in checkouts.items():
+            for side in sides:
                 with tempfile.TemporaryDirectory() as folder:
-                    found[age].append(MEASUREMENTS[name](checkout, Path(folder), args))
-                print(f"{name}, {age}: {found[age][-1].shown}", flush=True)
+                    found[side.age].append(MEASUREMENTS[name](side, Path(folder), args))
+                print(f"{name}, {side.age}: {found[side.age][-1].shown}", flush=True)
         old, new = middle(found["old"]), middle(found["new"])
         lines.append([name, old.shown, new.shown, f"{new.speed / old.speed:.2f}"])
         if old.top1 or new.top1:
