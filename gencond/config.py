@@ -293,12 +293,17 @@ class Codes:
         description="Set sizes, ascending. Slots up to the largest start from k-means representatives, chosen so that "
         "the first so many are a good set by themselves; further slots start from random images.",
     )
-    skip_easiest: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+    skip_easiest: Annotated[float, Field(ge=0, lt=1)] | Literal["held_out"] | None = Field(
         None,
         description="Share of each class, its easiest images, that is skipped when slots choose the images they start "
-        "from; the next ones are taken. A network trained on the whole set ranks them. null takes any images.",
+        "from; the next ones are taken. A network trained on the whole set ranks them. null takes any images. "
+        "`held_out` tries some shares, and random images, with brief trainings that are tested on a fifth of the "
+        "training images, and takes the best.",
     )
-    ranking_steps: Count = Field(1000, description="Steps that this network trains for.")
+    ranking_steps: Count = Field(
+        1000,
+        description="Steps that this network trains for. Trainings of `held_out` take half as many at most.",
+    )
     encode_steps: CountOrZero = Field(
         0, description="Steps that fit slots and generator to the images they start from; 0 skips this stage."
     )
@@ -564,15 +569,21 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError, where: str) -> str:
-    first = error.errors()[0]
-    location = [str(step) for step in first["loc"]]
+    first, *others = error.errors()
+    location = _location(first)
     name = ".".join(location)
     if first["type"] == "unexpected_keyword_argument":
         fields = asdict(Recipe(name="")) if len(location) == 1 else asdict(Recipe(name="")).get(location[0], {})
         close = difflib.get_close_matches(location[-1], fields, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(fields)}"
         return f"recipe {where}: unknown field {name!r}; {hint}"
-    return f"recipe {where}: {name} = {first['input']!r}: {first['msg']}"
+    why = [first["msg"], *(other["msg"] for other in others if _location(other) == location)]  # of each kind it may be
+    return f"recipe {where}: {name} = {first['input']!r}: {', or '.join(why)}"
+
+
+def _location(error: Mapping[str, Any]) -> list[str]:
+    """Part, field and places in a list; pydantic also says which kind of value was tried there."""
+    return [str(step) for depth, step in enumerate(error["loc"]) if depth < 2 or isinstance(step, int)]
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -634,6 +645,8 @@ def _values(known: Mapping[str, Any]) -> str:
         return ", or ".join(_values(one) for one in known["anyOf"])
     if "enum" in known:
         return f"one of {', '.join(known['enum'])}"
+    if "const" in known:
+        return known["const"]
     match known["type"]:
         case "null":
             return "null"

@@ -63,6 +63,11 @@ def test_overrides_change_one_field_and_read_numbers_as_people_write_them() -> N
         ("condense.generator_lr=fast", "condense.generator_lr = 'fast'"),
         ("evaluate.ipc=[0]", "evaluate.ipc.0 = 0"),
         ("evaluate.ipc=[]", "evaluate.ipc = []"),
+        (
+            "codes.skip_easiest=1.5",
+            "codes.skip_easiest = 1.5: Input should be less than 1, or Input should be 'held_out'",
+        ),
+        ("codes.skip_easiest=held", "codes.skip_easiest = 'held': Input should be a valid number"),
         ("features.snapshot_steps=[20,20]", "must be ascending, each once"),
         ("num_steps", "not of the form part.field=value"),
         ("seed.x=1", "'seed' is a field, not a part"),

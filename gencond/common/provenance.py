@@ -2,8 +2,10 @@
 
 import functools
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import gencond
 
@@ -13,6 +15,20 @@ def library_versions() -> dict[str, str]:
     return {"gencond": gencond.__version__} | {
         name: version(name) for name in ("torch", "torchvision", "diffusers", "accelerate", "numpy")
     }
+
+
+def spoken_starts(made: Mapping[str, Any]) -> str | None:
+    """Which images codes start from, where the run itself chose it; None where the recipe says it.
+
+    Args:
+        made: an artefact's provenance.
+    """
+    if "skip_easiest" not in made:
+        return None
+    share = made["skip_easiest"]
+    return (
+        "any real images" if share is None else f"real images that come after the easiest {100 * share:g} % of a class"
+    )
 
 
 @functools.cache

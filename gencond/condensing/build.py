@@ -133,7 +133,7 @@ class Parts:
         Args:
             weights: what identifies those that came from elsewhere, by their part in the run.
         """
-        about = self.about | ({"weights": dict(weights)} if weights else {})
+        about = self.about | representatives.about | ({"weights": dict(weights)} if weights else {})
         if generator is None:
             return self._new_pixels(representatives, about)
         condensed = CondensedDataset(

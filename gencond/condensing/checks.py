@@ -110,6 +110,16 @@ def check_counts(recipe: Recipe, counts: Int64[Tensor, " classes"], class_names:
             f"{name!r} {has}: lower the factor"
         )
     of_slots = recipe.codes.num_slots * per_slot
+    if (
+        recipe.codes.skip_easiest == "held_out"
+        and codes_start_from_images(recipe)
+        and smallest < 2
+        and int(left.max()) > of_slots
+    ):
+        raise InputError(
+            f"codes.skip_easiest=held_out tests on an image of each class that it holds out, and class {name!r} {has}: "
+            "add some, or set it to null"
+        )
     if recipe.synthesizer.kind == "generator" and recipe.generator.backbone == "transform" and smallest < of_slots:
         raise InputError(
             f"codes.num_slots={recipe.codes.num_slots} of a transform start from {of_slots} real images a class, and "

@@ -22,6 +22,11 @@ logger = logging.getLogger(__name__)
 BATCH_SIZE, LEARNING_RATE = 128, 0.05  # of the network that says it, by a cosine
 
 
+def cosine(done: float) -> float:
+    """The factor on the learning rate after the share `done` of the steps, in [0, 1)."""
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
 @dataclass(frozen=True)
 class Ranking:
     """A network that learns the classes for a while, and says how hard each image is to it.
@@ -55,7 +60,7 @@ class Ranking:
             batch_size=BATCH_SIZE,
             num_steps=self.num_steps if num_steps is None else num_steps,
             learning_rate=LEARNING_RATE,
-            schedule=lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+            schedule=cosine,
             seed=self.seed,
             description="ranking images",
         )

@@ -9,7 +9,7 @@ little about a class, a single trained one is overfitted, and nets of all ages s
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from gencond.common.ranges import to_signed
 from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
 from gencond.data.mapped import MappedImages
-from gencond.networks.extractor import Embedding, Extractor, resized
+from gencond.networks.extractor import Embedding, Extractor, embed_all, resized
 from gencond.networks.training import Pixels, Shuffled, train_network
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,12 @@ class ExtractorMaker:
             forward=self.logits,
             **training,
         )
+
+    def top1(self, network: nn.Module, data: LabeledImages) -> float:
+        """Share of the images that a trained network has right, in [0, 1]; nothing is compiled for it."""
+        judge = replace(self, embed=Embedding()).wrap(network, knows_classes=True)
+        found = judge.logits(embed_all(judge, data.images)).argmax(1).cpu()
+        return float((found == data.labels).double().mean())
 
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
         """Of normalised images, for `train_network`: the arithmetic of training is that of extraction."""

@@ -16,6 +16,8 @@ from gencond.common.distributed import peak_memory
 from gencond.common.progress import spoken_time
 from gencond.common.ranges import to_signed
 from gencond.condensing.build import Parts, build, new_scorer
+from gencond.condensing.difficulty import Ranking
+from gencond.condensing.easiest import NUM_HELD_OUT, SHARES, Trials
 from gencond.condensing.extractors import Pool, PoolExtractors, pool_of
 from gencond.condensing.quick_score import NUM_STEPS, QuickScorer
 from gencond.condensing.real import StatisticsSide
@@ -267,10 +269,12 @@ class _Rehearsal:
     def _starts(self) -> None:
         """Choosing what slots start from, around a generator that was not trained."""
         parts, starts = self.parts, self.parts.starts
-        if isinstance(starts, CodeStarts) and starts.are_needed and (ranking := starts.ranking) is not None:
-            train = partial(ranking.network, parts.data)
-            cost = cost_of(lambda count: _seconds(partial(train, count), parts.device), self.compiles)
-            self._add("ranking", f"{ranking.num_steps} steps", cost.of(ranking.num_steps))
+        if isinstance(starts, CodeStarts) and starts.are_needed and starts.ranking is not None:
+            is_given = starts.skip_easiest != "held_out"
+            if is_given or self.amount.largest_class > starts.count:
+                self._ranking(starts.ranking)
+                if not is_given:
+                    self._trials(Trials(starts.ranking, parts.data, starts.count))
             starts = replace(starts, ranking=None)
         representatives = starts.choose(self.work.extractors).to(parts.device)
         if isinstance(starts, CodeStarts) and len(representatives.labels):
@@ -279,6 +283,26 @@ class _Rehearsal:
         generator = parts.generators.make() if parts.generators else None
         self.work.representatives = representatives
         self.work.condensed = parts.new_condensed(generator, representatives)
+
+    def _ranking(self, ranking: Ranking) -> None:
+        """Training the network that ranks."""
+        train = partial(ranking.network, self.parts.data)
+        cost = cost_of(lambda count: _seconds(partial(train, count), self.parts.device), self.compiles)
+        self._add("ranking", f"{ranking.num_steps} steps", cost.of(ranking.num_steps))
+
+    def _trials(self, trials: Trials) -> None:
+        """Trainings that choose which share of the easiest images is skipped, and their tests on what is held out."""
+        data, device, maker = self.parts.data, self.parts.device, self.parts.maker
+        rows = torch.arange(len(data))
+        train = partial(trials.trained, rows, seed=0)
+        cost = cost_of(lambda count: _seconds(partial(train, num_steps=count), device), self.compiles)
+        network = train(num_steps=1)
+        testing = _seconds(lambda: maker.top1(network, data), device) / len(data)
+        started = min(self.amount.num_train, trials.count * data.num_classes)
+        steps, num_seeds = trials.steps_and_seeds(started)
+        count = len(SHARES) * num_seeds
+        tests = count * self.amount.num_train / NUM_HELD_OUT * testing
+        self._add("trying what to skip", f"{count}, of {steps} steps", cost.of(count * steps) + tests)
 
     def _matching(self) -> None:
         """Steps of matching as they come, and the real images that are chosen along the way."""

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -21,7 +21,6 @@ from gencond.condensing.run_folder import RunFolder
 from gencond.config import Condense
 from gencond.data.images import LabeledImages, split_off
 from gencond.generator.artefact import Condensed
-from gencond.networks.extractor import Embedding, embed_all
 from gencond.networks.training import WholeBatches
 
 logger = logging.getLogger(__name__)
@@ -130,9 +129,7 @@ class QuickScorer:
 
     def tested(self, network: nn.Module) -> float:
         """Share of the held-out images that a classifier has right, in [0, 1]; nothing is compiled for it."""
-        judge = replace(self.maker, embed=Embedding()).wrap(network, knows_classes=True)
-        found = judge.logits(embed_all(judge, self.held_out.images)).argmax(1).cpu()
-        return float((found == self.held_out.labels).double().mean())
+        return self.maker.top1(network, self.held_out)
 
     def score(self, condensed: Condensed, run: RunFolder, num_done: int, num_steps: int, stage: str) -> None:
         """Measures what is learned after so many of a stage's steps, logs it and says it in one line."""

@@ -1,7 +1,9 @@
 """What learned slots start from: real images, chosen once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -11,6 +13,7 @@ from gencond.common.distributed import from_all, main_process_first, own_share, 
 from gencond.common.files import cache_dir
 from gencond.common.ranges import to_signed
 from gencond.condensing.difficulty import Ranking
+from gencond.condensing.easiest import Trials, after_easiest
 from gencond.condensing.extractors import Extractors
 from gencond.condensing.real import embed_all
 from gencond.data.images import LabeledImages
@@ -32,6 +35,7 @@ class Representatives:
         rows: of `real`, in reading order.
         real: all real images.
         device: where images go that are read.
+        about: what the artefact's provenance says of the choice.
     """
 
     labels: Int64[Tensor, " n"]
@@ -40,6 +44,7 @@ class Representatives:
     real: UInt8[Tensor, "m c h w"] | MappedImages
     factor: int = 1
     device: torch.device = CPU
+    about: dict[str, Any] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Representatives":
         return replace(self, labels=self.labels.to(device), slots=self.slots.to(device), device=device)
@@ -98,7 +103,12 @@ class Starts:
         ]
         labels = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(of_class) for of_class in rows]))
         slots = torch.cat([torch.arange(len(of_class)) for of_class in rows])
-        return Representatives(labels, slots, torch.cat(rows), self.data.images, self.factor)
+        return Representatives(labels, slots, torch.cat(rows), self.data.images, self.factor, about=self.about)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the artefact's provenance says of the choice, beside the recipe."""
+        return {}
 
     def candidates(self) -> list[Int64[Tensor, " n"]]:
         """Rows of each class that its slots may start from."""
@@ -118,28 +128,57 @@ class CodeStarts(Starts):
         sizes: how many images of a class stand for its first slots, in nested order, `factor` squared for each slot.
         are_needed: whether anything starts from images or is held to them; without, none are chosen.
         ranking: says how easy each image is; None lets slots start from any.
-        skip_easiest: the share of each class, the easiest images, that is skipped.
+        skip_easiest: the share of each class, the easiest images, that is skipped; "held_out": the one that is found
+            best on held-out images.
     """
 
     num_slots: int = 1
     sizes: tuple[int, ...] = ()
     are_needed: bool = True
     ranking: Ranking | None = None
-    skip_easiest: float = 0.0
+    skip_easiest: float | Literal["held_out"] = 0.0
+
+    @property
+    def count(self) -> int:
+        """Images of a class that its slots start from, where it has as many."""
+        return self.num_slots * self.per_slot
+
+    @property
+    def trials(self) -> Trials | None:
+        """What finds the share that is skipped; None where it is given, or no class has more images than are needed."""
+        chooses = self.skip_easiest == "held_out" and self.are_needed and int(self.data.counts.max()) > self.count
+        return Trials(self.ranking, self.data, self.count) if chooses and self.ranking is not None else None
+
+    @cached_property
+    def skipped(self) -> float | None:
+        """The share of each class that is skipped; None where slots start from any images.
+
+        Where it has to be found all processes have to ask for it, and the main one finds it for all.
+
+        Raises:
+            InputError: a network diverged.
+        """
+        if self.ranking is None or not self.are_needed:
+            return None
+        if self.skip_easiest != "held_out":
+            return self.skip_easiest
+        share = None
+        if (trials := self.trials) is not None:
+            with main_process_first():
+                share = trials.best(cache_dir())
+        return share
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"skip_easiest": self.skipped} if self.are_needed and self.skip_easiest == "held_out" else {}
 
     def candidates(self) -> list[Int64[Tensor, " n"]]:
-        rows = super().candidates()
-        if self.ranking is None or not self.are_needed:
+        rows, share = super().candidates(), self.skipped
+        if self.ranking is None or share is None:
             return rows
         with main_process_first():  # which finds them for all
             losses = self.ranking.difficulties(self.data, cache_dir())
-
-        def from_there_on(of_class: Tensor) -> Tensor:
-            count = min(self.num_slots * self.per_slot, len(of_class))
-            first = min(int(self.skip_easiest * len(of_class)), len(of_class) - count)
-            return of_class[losses[of_class].argsort(stable=True)[first : first + count]]
-
-        return [from_there_on(of_class) for of_class in rows]
+        return [after_easiest(of_class, losses[of_class], share, self.count) for of_class in rows]
 
     def chooser(self, extractors: Extractors, rng: torch.Generator) -> Chooser:
         if not self.are_needed:
@@ -148,7 +187,7 @@ class CodeStarts(Starts):
         def nested_then_random(rows: Tensor, order: Tensor) -> Tensor:
             chosen = nested_representatives(pixel_features(self.data.images[rows]), self.sizes, self.seed)
             others = order[~torch.isin(order, chosen)]
-            return rows[torch.cat([chosen, others[: self.num_slots * self.per_slot - len(chosen)]])]
+            return rows[torch.cat([chosen, others[: self.count - len(chosen)]])]
 
         return nested_then_random
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from gencond.common.provenance import spoken_starts
 from gencond.common.quick_scores import SCORE_EVENT
 from gencond.eval.baselines import (
     BASELINES,
@@ -356,6 +357,7 @@ def facts(content: Evaluation, log: Sequence[Mapping[str, Any]]) -> dict[str, li
                 f"{made['bytes']:,} bytes, {8 * made['bytes'] / len(content.class_names) / 1e6:.3f} Mbit per class"
                 + (f", in {made['storage']}" if "storage" in made else ""),
             ),
+            *([("Codes start from", starts)] if (starts := spoken_starts(made)) else []),
             ("Recipe", made["recipe"]["name"] if "recipe" in made else "unknown, and so is what it was chosen by"),
         ],
         "Cost": [

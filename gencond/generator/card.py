@@ -3,6 +3,8 @@
 import re
 from typing import TYPE_CHECKING
 
+from gencond.common.provenance import spoken_starts
+
 if TYPE_CHECKING:
     from gencond.generator.artefact import Condensed
 
@@ -33,6 +35,7 @@ def model_card(condensed: "Condensed", results: str = "") -> str:
         f"Mbit per class) in {condensed.config.storage}",
         "Condensed from": f"{data.get('num_images', '?')} training images of {source} "
         f"(fingerprint `{data.get('fingerprint', '?')}`){held}",
+        **({"Codes start from": starts} if (starts := spoken_starts(made)) else {}),
         "Recipe": f"`{_as_text(recipe.get('name', '?'))}`, seed {recipe.get('seed', '?')}; all of it in `config.json`",
         **(
             {"Started from weights": ", ".join(f"{part} `{key}`" for part, key in made["weights"].items())}
