@@ -242,14 +242,16 @@ def shares_of(lengths: Sequence[int], at_most: int | None) -> list[int]:
 
     Args:
         lengths: ascending.
-        at_most: slots in all, but at least one of each stretch; short stretches are looked at whole. None takes all.
+        at_most: slots in all, but at least one of each stretch. Earlier stretches come first, since their images are
+            part of more sets, as long as each later one has half of an equal share. None takes all.
     """
     stretches = _stretches(lengths)
     if at_most is None:
         return [len(stretch) for stretch in stretches]
-    shares, left = [], at_most
-    for number, stretch in enumerate(stretches):
-        shares.append(min(len(stretch), max(1, left // (len(stretches) - number))))
+    shares, left, least = [], at_most, max(1, at_most // (2 * len(stretches)))
+    for number, stretch in enumerate(stretches, start=1):
+        kept = least * (len(stretches) - number)  # for those after it
+        shares.append(min(len(stretch), max(1, left - kept)))
         left -= shares[-1]
     return shares
 

@@ -175,7 +175,9 @@ def test_a_step_of_several_prefixes_has_the_mean_of_the_losses_of_each(few_digit
     torch.testing.assert_close(loss_of(1, 3, 4), (loss_of(1) + loss_of(3) + loss_of(4)) / 3)
 
 
-@pytest.mark.parametrize(("at_most", "shares"), [(None, [1, 9, 40]), (12, [1, 5, 6]), (2, [1, 1, 1]), (99, [1, 9, 40])])
+@pytest.mark.parametrize(
+    ("at_most", "shares"), [(None, [1, 9, 40]), (12, [1, 9, 2]), (24, [1, 9, 14]), (2, [1, 1, 1]), (99, [1, 9, 40])]
+)
 def test_the_images_between_two_lengths_stand_for_all_of_them(at_most: int | None, shares: list[int]) -> None:
     lengths = (1, 10, 50)
     assert shares_of(lengths, at_most) == shares
