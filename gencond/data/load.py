@@ -5,7 +5,9 @@ their names. Those of a set that does not fit in memory stay in a file until the
 """
 
 import logging
+import statistics
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -80,6 +82,7 @@ def load_real(
     height, width = train.images.shape[-2:]
     if image_size is None and (height != width or height not in GENERATOR_SIZES):
         image_size = automatic_image_size([min(height, width)])
+        _say_scaled(source, min(height, width), image_size)
     if test is None:
         train, test = split_off(train, test_fraction, closed=source in NAMED_SETS)
     return _resized(train, image_size), _resized(test, image_size)
@@ -87,7 +90,18 @@ def load_real(
 
 def size_of(source: ImageSource) -> int:
     """The side in pixels that a source's images are brought to where nothing says another."""
-    return automatic_image_size(short_sides(source) or [LARGEST_AUTOMATIC_SIZE])
+    sides = short_sides(source) or [LARGEST_AUTOMATIC_SIZE]
+    side = automatic_image_size(sides)
+    _say_scaled(str(source.root), round(statistics.median(sides)), side)
+    return side
+
+
+@cache
+def _say_scaled(source: str, own: int, side: int) -> None:
+    """That images are made smaller or larger without being asked for: once, though a plan looks at them before a run."""
+    if own != side:
+        larger = "; data.image_size takes them larger, which takes longer" if own > side else ""
+        logger.info("data: images of %d px (the median shorter side) are brought to %d px%s", own, side, larger)
 
 
 def is_mapped(source: ImageSource, image_size: int) -> bool:

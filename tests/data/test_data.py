@@ -267,6 +267,27 @@ def test_the_automatic_size_is_one_a_generator_can_have(short_side: int, size: i
     assert automatic_image_size([short_side]) == size
 
 
+def test_images_that_are_brought_to_another_size_unasked_are_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for name in ("a", "b"):
+        (tmp_path / "folder" / name).mkdir(parents=True)
+        for number in range(3):
+            pixels = np.full((40, 50, 3), 20 * number + 60 * (name == "b"), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "folder" / name / f"{number}.png")
+    np.savez(tmp_path / "s.npz", x_train=np.arange(4 * 81, dtype=np.uint8).reshape(4, 9, 9), y_train=np.arange(4) % 2)
+    for source, words in (("folder", "of 40 px"), ("s.npz", "of 9 px")):
+        for _ in range(2):  # a plan reads them before a run does
+            train, _ = load_real(str(tmp_path / source))
+        said = [line for line in caplog.messages if words in line]
+        assert len(said) == 1 and f"brought to {train.image_size} px; data.image_size takes them larger" in said[0]
+    caplog.clear()
+    load_real(str(tmp_path / "folder"), image_size=16)
+    load_real("digits")
+    assert not any("brought to" in line for line in caplog.messages)
+
+
 def test_splitting_keeps_every_image_once_and_every_class_on_both_sides(few_digits: LabeledImages) -> None:
     rest, held = split_off(few_digits, 0.1)
     assert len(rest) + len(held) == len(few_digits)
