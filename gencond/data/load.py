@@ -98,7 +98,7 @@ def size_of(source: ImageSource) -> int:
 
 @cache
 def _say_scaled(source: str, own: int, side: int) -> None:
-    """That images are made smaller or larger without being asked for: once, though a plan looks at them before a run."""
+    """That images are made smaller or larger unasked: once, though a plan looks at them before a run."""
     if own != side:
         larger = "; data.image_size takes them larger, which takes longer" if own > side else ""
         logger.info("data: images of %d px (the median shorter side) are brought to %d px%s", own, side, larger)
