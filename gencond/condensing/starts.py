@@ -1,5 +1,6 @@
 """What learned slots start from: real images, chosen once."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -70,7 +71,7 @@ Chooser = Callable[[Int64[Tensor, " n"], Int64[Tensor, " n"]], Int64[Tensor, " k
 
 
 @dataclass(frozen=True)
-class Starts:
+class Starts(ABC):
     """Chooses for each class the real images that its slots start from; fewer than slots where the class is small.
 
     Args:
@@ -114,9 +115,9 @@ class Starts:
         """Rows of each class that its slots may start from."""
         return [self.data.rows_of(label) for label in range(self.data.num_classes)]
 
+    @abstractmethod
     def chooser(self, extractors: Extractors, rng: torch.Generator) -> Chooser:
         """How the images of a class are chosen; `rng` draws the extractor, where one is needed."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import functools
 import json
 import operator
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -37,7 +38,7 @@ BLOCK_BYTES = 200  # of memory that a block of the plan takes
 MOST_PNG_SAVES = 50  # times, of images that are not of one colour
 
 
-class Condensed(FiniteModel):
+class Condensed(FiniteModel, ABC):
     """A diffusers model that maps (class, slot) to an image; slots 0 .. k-1 of each class are the set of IPC k.
 
     Calling it with (labels, slots, seed=None) gives images in [-1, 1], not yet cut by `factor`, with gradient. An
@@ -47,13 +48,14 @@ class Condensed(FiniteModel):
     stored: str  # what its slots hold, for people
 
     @property
+    @abstractmethod
     def image_size(self) -> int:
         """Side in pixels."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def channels(self) -> int:
-        raise NotImplementedError
+        """1 grey, 3 colour."""
 
     @property
     def class_names(self) -> list[str]:
