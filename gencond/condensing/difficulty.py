@@ -1,7 +1,6 @@
 """How hard each real image is to a network that has learned the classes for a while."""
 
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +19,6 @@ from gencond.networks.extractor import embed_all
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE, LEARNING_RATE = 128, 0.05  # of the network that says it, by a cosine
-
-
-def cosine(done: float) -> float:
-    """The factor on the learning rate after the share `done` of the steps, in [0, 1)."""
-    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 @dataclass(frozen=True)
@@ -51,20 +45,16 @@ class Ranking:
         Args:
             num_steps: of training; None takes all.
         """
-        network = self.maker.network(self.seed).to(self.maker.device)
-        self.maker.train(
-            network,
+        return self.maker.trained(
             data.images,
             data.labels,
             strategy=self.strategy,
             batch_size=BATCH_SIZE,
             num_steps=self.num_steps if num_steps is None else num_steps,
             learning_rate=LEARNING_RATE,
-            schedule=cosine,
             seed=self.seed,
             description="ranking images",
         )
-        return network
 
     def difficulties(self, data: LabeledImages, cache: Path) -> Float[Tensor, " n"]:
         """Each image's cross-entropy under a network trained on all of them.

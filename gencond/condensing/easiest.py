@@ -19,7 +19,7 @@ from gencond.common.distributed import is_main_process
 from gencond.common.errors import InputError
 from gencond.common.files import all_finite, short_hash
 from gencond.common.progress import progress
-from gencond.condensing.difficulty import BATCH_SIZE, LEARNING_RATE, Ranking, cosine
+from gencond.condensing.difficulty import BATCH_SIZE, LEARNING_RATE, Ranking
 from gencond.data.images import LabeledImages, rows_split_off
 from gencond.networks.training import WholeBatches
 
@@ -199,10 +199,7 @@ class Trials:
         Raises:
             InputError: it diverged.
         """
-        maker = self.ranking.maker
-        network = maker.network(seed).to(maker.device)
-        maker.train(
-            network,
+        network = self.ranking.maker.trained(
             self.data.images[rows],
             self.data.labels[rows],
             strategy=self.ranking.strategy,
@@ -210,7 +207,6 @@ class Trials:
             batches=WholeBatches,  # of the size that the ranking's were compiled for, however few images there are
             num_steps=num_steps,
             learning_rate=LEARNING_RATE,
-            schedule=cosine,
             seed=seed,
             on_step=on_step,
         )

@@ -26,7 +26,7 @@ from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
 from gencond.data.mapped import MappedImages
 from gencond.networks.extractor import Embedding, Extractor, embed_all, resized
-from gencond.networks.training import Pixels, Shuffled, train_network
+from gencond.networks.training import Pixels, Shuffled, cosine, train_network
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +95,19 @@ class ExtractorMaker:
             forward=self.logits,
             **training,
         )
+
+    def trained(
+        self, images: Pixels | MappedImages, labels: Int64[Tensor, " n"], *, seed: int, **training: Any
+    ) -> nn.Module:
+        """A new network after training at a rate that falls as a cosine.
+
+        Args:
+            seed: of the network and its training.
+            training: see `train`.
+        """
+        network = self.network(seed).to(self.device)
+        self.train(network, images, labels, schedule=cosine, seed=seed, **training)
+        return network
 
     def top1(self, network: nn.Module, data: LabeledImages) -> float:
         """Share of the images that a trained network has right, in [0, 1]; nothing is compiled for it."""

@@ -5,7 +5,6 @@ images, and nothing that a run learns depends on them.
 """
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,9 +111,7 @@ class QuickScorer:
         self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"], num_steps: int = NUM_STEPS
     ) -> nn.Module:
         """A new classifier after so many steps on these images, in batches of one size."""
-        network = self.maker.network(self.seed).to(self.maker.device)
-        self.maker.train(
-            network,
+        return self.maker.trained(
             images,
             labels,
             strategy=self.strategy,
@@ -122,10 +119,8 @@ class QuickScorer:
             batches=WholeBatches,
             num_steps=num_steps,
             learning_rate=LEARNING_RATE,
-            schedule=lambda done: 0.5 * (1 + math.cos(math.pi * done)),
             seed=self.seed,
         )
-        return network
 
     def tested(self, network: nn.Module) -> float:
         """Share of the held-out images that a classifier has right, in [0, 1]; nothing is compiled for it."""

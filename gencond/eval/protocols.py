@@ -11,6 +11,7 @@ from typing import Any, Literal
 from gencond.common.errors import InputError
 from gencond.data.augment import Mode
 from gencond.eval.records import read_record
+from gencond.networks.training import cosine
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ class Protocol:
         """The factor on the learning rate after the share `done` of the steps, in [0, 1)."""
         match self.schedule:
             case "cosine":
-                return 0.5 * (1 + math.cos(math.pi * done))
+                return cosine(done)
             case "half_cosine":
-                return 0.5 * (1 + math.cos(math.pi * done / 2))
+                return cosine(done / 2)
             case "half":
                 return 1.0 if done <= 0.5 else 0.1
             case "thirds":

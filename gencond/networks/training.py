@@ -155,6 +155,11 @@ def train_networks(
             network.eval()
 
 
+def cosine(done: float) -> float:
+    """The factor on a learning rate that falls to zero, after the share `done` of the steps, in [0, 1)."""
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
 def run_training(
     logits_of: Callable[[Float[Tensor, "r b c h w"]], Float[Tensor, "r b classes"]],
     optimizer: torch.optim.Optimizer,
