@@ -20,6 +20,7 @@ import torch
 
 from gencond.common.distributed import from_main, new_accelerator, rank_and_world
 from gencond.common.errors import InputError
+from gencond.common.files import alone_in
 from gencond.common.progress import spoken_time
 from gencond.common.room import require_place
 from gencond.condensing.checks import check_fit
@@ -28,8 +29,8 @@ from gencond.condensing.forecast import Forecast, Stage, forecast
 from gencond.condensing.match import Matching
 from gencond.condensing.pretrain import Pretraining
 from gencond.condensing.quick_score import num_held_out
-from gencond.condensing.run_folder import RunFolder
-from gencond.config import DEFAULT_RECIPE, Recipe, load_recipe, parse_recipe, read_recipe_file
+from gencond.condensing.run_folder import PLAN_LOCK, RunFolder
+from gencond.config import DEFAULT_RECIPE, Recipe, load_recipe, parse_recipe, read_recipe_file, to_dict
 from gencond.examine import Patient, examine
 from gencond.networks.convnet import automatic_depth
 from gencond.networks.extractor import can_compile, emulates_bfloat16
@@ -117,6 +118,8 @@ def plan(source: str | None, minutes: SupportsFloat | str | None, overrides: Seq
     changes += follow_from_steps(recipe, expected)
     recipe = load_recipe(DEFAULT_RECIPE, [*changes, *overrides], source)
     planned = as_planned(expected, recipe)
+    if not recipe.condense.num_steps:
+        notes.append("condense.num_steps=0: nothing is matched, the artefact is what encoding leaves")
     if planned.seconds > 60 * minutes:
         notes.append(f"the steps that were asked for do not end in {minutes:g} minutes")
     return Plan(recipe, planned, tuple(reasons(recipe, patient, device)), tuple(notes))
@@ -278,7 +281,7 @@ def planned_recipe(
     Every process of a launch has to call it; one of them plans for all.
 
     Raises:
-        InputError: another run in `out`; whatever `plan` raises.
+        InputError: another run in `out`, another process that plans one there; whatever `plan` raises.
     """
     file, wanted = out / "recipe.yaml", checked_minutes(minutes)
     if from_main(file.is_file):
@@ -289,16 +292,17 @@ def planned_recipe(
         logger.info("plan: that of %s, for %g minutes", file, kept.minutes)
         return kept
 
-    def require_free() -> None:
+    def found() -> dict[str, Any]:
         RunFolder(out).require_free(load_recipe(DEFAULT_RECIPE, overrides, source))
         require_place(out)
+        with alone_in(out, PLAN_LOCK):
+            if rank_and_world()[1] > 1:
+                return planned_apart(source, wanted, overrides)
+            made = plan(source, wanted, overrides)
+            logger.info("%s\n", made.page())
+            return to_dict(made.recipe)
 
-    from_main(require_free)
-    if rank_and_world()[1] > 1:
-        return parse_recipe(from_main(lambda: planned_apart(source, wanted, overrides)), DEFAULT_RECIPE)
-    found = plan(source, wanted, overrides)
-    logger.info("%s\n", found.page())
-    return found.recipe
+    return parse_recipe(from_main(found), DEFAULT_RECIPE)
 
 
 def planned_apart(source: str | None, minutes: float, overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Without a recipe the default method is planned: for the images, the machine and the minutes."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,31 @@ def test_a_run_without_a_recipe_goes_on_with_its_plan(
     assert to_dict(planned_recipe("digits", None, small, tmp_path / "run")) == first
     with pytest.raises(InputError, match="holds a run planned for 5 minutes: go on with that"):
         gencond.condense("digits", tmp_path / "run", minutes=6, overrides=small)
+
+
+def test_a_second_call_for_a_folder_that_a_run_is_planned_for_is_refused_before_it_plans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first call plans; the lock is a process's own, so the second call is another process."""
+    out, said = tmp_path / "run", []
+
+    def while_planning(*_: object) -> None:
+        words = [sys.executable, "-m", "gencond.cli", "condense", "--data", "digits", "--out", str(out)]
+        said.append(subprocess.run(words, capture_output=True, text=True, check=False))
+        raise InputError("planned enough")
+
+    monkeypatch.setattr("gencond.plan.plan", while_planning)
+    with pytest.raises(InputError, match="planned enough"):
+        planned_recipe("digits", 5.0, [], out)
+    (second,) = said
+    assert second.returncode == 2 and second.stderr.startswith(f"gencond: another process works in {out}")
+    assert not out.exists()
+
+
+def test_a_plan_that_matches_nothing_says_so(own_cache: Path) -> None:
+    small = ["features.compile=false", "generator.width=8", "pretrain.num_steps=0", "codes.num_slots=1"]
+    small += ["codes.encode_steps=1", "condense.prefix_lengths=[1]"]
+    assert "nothing is matched" in " ".join(plan("digits", 5.0, [*small, "condense.num_steps=0"]).notes)
 
 
 def test_minutes_are_of_the_default_method_alone_and_above_zero(tmp_path: Path) -> None:

@@ -153,9 +153,11 @@ def test_the_step_bench_ends_with_one_line_of_json() -> None:
 def test_an_ablation_prints_a_line_for_each_variant(tmp_path: Path) -> None:
     lines = run(
         "ablate", "base:", "mean: objective.mmd_weight=0", "--recipe", "demo", "--data", "digits", "--out",
-        str(tmp_path), "--seeds", "1", "--set", *TINY,
+        str(tmp_path), "--seeds", "1", "--likeness", "--set", *TINY,
     ).splitlines()  # fmt: skip
-    assert [line.split()[0] for line in lines] == ["base", "mean"] and all("IPC fresh" in line for line in lines)
+    assert [line.split()[0] for line in lines] == ["base", "mean"]
+    for line in lines:
+        assert all(word in line for word in ("IPC fresh", "fresh spread: ", "fresh recall: ", "fresh coverage: "))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -43,13 +43,8 @@ from gencond.generator.dataset import ARTEFACT_FOLDER
 
 logger = logging.getLogger(__name__)
 
-if TYPE_CHECKING:
-    pass
-
-
 LOCK_NAME = ".lock"
-
-
+PLAN_LOCK = ".plan.lock"  # held while a run is planned, before it is one
 STATE_NAME, DIGEST_NAME = "state.safetensors", "sha256"
 
 
@@ -126,7 +121,9 @@ class RunFolder:
 
     def _is_own(self, entry: Path) -> bool:
         """Whether a run that was killed in its first moments may have left an entry."""
-        return entry.name in ("data.json", LOCK_NAME) or (entry.name.startswith(".") and entry.suffix == ".tmp")
+        return entry.name in ("data.json", LOCK_NAME, PLAN_LOCK) or (
+            entry.name.startswith(".") and entry.suffix == ".tmp"
+        )
 
     def _lock(self) -> None:
         """Keeps other processes out of the folder until the `with` block of this run ends. Raises InputError."""

@@ -169,9 +169,14 @@ class RealImages:
         return replace(images, images=torch.cat(seen))
 
     @cached_property
-    def features(self) -> Float[Tensor, "n d"]:
-        """Of all images, by a network that was trained on them for 200 steps."""
+    def extractor(self) -> Extractor:
+        """A network that was trained on them for 200 steps."""
         train, (mean, std) = self.train, self.train.mean_std
-        network = trained_on_all(self.network, train, CHOOSING, self.augmentation, self.device, "network for herding")
-        extractor = Extractor(network, mean, std).to(self.device)
-        return embed_all(extractor, train.images, EMBEDDED_AT_ONCE, fill_up=False, device=torch.device("cpu"))
+        network = trained_on_all(self.network, train, CHOOSING, self.augmentation, self.device, "network for features")
+        return Extractor(network, mean, std).to(self.device)
+
+    @cached_property
+    def features(self) -> Float[Tensor, "n d"]:
+        """Of all images, by `extractor`."""
+        cpu = torch.device("cpu")
+        return embed_all(self.extractor, self.train.images, EMBEDDED_AT_ONCE, fill_up=False, device=cpu)
