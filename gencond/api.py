@@ -1,4 +1,4 @@
-"""The library as two calls, which the command line makes too: condense a data set, judge a condensed one."""
+"""The library as calls, which the command line makes too: condense a data set, append to one, judge one."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
@@ -7,6 +7,7 @@ from typing import Any, SupportsFloat, SupportsIndex
 
 from gencond.common.errors import InputError
 from gencond.common.files import alone_in
+from gencond.condensing.append import growth, recipe_for
 from gencond.condensing.run import condense as condense_images
 from gencond.config import Recipe, load_recipe, parse_recipe, to_dict
 from gencond.data.load import data_source, load_data
@@ -16,6 +17,7 @@ from gencond.eval.protocols import check_protocol
 from gencond.eval.results import Evaluation
 from gencond.eval.subject import SubjectAt
 from gencond.generator.artefact import Condensed
+from gencond.generator.dataset import load
 from gencond.plan import planned_recipe
 
 REPORT_LOCK = ".report.lock"
@@ -69,6 +71,38 @@ def condense(
     for network in recipe.evaluate.networks:
         build_network(network, train.channels, train.num_classes, train.image_size, seed=0)
     return condense_images(recipe, train, Path(out), None if pretrained is None else Path(pretrained))
+
+
+def append(
+    path: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    more_images: bool = False,
+    overrides: str | Sequence[str] = (),
+) -> Condensed:
+    """Appends classes to an artefact, which stays as it is, and returns the artefact that has grown.
+
+    The generator stays, and so do all images of the classes that nothing new is known of, bit for bit. It is learned as
+    the artefact was: by its recipe, in as many steps. The same call goes on with an unfinished run in `out`.
+
+    Args:
+        path: a run folder, an artefact folder or a Hub id, of a generator.
+        data: the new images, as of `condense`; one class is enough.
+        out: the run folder. The artefact that has grown lies in its folder `condensed`.
+        more_images: whether classes of the new images may be the artefact's: those are learned again, from the new
+            images and the artefact's own samples.
+        overrides: changes to the recipe: `["condense.num_steps=100"]`.
+    Raises:
+        InputError: an artefact that nothing can be appended to, images of another size, classes that it has already,
+            another run in `out`; whatever `condense` raises.
+    """
+    for given, name in ((path, "path"), (data, "data"), (out, "out")):
+        require_path(given, name)
+    onto = load(path)
+    recipe = recipe_for(onto, data_source(str(data)), listed(overrides, "overrides", str))
+    new, _ = load_data(recipe.data, fewest_classes=1)
+    return condense_images(recipe, new, Path(out), growth=growth(onto, new, more_images))
 
 
 def evaluate(

@@ -186,6 +186,17 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, help="another seed for the images past the learned codes")
     sample.set_defaults(command=run_sample)
 
+    append = commands.add_parser("append", help="add classes, or images of its classes, to an artefact")
+    append.add_argument("path", help="run folder, artefact folder or Hub id; it stays as it is")
+    append.add_argument("--data", required=True, help="the new images, as of condense; one class is enough")
+    append.add_argument("--out", type=_path, required=True, help="a new run folder; an unfinished run in it goes on")
+    append.add_argument(
+        "--more-images", action="store_true",
+        help="classes that the artefact has are learned again, from the new images and its own samples",
+    )  # fmt: skip
+    append.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the artefact's recipe")
+    append.set_defaults(command=run_append)
+
     store = commands.add_parser("store", help="write an artefact in fewer bits")
     store.add_argument("path", help="run folder, artefact folder or Hub id")
     store.add_argument("--as", dest="storage", required=True, help="float32, float16, int8 or coded")
@@ -385,6 +396,16 @@ def run_sample(args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         count = args.ipc * condensed.num_classes * condensed.images_per_slot
         print(f"{count} images of {condensed.num_classes} classes in {out}")
+
+
+def run_append(args: argparse.Namespace) -> None:
+    from gencond.common.distributed import is_main_process
+
+    require_text(args.out, "--out")
+    grown = gencond.append(args.path, args.data, args.out, more_images=args.more_images, overrides=args.overrides)
+    if is_main_process():
+        _say_what_is_next(args.out, grown.largest_ipc or 10, is_judged=False)
+        print(f"{grown.num_classes} classes: evaluate with --data of images of all of them")
 
 
 def run_store(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from gencond.condensing.quick_score import num_held_out
 from gencond.config import Data, Recipe
 from gencond.data.decode import read_image, stacked, white_of
 from gencond.data.find import find_images
-from gencond.data.images import LabeledImages, require_two_classes, split_off
+from gencond.data.images import LabeledImages, require_classes, split_off
 from gencond.data.load import is_mapped, load_real, size_of
 from gencond.data.mapped import FACTS
 from gencond.data.named import NAMED_SETS
@@ -65,7 +65,7 @@ def examine(recipe: Recipe) -> Patient:
         overlap = partial(notes_on_overlap, train, test, part)
     else:
         source = find_images(Path(part.source))
-        require_two_classes(source.class_names, part.source)
+        require_classes(source.class_names, part.source)
         side = part.image_size or size_of(source)
         images, seconds_each = _read_some(source, side)
         counts = source.labels[: source.num_train].bincount(minlength=len(source.class_names))

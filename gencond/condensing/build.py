@@ -5,10 +5,12 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Int64
+from torch import Tensor, nn
 
 from gencond.common.files import cache_dir, short_hash, weights_hash
 from gencond.common.seeding import seeded
+from gencond.condensing.append import Growth
 from gencond.condensing.backbones import GeneratorMaker, made_size
 from gencond.condensing.difficulty import Ranking
 from gencond.condensing.encode import adam
@@ -56,7 +58,8 @@ class Parts:
         augmentation: what real and synthetic images go through before they are compared.
         starts: chooses what slots start from.
         scorer: takes quick scores during matching, on images that are not among `data`; None takes none.
-        about: the artefact's provenance, but for weights from elsewhere.
+        growth: the artefact that is appended to; None: it is a new one.
+        about: the artefact's provenance, or that of what is appended, but for weights from elsewhere.
         synthesizer, pixels, codes, real, objective, condense, seed, save_every_steps: as in the recipe.
     """
 
@@ -71,6 +74,7 @@ class Parts:
     augmentation: Augmentation
     starts: CodeStarts | PixelStarts
     scorer: QuickScorer | None
+    growth: Growth | None
     about: dict[str, Any]
     synthesizer: Synthesizer
     pixels: Pixels
@@ -83,6 +87,11 @@ class Parts:
     def pool(self) -> Pool | None:
         """What a fixed pool of extractors consists of; None where they change."""
         return self.extracting if isinstance(self.extracting, Pool) else None
+
+    @cached_property
+    def learned(self) -> Int64[Tensor, " k"]:
+        """The classes that are learned, ascending; the others are there to be told from."""
+        return torch.arange(self.data.num_classes) if self.growth is None else self.growth.learned
 
     @cached_property
     def term_weights(self) -> dict[str, float]:
@@ -134,6 +143,8 @@ class Parts:
             weights: what identifies those that came from elsewhere, by their part in the run.
         """
         about = self.about | representatives.about | ({"weights": dict(weights)} if weights else {})
+        if self.growth is not None:
+            return self._checkpointed(self.growth.start(about))
         if generator is None:
             return self._new_pixels(representatives, about)
         condensed = CondensedDataset(
@@ -147,9 +158,12 @@ class Parts:
             fresh=self.codes.fresh,
         )
         condensed.generator.load_state_dict(generator.state_dict())
+        return self._checkpointed(condensed).eval()  # batch norms stay at their statistics: an affine map a channel
+
+    def _checkpointed(self, condensed: CondensedDataset) -> CondensedDataset:
         if self.generators is not None and self.generators.part.gradient_checkpointing:
             condensed.generator.enable_gradient_checkpointing()
-        return condensed.eval()  # batch norms stay at their statistics: a fixed affine map of each channel
+        return condensed
 
     def _new_pixels(self, representatives: Representatives, about: dict[str, Any]) -> CondensedPixels:
         part, data = self.pixels, self.data
@@ -175,17 +189,22 @@ class Parts:
         return torch.optim.SGD(condensed.parameters(), rate, momentum=self.pixels.momentum)
 
 
-def build(recipe: Recipe, data: LabeledImages, device: torch.device) -> Parts:
+def build(recipe: Recipe, data: LabeledImages, device: torch.device, growth: Growth | None = None) -> Parts:
     """The parts of a recipe for one data set; nothing is trained, downloaded or read from the cache here.
 
     Args:
         data: the training images; those that quick scores are tested on are held out here, before any part sees them.
+        growth: the artefact that these images are appended to.
     Raises:
-        InputError: extractors that cannot be compiled on this machine, or weights that are not there.
+        InputError: extractors that cannot be compiled on this machine, or weights that are not there; images that
+            cannot be appended.
         ValueError: parts of an image that do not fill it, an unknown augmentation.
     """
     makes_images = recipe.synthesizer.kind == "generator"
     whole, (data, held_out) = data, hold_out(recipe.condense, data)
+    about = provenance(recipe, whole, len(whole) - len(data))
+    if growth is not None:
+        data, held_out = growth.beside_replay(data), held_out and growth.in_its_classes(held_out)
     maker, architecture = extractor_maker(recipe, data, device), _architecture(recipe, data)
     return Parts(
         data=data,
@@ -202,9 +221,10 @@ def build(recipe: Recipe, data: LabeledImages, device: torch.device) -> Parts:
             *data.mean_std,
             recipe.condense.augmentation_mode,
         ),
-        starts=_starts(recipe, data, maker, architecture),
+        starts=_starts(recipe, data, maker, architecture, growth and growth.learned),
         scorer=None if held_out is None else new_scorer(recipe, maker, held_out),
-        about=provenance(recipe, whole, len(whole) - len(data)),
+        growth=growth,
+        about=about,
         synthesizer=recipe.synthesizer,
         pixels=recipe.pixels,
         codes=recipe.codes,
@@ -323,7 +343,9 @@ def codes_start_from_images(recipe: Recipe) -> bool:
     )
 
 
-def _starts(recipe: Recipe, data: LabeledImages, maker: ExtractorMaker, architecture: str) -> CodeStarts | PixelStarts:
+def _starts(
+    recipe: Recipe, data: LabeledImages, maker: ExtractorMaker, architecture: str, learned: Tensor | None
+) -> CodeStarts | PixelStarts:
     part, factor = recipe.codes, recipe.synthesizer.factor
     if recipe.synthesizer.kind == "pixels":
         return PixelStarts(data, factor, recipe.seed, recipe.pixels.ipc, recipe.pixels.init == "kmeans")
@@ -333,5 +355,5 @@ def _starts(recipe: Recipe, data: LabeledImages, maker: ExtractorMaker, architec
         ranking = Ranking(maker, architecture, part.ranking_steps, recipe.data.augmentation, recipe.seed)
     return CodeStarts(
         data, factor, recipe.seed, part.num_slots, sizes, codes_start_from_images(recipe), ranking,
-        part.skip_easiest or 0.0,
+        part.skip_easiest or 0.0, learned=learned,
     )  # fmt: skip

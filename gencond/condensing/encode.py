@@ -19,15 +19,16 @@ from gencond.losses.anchor import representative_loss
 def adam(
     condensed: CondensedDataset, generator_lr: float, code_lr: float, class_lr: float | None = None
 ) -> torch.optim.Adam:
-    """Adam with rates of their own for generator, codes and class embeddings.
+    """Adam with rates of their own for generator, codes and class embeddings, of weights that ask for gradients.
 
     A code is seen in few steps and may move far.
     """
     of_classes = condensed.generator.class_embedding.weight
+    weights = [weight for weight in condensed.generator.parameters() if weight.requires_grad]
     if class_lr is None:
-        groups = [{"params": list(condensed.generator.parameters()), "lr": generator_lr}]
+        groups = [{"params": weights, "lr": generator_lr}]
     else:
-        others = [weight for weight in condensed.generator.parameters() if weight is not of_classes]
+        others = [weight for weight in weights if weight is not of_classes]
         groups = [{"params": others, "lr": generator_lr}, {"params": [of_classes], "lr": class_lr}]
     return torch.optim.Adam([*groups, {"params": list(condensed.codes.parameters()), "lr": code_lr}])
 

@@ -87,7 +87,9 @@ class Matching:
         choice = int(torch.randint(len(self.lengths), (), generator=rng))
         return Draw(
             step=number,
-            classes=torch.randperm(self.parts.data.num_classes, generator=rng)[: part.classes_per_step].sort().values,
+            classes=self.parts.learned[
+                torch.randperm(len(self.parts.learned), generator=rng)[: part.classes_per_step].sort().values
+            ],
             first_slot=self.condensed.num_slots + number * part.stream_length if fresh else 0,
             lengths=(part.stream_length,) if fresh else self.lengths[choice],
             extractor=self.extractors.at(number, rng),
@@ -153,7 +155,7 @@ class Matching:
     def picture(self, path: Path) -> None:
         """Writes a grid of samples as a PNG."""
         condensed = self.learned()
-        classes = range(min(condensed.num_classes, PICTURED_CLASSES))
+        classes = self.parts.learned[:PICTURED_CLASSES].tolist()
         images, _ = condensed.sample(min(PICTURED_IMAGES, condensed.largest_ipc or PICTURED_IMAGES), classes)
         rows = to_uint8(images).cpu().unflatten(0, (len(classes), -1))[:, :PICTURED_IMAGES]
         write_png(path, grid(rows, screen_scale(condensed.image_size)))

@@ -6,6 +6,7 @@ from pathlib import Path
 from gencond.common.distributed import from_main, new_accelerator
 from gencond.common.errors import InputError
 from gencond.common.files import cache_dir, require_writable, state_fingerprint, weights_hash
+from gencond.condensing.append import Growth
 from gencond.condensing.build import Parts, build
 from gencond.condensing.checks import check_fit
 from gencond.condensing.run_folder import RunFolder, prepare_run, write_artefact
@@ -20,11 +21,14 @@ from gencond.generator.dataset import load
 logger = logging.getLogger(__name__)
 
 
-def condense(recipe: Recipe, data: LabeledImages, out: Path, pretrained: Path | None = None) -> Condensed:
+def condense(
+    recipe: Recipe, data: LabeledImages, out: Path, pretrained: Path | None = None, growth: Growth | None = None
+) -> Condensed:
     """Condenses real images into the artefact in `out/condensed`, resuming whatever of it is done.
 
     Args:
         pretrained: a folder with a pretrained generator of the recipe's shape; None trains one as the recipe says.
+        growth: the artefact that the images are appended to; it stays as it is.
     Raises:
         InputError: `out` holds another run, parts of the recipe that do not fit the images or each other, more
             processes than classes.
@@ -37,7 +41,9 @@ def condense(recipe: Recipe, data: LabeledImages, out: Path, pretrained: Path | 
             f"{accelerator.num_processes} processes share {min(data.num_classes, recipe.condense.classes_per_step)} "
             "classes a step: use fewer processes or raise condense.classes_per_step"
         )
-    parts = build(recipe, data, accelerator.device)
+    if data.num_classes == 1 and recipe.objective.scale == "relative" and recipe.real.kind != "statistics":
+        raise InputError("objective.scale=relative: one class has no distance to others, append two or set sum")
+    parts = build(recipe, data, accelerator.device, growth)
     with prepare_run(out, recipe, data, identities_of_weights(recipe, parts, pretrained)) as run:
         if from_main(run.artefact.is_dir):
             logger.info("condense: %s is complete, reusing it", run.artefact)
@@ -100,6 +106,8 @@ def identities_of_weights(recipe: Recipe, parts: Parts, pretrained: Path | None 
             if parts.generators is None:
                 raise InputError(f"pixels start from no generator: leave {pretrained} out")
             found["pretrained"] = state_fingerprint(parts.generators.read(pretrained))
+        if parts.growth is not None:
+            found["artefact"] = parts.growth.onto.fingerprint
         return found
 
     return from_main(read)

@@ -89,6 +89,8 @@ def given_generator(parts: Parts, run: RunFolder, pretrained: Path | None) -> Ba
         InputError: `pretrained` is no generator, or one of another shape; weights that cannot be had or do not fit.
     """
     makers = parts.generators
+    if parts.growth is not None:
+        return parts.growth.onto.generator
     if makers is None:
         return None
     if pretrained is not None:
@@ -137,7 +139,9 @@ def _choose_starts(parts: Parts, work: Work, run: RunFolder, stage: None) -> Non
     work.representatives = parts.starts.choose(work.extractors).to(parts.device)
     wait_for_everyone()  # before data parallelism compares its copies
     work.condensed = parts.new_condensed(work.generator, work.representatives, run.weights)
-    if parts.generators is not None and parts.generators.part.backbone == "transform":
+    if parts.growth is not None:
+        parts.growth.start_codes(cast("CondensedDataset", work.condensed), work.representatives)
+    elif parts.generators is not None and parts.generators.part.backbone == "transform":
         start_from_transform(
             cast("CondensedDataset", work.condensed), work.representatives, parts.generators.part.quantization_step
         )
@@ -219,14 +223,16 @@ def _say_starts(parts: Parts) -> str:
 
 
 def _say_encoding(parts: Parts) -> str:
-    count = parts.codes.num_slots * parts.data.num_classes
-    return f"{parts.codes.encode_steps} steps fit {count:,} codes and the generator to their real images"
+    count = parts.codes.num_slots * len(parts.learned)
+    what = "codes and class embeddings" if parts.growth else "codes and the generator"
+    return f"{parts.codes.encode_steps} steps fit {count:,} {what} to their real images"
 
 
 def _say_matching(parts: Parts) -> str:
     slots = parts.codes.num_slots if parts.generators else parts.pixels.ipc
-    count = slots * parts.data.num_classes
-    what = f"{count:,} codes and the generator" if parts.generators else f"{count:,} images"
+    count = slots * len(parts.learned)
+    others = "the class embeddings" if parts.growth else "the generator"
+    what = f"{count:,} codes and {others}" if parts.generators else f"{count:,} images"
     return f"{parts.condense.num_steps} steps change {what} until networks see in samples what they see in real images"
 
 

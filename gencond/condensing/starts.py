@@ -77,11 +77,13 @@ class Starts(ABC):
     Args:
         factor: squared, the images that are packed into each slot.
         seed: of every random choice.
+        learned: the classes whose slots start from images; None: all.
     """
 
     data: LabeledImages
     factor: int
     seed: int
+    learned: Int64[Tensor, " k"] | None = field(default=None, kw_only=True)
 
     @property
     def per_slot(self) -> int:
@@ -112,8 +114,10 @@ class Starts(ABC):
         return {}
 
     def candidates(self) -> list[Int64[Tensor, " n"]]:
-        """Rows of each class that its slots may start from."""
-        return [self.data.rows_of(label) for label in range(self.data.num_classes)]
+        """Rows of each class that its slots may start from; none of a class that is not learned."""
+        learned = set(range(self.data.num_classes) if self.learned is None else self.learned.tolist())
+        none = torch.empty(0, dtype=torch.int64)
+        return [self.data.rows_of(label) if label in learned else none for label in range(self.data.num_classes)]
 
     @abstractmethod
     def chooser(self, extractors: Extractors, rng: torch.Generator) -> Chooser:
@@ -186,6 +190,8 @@ class CodeStarts(Starts):
             return lambda rows, order: rows[:0]
 
         def nested_then_random(rows: Tensor, order: Tensor) -> Tensor:
+            if not len(rows):
+                return rows
             chosen = nested_representatives(pixel_features(self.data.images[rows]), self.sizes, self.seed)
             others = order[~torch.isin(order, chosen)]
             return rows[torch.cat([chosen, others[: self.count - len(chosen)]])]
@@ -219,7 +225,7 @@ class PixelStarts(Starts):
         return nearest_to_centers
 
 
-def _rows_of_codes(condensed: CondensedDataset, representatives: Representatives) -> Int64[Tensor, " n"]:
+def rows_of_codes(condensed: CondensedDataset, representatives: Representatives) -> Int64[Tensor, " n"]:
     """Which learned codes are those of the slots that start from images."""
     return (representatives.labels * condensed.num_slots + representatives.slots).cpu()
 
@@ -236,7 +242,7 @@ def start_from_transform(condensed: CondensedDataset, representatives: Represent
     numbers = whole_numbers(condensed.generator.fit(squares, step))
     of_part = condensed.generator.squares_in_a_row**2
     numbers = numbers.unflatten(0, (-1, of_part)).transpose(1, 2)  # as feature maps lie
-    rows = _rows_of_codes(condensed, representatives)
+    rows = rows_of_codes(condensed, representatives)
     condensed.codes.learned[rows] = numbers.reshape(len(rows), -1)
 
 
@@ -259,7 +265,7 @@ def start_from_components(condensed: CondensedDataset, representatives: Represen
     spread = scores.std(0)
     known = spread > SMALLEST_SPREAD * spread.max()  # beyond the rank of the images are none
     codes = condensed.codes.learned.view(-1, condensed.parts, condensed.generator.config.latent_dim)
-    rows = _rows_of_codes(condensed, representatives)
+    rows = rows_of_codes(condensed, representatives)
     of_image = (scores[:, known] / spread[known]).unflatten(0, (-1, condensed.parts))
     started = codes[rows]
     started[..., : of_image.shape[-1]] = of_image

@@ -34,7 +34,7 @@ class LabeledImages:
         images: channels are grey (1) or RGB (3); uint8, or floats in [-1, 1] of a set that is stored as floats. Of a
             file, what is indexed is read: ask for some rows at a time.
         labels: class indices, positions in `class_names`.
-        class_names: sorted.
+        class_names: sorted, but where classes were appended to an artefact.
         class_of: the class that each of the source's own labels means, where it numbers classes in another order.
     """
 
@@ -108,6 +108,18 @@ class LabeledImages:
     def rows_of(self, label: int) -> Int64[Tensor, " k"]:
         """Positions of a class's images, ascending."""
         return self._rows_by_class[label]
+
+    def in_order(self, class_names: Sequence[str]) -> "LabeledImages":
+        """The same images with classes numbered as `class_names` has them; as it is where that is how they are.
+
+        Args:
+            class_names: its own, in any order.
+        """
+        if tuple(class_names) == self.class_names:
+            return self
+        position = {name: label for label, name in enumerate(class_names)}
+        labels = torch.tensor([position[name] for name in self.class_names])[self.labels]
+        return replace(self, labels=labels, class_names=tuple(class_names), class_of=None)
 
     def subset(self, index: Int64[Tensor, " k"]) -> "LabeledImages":
         """Some of the images: a copy in memory, or where they are too many still in their file."""
@@ -198,11 +210,11 @@ def require_two_of_each(counts: Int64[Tensor, " classes"], class_names: Sequence
             raise InputError(f"class {name!r} has {count} image(s): two are needed to hold one out for testing")
 
 
-def require_two_classes(class_names: Sequence[str], source: str) -> None:
+def require_classes(class_names: Sequence[str], source: str, fewest: int = 2) -> None:
     """Raises InputError where there is nothing to tell apart, or a name is no text that an artefact could hold."""
     for name in class_names:
         require_text(name, f"{source}: class")
-    if len(class_names) < 2:
+    if len(class_names) < fewest:
         raise InputError(f"{source} has one class, {class_names[0]!r}: condensing needs two or more")
 
 

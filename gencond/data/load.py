@@ -27,7 +27,7 @@ from gencond.data.images import (
     LARGEST_AUTOMATIC_SIZE,
     LabeledImages,
     automatic_image_size,
-    require_two_classes,
+    require_classes,
     require_two_of_each,
     split_off,
 )
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_real(
-    source: str, image_size: int | None = None, test_fraction: float = 0.2
+    source: str, image_size: int | None = None, test_fraction: float = 0.2, fewest_classes: int = 2
 ) -> tuple[LabeledImages, LabeledImages]:
     """The training and the test images of a data set.
 
@@ -57,6 +57,7 @@ def load_real(
             takes for a folder the largest size a generator can have that is not over the images' median shorter
             side, 8 to 32.
         test_fraction: share of each class held out as test set where the source has none, see `split_off`.
+        fewest_classes: that it has to have.
     Raises:
         InputError: nothing there, classes without images, unreadable images, sets that do not fit each other.
     """
@@ -71,14 +72,14 @@ def load_real(
         train, test = load_npz(Path(source))
     elif Path(source).is_dir():
         found = find_images(Path(source))
-        require_two_classes(found.class_names, source)  # what is missing is said before an hour of decoding
+        require_classes(found.class_names, source, fewest_classes)  # what is missing is said before an hour of decoding
         if not found.has_test:
             require_two_of_each(found.labels.bincount(minlength=len(found.class_names)), found.class_names)
         side = image_size or size_of(found)
         train, test = _parts(found, (decode_into_cache if is_mapped(found, side) else read_into_memory)(found, side))
     else:
         raise InputError(f"{source} is no data: expected a folder with one folder per class, shards, or an .npz file")
-    require_two_classes(train.class_names, source)
+    require_classes(train.class_names, source, fewest_classes)
     height, width = train.images.shape[-2:]
     if image_size is None and (height != width or height not in GENERATOR_SIZES):
         image_size = automatic_image_size([min(height, width)])
@@ -159,10 +160,10 @@ def data_source(data: str | None) -> str | None:
     return str(Path(data).resolve())
 
 
-def load_data(part: Data) -> tuple[LabeledImages, LabeledImages]:
-    """The images to condense and those to judge on, as a recipe's `data` part says."""
+def load_data(part: Data, fewest_classes: int = 2) -> tuple[LabeledImages, LabeledImages]:
+    """The images to condense and those to judge on, as a recipe's `data` part says; of so many classes at least."""
     accelerator = new_accelerator()  # first: processes share the decoding of a large set
-    train, test = load_real(part.source, part.image_size, part.test_fraction)
+    train, test = load_real(part.source, part.image_size, part.test_fraction, fewest_classes)
     if part.judge_on == "validation":
         train, test = split_off(train, part.validation_fraction, "validation", part.source in NAMED_SETS)
     if accelerator.is_main_process:

@@ -278,6 +278,8 @@ def open_subject(at: SubjectAt, out: Path) -> SubjectAndReal:
         subject, found_out = _open_foreign(at, train, test)
         notes += found_out
     else:
+        if set(condensed.class_names) == set(train.class_names):  # appended classes come last, whatever their names
+            train, test = train.in_order(condensed.class_names), test.in_order(condensed.class_names)
         require_fit(condensed, train)
         subject = judged_artefact(condensed, name_of_rows(recipe))
     return SubjectAndReal(at.path, recipe, condensed, subject, train, test, tuple(notes))

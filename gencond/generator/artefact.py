@@ -66,6 +66,11 @@ class Condensed(FiniteModel, ABC):
         return len(self.config.class_names)
 
     @property
+    def class_groups(self) -> list[int]:
+        """Numbers of classes that came together; images of a class have the same bits whatever groups come after."""
+        return [self.num_classes]
+
+    @property
     def num_slots(self) -> int:
         """Learned slots per class."""
         return self.config.num_slots
@@ -85,13 +90,17 @@ class Condensed(FiniteModel, ABC):
 
         The config is counted without the account of how it was made.
         """
-        config = {"_class_name": type(self).__name__, **arguments_of(self), "provenance": None}
+        config = {"_class_name": type(self).__name__, **self._told(), "provenance": None}
         return num_stored_bytes(self.state_dict(), self.config.storage) + len(json.dumps(config, indent=2).encode())
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits of all that its images depend on: how it lies on disk is no part of that."""
-        return short_hash(arguments_of(self) | {"provenance": None, "storage": None}, state_fingerprint(self))
+        return short_hash(self._told() | {"provenance": None, "storage": None}, state_fingerprint(self))
+
+    def _told(self) -> dict[str, Any]:
+        """What it was called with, as artefacts that were made before there were groups of classes tell it."""
+        return {name: value for name, value in arguments_of(self).items() if (name, value) != ("class_groups", None)}
 
     def bytes_of(self, ipc: int) -> int:
         """What must be stored for `ipc` images of each class: of a generator all of it, of pixels their own."""
@@ -185,7 +194,7 @@ class Condensed(FiniteModel, ABC):
             raise InputError("a class is asked for twice")
         self._require_room(len(wanted) * ipc)
         return sample_class_major(
-            self._synthesizer(seed), list(wanted), ipc, self.num_classes, self.image_size, threads_for(self.device)
+            self._synthesizer(seed), list(wanted), ipc, self.class_groups, self.image_size, threads_for(self.device)
         )
 
     def as_dataset(
@@ -257,8 +266,8 @@ class Condensed(FiniteModel, ABC):
                 "artefact": self.fingerprint, "seed": seed, "device": self.device.type, "torch": torch.__version__,
             }  # fmt: skip
             export_in_parts(
-                synthesize, self.class_names, out, format, ipc, self.image_size, self.images_per_slot, origin,
-                threads_for(self.device), rank, num_processes,
+                synthesize, self.class_names, self.class_groups, out, format, ipc, self.image_size,
+                self.images_per_slot, origin, threads_for(self.device), rank, num_processes,
             )  # fmt: skip
             return out
         if num_processes > 1:

@@ -1,7 +1,8 @@
 """The README.md of an artefact: a model card for whoever finds the folder."""
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from gencond.common.provenance import spoken_starts
 
@@ -42,6 +43,7 @@ def model_card(condensed: "Condensed", results: str = "") -> str:
             if made.get("weights")
             else {}
         ),
+        **({"Appended": "; ".join(map(_appended, made["appended"]))} if made.get("appended") else {}),
         "Made with": f"{versions or '?'}; commit {made.get('commit') or 'unknown'}",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
@@ -106,6 +108,13 @@ experiments. It is not a substitute for the real test set, and what it teaches c
 
 {memory}
 """
+
+
+def _appended(made: Mapping[str, Any]) -> str:
+    """One addition, for people."""
+    data, names = made["data"], made["classes"]
+    listed = ", ".join(map(_as_text, names[:LISTED_CLASSES])) + (", ..." if len(names) > LISTED_CLASSES else "")
+    return f"{data['num_images']} images of {_as_text(data['source'])} (fingerprint `{data['fingerprint']}`): {listed}"
 
 
 def _as_text(name: str) -> str:

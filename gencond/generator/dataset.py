@@ -66,8 +66,9 @@ class CondensedDataset(Condensed):
             image as a whole.
         fresh: what slots past the learned ones are made from: `prior`, latents as the backbone knows them; `mixed`,
             points between learned codes (`codes.Codes`); `none`: there are none.
+        class_groups: numbers of classes that were appended together, in order; None: all classes came at once.
     Raises:
-        InputError: an unknown backbone, a truncation out of range.
+        InputError: an unknown backbone, a truncation out of range, groups that are not all of the classes.
         ValueError: nothing learned that could be mixed, or nothing at all.
     """
 
@@ -87,8 +88,11 @@ class CondensedDataset(Condensed):
         truncation: float | None = None,
         by_parts: bool = False,
         fresh: Fresh = "prior",
+        class_groups: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        if class_groups is not None and (min(class_groups, default=0) < 1 or sum(class_groups) != len(class_names)):
+            raise InputError(f"class_groups {list(class_groups)} are not the {len(class_names)} classes")
         self.generator = new_backbone(generator_config)
         truncation = own_truncation(self.generator, truncation)
         self.parts = self.parts_in_a_row**2  # that the generator makes of one image
@@ -97,6 +101,10 @@ class CondensedDataset(Condensed):
             len(class_names), num_slots, code_dim, seed, truncation, fresh=fresh, parts=self.parts,
             whole=self.generator.whole_latents,
         )  # fmt: skip
+
+    @property
+    def class_groups(self) -> list[int]:
+        return list(self.config.class_groups or [self.num_classes])
 
     @property
     def image_size(self) -> int:

@@ -9,6 +9,8 @@ They can depend on the number of threads that share a convolution, too. So each 
 the threads of a machine compute as many blocks at once.
 """
 
+import bisect
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -50,29 +52,38 @@ def block_images(image_size: int) -> int:
     return min(LARGEST_BLOCK, max(1, PIXELS_PER_BLOCK // image_size**2))
 
 
-def block_of(label: int, slot: int, num_classes: int, image_size: int) -> Block:
-    """The block that holds a (class, slot): a function of the artefact alone, never of the request."""
-    images = block_images(image_size)
-    classes = min(num_classes, images)
+def block_of(label: int, slot: int, groups: Sequence[int], image_size: int) -> Block:
+    """The block that holds a (class, slot): a function of the artefact alone, never of the request.
+
+    Args:
+        groups: numbers of classes that came together. A block holds classes of one group, so that the blocks of those
+            that are there stay as they are when others come.
+    """
+    ends = list(itertools.accumulate(groups))
+    of_label = bisect.bisect_right(ends, label)
+    size, end = groups[of_label], ends[of_label]
+    start, images = end - size, block_images(image_size)
+    classes = min(size, images)
     longest = 1 << (images // classes).bit_length() - 1  # the largest power of two that fits
-    first_class = label // classes * classes
+    first_class = start + (label - start) // classes * classes
     if slot >= longest:
         first_slot = slot // longest * longest
         last_slot = first_slot + longest
     else:
         first_slot = 1 << slot.bit_length() - 1 if slot else 0
         last_slot = max(1, 2 * first_slot)
-    return Block(first_class, min(first_class + classes, num_classes), first_slot, last_slot)
+    return Block(first_class, min(first_class + classes, end), first_slot, last_slot)
 
 
-def blocks_of(classes: Sequence[int], ipc: int, num_classes: int, image_size: int) -> list[Block]:
+def blocks_of(classes: Sequence[int], ipc: int, groups: Sequence[int], image_size: int) -> list[Block]:
     """The blocks that hold the first `ipc` slots of `classes`: first slots first, so that a small set comes first."""
-    starts = {block_of(label, 0, num_classes, image_size).first_class for label in classes}
-    blocks, slot = [], 0
-    while slot < ipc:
-        blocks += [block_of(first_class, slot, num_classes, image_size) for first_class in sorted(starts)]
-        slot = blocks[-1].last_slot
-    return blocks
+    blocks = []
+    for first_class in sorted({block_of(label, 0, groups, image_size).first_class for label in classes}):
+        slot = 0
+        while slot < ipc:
+            blocks.append(block_of(first_class, slot, groups, image_size))
+            slot = blocks[-1].last_slot
+    return sorted(blocks, key=lambda block: (block.first_slot, block.first_class))
 
 
 def sample_block(synthesize: Synthesize, block: Block, ipc: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,14 +129,14 @@ def in_threads(
 
 
 def sample_class_major(
-    synthesize: Synthesize, classes: Sequence[int], ipc: int, num_classes: int, image_size: int, threads: int
+    synthesize: Synthesize, classes: Sequence[int], ipc: int, groups: Sequence[int], image_size: int, threads: int
 ) -> tuple[Float[Tensor, "n c h w"], Int64[Tensor, " n"]]:
-    """Slots 0..ipc-1 of `classes` in the order given, in [0, 1]."""
+    """Slots 0..ipc-1 of `classes` in the order given, in [0, 1]; for `groups` see `block_of`."""
     images: Tensor | None = None
     bar = progress(description="sampling", total=len(classes) * ipc, unit="image", disable=len(classes) * ipc < 5000)
-    first_row = torch.full((num_classes,), -1)
+    first_row = torch.full((sum(groups),), -1)
     first_row[list(classes)] = torch.arange(len(classes)) * ipc
-    blocks = blocks_of(classes, ipc, num_classes, image_size)
+    blocks = blocks_of(classes, ipc, groups, image_size)
     for labels, slots, batch in in_threads(lambda block: sample_block(synthesize, block, ipc), blocks, threads):
         if images is None:
             images = batch.new_empty(len(classes) * ipc, *batch.shape[1:])  # [n, parts, c, h, w]

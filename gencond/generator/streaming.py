@@ -59,6 +59,7 @@ def num_images_of(block: Block, ipc: int, images_per_slot: int) -> int:
 def export_in_parts(
     synthesize: Synthesize,
     class_names: Sequence[str],
+    groups: Sequence[int],
     out: Path,
     format: str,
     ipc: int,
@@ -72,6 +73,7 @@ def export_in_parts(
     """Writes this process's share of `ipc` images of each class; the process of rank 0 waits for all and ends it.
 
     Args:
+        groups: see `sampling.block_of`.
         out: a new or empty folder; it is whole or not there.
         format: one of `exporting.PART_WRITERS`.
         images_per_slot: how many images one (class, slot) gives.
@@ -85,7 +87,7 @@ def export_in_parts(
         raise InputError(f"rank {rank} is none of {num_processes} processes")
     out = out.resolve()
     work = out.with_name(f".{out.name}.unfinished")
-    blocks = blocks_of(range(len(class_names)), ipc, len(class_names), image_size)
+    blocks = blocks_of(range(len(class_names)), ipc, groups, image_size)
     parts = parts_of(blocks, ipc, images_per_slot, IMAGES_PER_PART[format])
     layout = Layout(class_names, class_folders(class_names), ipc * images_per_slot, len(parts))
     plan = {"format": format, "ipc": ipc, "num_parts": len(parts), "layout": LAYOUT, **origin}

@@ -26,7 +26,7 @@ from gencond.generator.dataset import CondensedDataset, backbone_config, load, n
 from gencond.generator.exporting import class_folders, export_images
 from gencond.generator.packing import decode
 from gencond.generator.published import load_biggan
-from gencond.generator.sampling import LARGEST_BLOCK, block_of
+from gencond.generator.sampling import LARGEST_BLOCK, block_of, blocks_of
 
 NAMES = ["ant", "bee", "cat"]
 
@@ -211,15 +211,36 @@ def test_blocks_cover_the_grid_once_and_fit_their_bound(num_classes: int, size: 
     seen = set()
     for label in {0, 1, num_classes // 2, num_classes - 1}:
         for slot in range(70):
-            block = block_of(label, slot, num_classes, size)
+            block = block_of(label, slot, [num_classes], size)
             assert block.first_class <= label < block.last_class <= num_classes
             assert block.first_slot <= slot < block.last_slot
             inside = {(block.first_class, s) for s in range(block.first_slot, block.last_slot)}
-            assert all(block_of(c, s, num_classes, size) == block for c, s in inside)
+            assert all(block_of(c, s, [num_classes], size) == block for c, s in inside)
             images = (block.last_class - block.first_class) * (block.last_slot - block.first_slot)
             assert images <= LARGEST_BLOCK and images * size**2 <= LARGEST_BLOCK * 32**2
             seen.add(block)
-    assert block_of(0, 0, num_classes, size).last_slot == 1  # IPC 1 computes no second slot
+    assert block_of(0, 0, [num_classes], size).last_slot == 1  # IPC 1 computes no second slot
+
+
+def test_blocks_of_classes_stay_as_they_are_when_others_are_appended() -> None:
+    """Groups of 3, 200 and 5 classes: the old blocks are those without the new group, and no block holds two groups."""
+    ends = [3, 203, 208]
+    for label in (0, 2, 3, 130, 202, 203, 207):
+        for slot in (0, 1, 5, 40):
+            number = sum(label >= end for end in ends)
+            block = block_of(label, slot, [3, 200, 5], 32)
+            assert block == block_of(label, slot, [3, 200, 5][: number + 1], 32)
+            assert (ends[number - 1] if number else 0) <= block.first_class <= label < block.last_class <= ends[number]
+    blocks = blocks_of(range(208), 10, [3, 200, 5], 32)
+    covered = [(c, s) for first, last, start, end in blocks for c in range(first, last) for s in range(start, end)]
+    assert len(covered) == len(set(covered)) and {(c, s) for c in range(208) for s in range(10)} <= set(covered)
+    assert [block.first_slot for block in blocks] == sorted(block.first_slot for block in blocks)
+
+
+def test_groups_that_are_not_all_classes_are_refused() -> None:
+    config = backbone_config(BigGANGenerator(8, 1, 3, 8, 4, (8,)))
+    with pytest.raises(InputError, match=r"class_groups \[2, 2\] are not the 3 classes"):
+        CondensedDataset(["a", "b", "c"], config, 1, class_groups=[2, 2])
 
 
 def test_the_dataset_gives_float_images_labels_and_transforms(condensed: CondensedDataset) -> None:

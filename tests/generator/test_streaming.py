@@ -168,12 +168,12 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypa
     monkeypatch.setattr(streaming, "sample_block", begun)
     monkeypatch.setitem(streaming.PART_WRITERS, "imagefolder", written)
     make().export(tmp_path / "out", 900)
-    assert alive == 0 and most <= torch.get_num_threads() + 1 < len(blocks_of(range(3), 900, 3, 8))
+    assert alive == 0 and most <= torch.get_num_threads() + 1 < len(blocks_of(range(3), 900, [3], 8))
 
 
 @pytest.mark.parametrize(("num_classes", "ipc", "size"), [(1000, 7, 32), (10, 600, 64), (3, 1, 8), (1000, 3, 256)])
 def test_parts_are_cut_by_the_set_alone_and_have_all_images(num_classes: int, ipc: int, size: int) -> None:
-    blocks = blocks_of(range(num_classes), ipc, num_classes, size)
+    blocks = blocks_of(range(num_classes), ipc, [num_classes], size)
     for images_per_slot in (1, 4):
         parts = parts_of(blocks, ipc, images_per_slot, 500)
         sizes = [sum(num_images_of(block, ipc, images_per_slot) for block in part) for part in parts]
