@@ -9,6 +9,10 @@ class InputError(ValueError):
     """
 
 
+class UnfitNetwork(InputError):
+    """A network that is known and cannot take the images."""
+
+
 def first_line(error: Exception) -> str:
     """What an error of another library says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

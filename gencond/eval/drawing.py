@@ -1,7 +1,7 @@
 """Pictures of samples and plots of a report, into a run's `samples` folder or as bytes."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,15 @@ def write_first_images(path: Path, rows: Mapping[str, Float[Tensor, "classes c h
     write_figure(path, figure, dots_per_inch=80)
 
 
-def _figure(draw: Any, width: float = 6.4) -> tuple[bytes, str]:
-    """(PNG, SVG) of a plot in colours that read on white and on black."""
+def drawn(
+    draw: Callable[[np.ndarray], None], rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.4, 3.4)
+) -> tuple[bytes, str]:
+    """(PNG, SVG) of rows x columns plots in colours that read on white and on black.
+
+    Args:
+        draw: called with the panels.
+        size: of all of them, in inches.
+    """
     import matplotlib
 
     grey = "#808080"
@@ -92,14 +99,20 @@ def _figure(draw: Any, width: float = 6.4) -> tuple[bytes, str]:
         "axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "svg.fonttype": "none",
         "svg.hashsalt": "gencond", "figure.dpi": 130,
     }):  # fmt: skip
-        figure, panels = new_figure(1, 1, (width, 3.4))
-        draw(panels[0, 0])
-        panels[0, 0].grid(alpha=0.25)
+        figure, panels = new_figure(rows, columns, size)
+        draw(panels)
+        for axes in panels.flat:
+            axes.grid(alpha=0.25)
         png, svg = io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", facecolor="white")
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     text = svg.getvalue()
     return png.getvalue(), text[text.index("<svg") :]
+
+
+def _figure(draw: Callable[[Any], None]) -> tuple[bytes, str]:
+    """`drawn` with one panel."""
+    return drawn(lambda panels: draw(panels[0, 0]))
 
 
 def _curves(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from torch import nn
 
-from gencond.common.errors import InputError
+from gencond.common.errors import InputError, UnfitNetwork
 from gencond.common.seeding import seeded
 from gencond.networks.classic import alexnet, lenet, mlp, vgg11
 from gencond.networks.convnet import ACTIVATIONS, ConvNet, Norm, Pooling
@@ -43,7 +43,7 @@ def build_network(name: str, channels: int, num_classes: int, image_size: int, s
             norm and max pooling), the literature's `mlp`, `lenet`, `alexnet`, `vgg11`, `resnet18`, `resnet_ap10`
             (`vgg11-batch` with batch norm), `resnet20` and `resnet56` of CIFAR, or any timm model.
     Raises:
-        InputError: an unknown name, or a network that does not fit the images.
+        InputError: an unknown name; `UnfitNetwork`, which is one too, where a network does not fit the images.
     """
     with seeded(seed):
         try:
@@ -51,7 +51,7 @@ def build_network(name: str, channels: int, num_classes: int, image_size: int, s
         except InputError:
             raise  # it says already which network
         except ValueError as error:
-            raise InputError(f"network {name}: {error}") from None
+            raise UnfitNetwork(f"network {name}: {error}") from None
 
 
 def is_own(name: str) -> bool:
@@ -83,4 +83,4 @@ def _timm(name: str, channels: int, num_classes: int, image_size: int) -> nn.Mod
     try:
         return TimmNetwork(name.removeprefix("timm/"), channels, num_classes, image_size)
     except InputError as error:
-        raise InputError(f"{error}; {KNOWN}") from None
+        raise type(error)(f"{error}; {KNOWN}") from None

@@ -56,7 +56,8 @@ def write_reports(out: Path, content: Evaluation, log: Sequence[Mapping[str, Any
     write_text(out / "report.html", _html(out, content, log, plots))
 
 
-def _html_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def html_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table that scrolls by itself where the page is narrow."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -138,25 +139,42 @@ def _html(
         )
 
     sentences = "".join(f"<li>{html.escape(text)}</li>" for text in [*verdicts(content.rows), *content.notes])
-    sections = "".join(
-        f"<h2>{html.escape(section)}</h2><dl>"
-        + "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in named)
-        + "</dl>"
-        for section, named in facts(content, log).items()
-    )
     shown = ""
     if content.rows:
-        shown = f"<p>{html.escape(heading(content.rows))}:</p>{_html_table(*table(content.rows))}"
+        shown = f"<p>{html.escape(heading(content.rows))}:</p>{html_table(*table(content.rows))}"
     outside = ""
     if entries := content.outside:
         said = "".join(f"<li>{html.escape(text)}</li>" for text in about_outside(entries))
-        outside = f"<h2>{OUTSIDE}</h2>{_html_table(*outside_table(entries))}<ul>{said}</ul>"
+        outside = f"<h2>{OUTSIDE}</h2>{html_table(*outside_table(entries))}<ul>{said}</ul>"
     likeness = ""
     if said := about_likeness(content):
-        likeness = "<h2>Likeness</h2>" + (_html_table(*quality_table(content.quality)) if content.quality else "")
+        likeness = "<h2>Likeness</h2>" + (html_table(*quality_table(content.quality)) if content.quality else "")
         likeness += f"<ul>{''.join(f'<li>{html.escape(text)}</li>' for text in said)}</ul>{picture(NEAREST_PICTURE)}"
     drawn = "".join(f"<figure>{plot[1]}</figure>" for plot in plots.values() if plot)
-    title = html.escape(content.title)
+    body = f"""{picture(PAIRS_PICTURE)}
+{shown}
+<ul>{sentences}</ul>
+<div class="pair">{drawn}</div>
+<div class="pair">{picture(REAL_PICTURE)}{picture(SYN_PICTURE)}</div>
+{outside}
+{likeness}
+{html_facts(facts(content, log))}"""
+    return html_page(content.title, body)
+
+
+def html_facts(sections: Mapping[str, Sequence[tuple[str, str]]]) -> str:
+    """Sections of names with their values."""
+    return "".join(
+        f"<h2>{html.escape(section)}</h2><dl>"
+        + "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in named)
+        + "</dl>"
+        for section, named in sections.items()
+    )
+
+
+def html_page(title: str, body: str) -> str:
+    """A whole page that needs nothing beside it, with its title above `body`, which is HTML."""
+    title = html.escape(title)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -167,14 +185,7 @@ def _html(
 </head>
 <body>
 <h1>{title}</h1>
-{picture(PAIRS_PICTURE)}
-{shown}
-<ul>{sentences}</ul>
-<div class="pair">{drawn}</div>
-<div class="pair">{picture(REAL_PICTURE)}{picture(SYN_PICTURE)}</div>
-{outside}
-{likeness}
-{sections}
+{body}
 </body>
 </html>
 """

@@ -29,6 +29,7 @@ class Answer:
         num_images: that a classifier was trained on, or saw of a stream.
         codec: of photographs.
         stored: images of each class that are stored, in words; empty where any number can be made.
+        seconds: of training and testing, where they were taken.
     """
 
     top1: Scores
@@ -36,6 +37,7 @@ class Answer:
     num_images: int | None = None
     codec: CodecFacts | None = None
     stored: str = ""
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,8 @@ class ScoreCache:
         if self.folder is not None:
             (top1,) = answer.top1.each
             content = {"row": name, "key": question.key, "depends_on": question.to_json(), "top1": top1}
-            write_json(_file(self.folder, question), content | _facts(question, answer))
+            seconds = {} if answer.seconds is None else {"seconds": answer.seconds}
+            write_json(_file(self.folder, question), content | _facts(question, answer) | seconds)
 
 
 def _file(folder: Path, question: Question) -> Path:
@@ -74,4 +75,5 @@ def _answer(content: dict[str, Any]) -> Answer:
         num_images=content.get("images_seen"),
         codec=CodecFacts.from_json(content["codec"]) if content.get("codec") else None,
         stored=content.get("ipc", ""),
+        seconds=content.get("seconds"),
     )

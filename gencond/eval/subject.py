@@ -176,17 +176,17 @@ class SubjectAt:
                 "standard deviations are above 0"
             )
 
-    def command(self, out: Path, options: Mapping[str, Sequence | None]) -> str:
-        """What reproduces a report in `out`; options without a value are left out."""
+    def command(self, out: Path, options: Mapping[str, Sequence | None], name: str = "evaluate") -> str:
+        """What reproduces a report in `out`, by the command `name`; options without a value are left out."""
         own = {
             "data": self.data and [self.data],
             "normalised-by": self.normalised_by and [",".join(map(str, one)) for one in self.normalised_by],
             "factor": None if self.factor == 1 else [self.factor],
             "out": [out],
         }
-        words = ["gencond", "evaluate", self.path]
-        for name, values in {**options, **own}.items():
-            words += [] if values is None else [f"--{name}", *map(str, values)]
+        words = ["gencond", name, self.path]
+        for option, values in {**options, **own}.items():
+            words += [] if values is None else [f"--{option}", *map(str, values)]
         return shlex.join(words)
 
 

@@ -174,7 +174,7 @@ def _cut(images_per_slot: int) -> str:
     return "" if images_per_slot == 1 else f", each cut into {images_per_slot} images: IPC counts them before"
 
 
-def _words(protocol: Mapping[str, Any]) -> str:
+def words_of(protocol: Mapping[str, Any]) -> str:
     """A protocol in one line."""
     shown = {name: value for name, value in protocol.items() if name != "name" and value not in (None, "", [], ())}
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
@@ -339,7 +339,7 @@ def facts(content: Evaluation, log: Sequence[Mapping[str, Any]]) -> dict[str, li
             ),
             ("Seeds", f"{rows[0].num_seeds}; random real images are drawn anew for each"),
             *_codec_facts(rows, len(content.class_names)),
-            *((f"Protocol {row['name']}", _words(row)) for row in content.protocols),
+            *((f"Protocol {row['name']}", words_of(row)) for row in content.protocols),
             *_teacher_facts(content.teacher),
             ("Augmentation", content.augmentation),
         ]

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gencond.common.errors import InputError, first_line
+from gencond.common.errors import InputError, UnfitNetwork, first_line
 from gencond.networks.weights import load_weights
 
 
@@ -59,7 +59,7 @@ class TimmNetwork(nn.Module):
                 break
             except Exception as error:  # whatever a model says of images that it cannot take
                 if options or not self.model.pretrained_cfg.get("fixed_input_size"):
-                    raise InputError(
+                    raise UnfitNetwork(
                         f"network {name} cannot take {image_size} px images: {first_line(error)}"
                     ) from None
         known = self.model.pretrained_cfg.get("num_classes")

@@ -138,7 +138,7 @@ def test_a_question_is_another_where_anything_that_a_score_depends_on_differs(as
 def test_a_question_and_what_was_measured_come_back_from_json(tmp_path: Path) -> None:
     asked = of_budget(protocol=get_protocol("idc", 10, 224))
     assert Question.from_json(json.loads(json.dumps(asked.to_json()))) == asked
-    answer = Answer(top1=Scores.of([0.25]), num_bytes=5, num_images=320, stored="1 to 2")
+    answer = Answer(top1=Scores.of([0.25]), num_bytes=5, num_images=320, stored="1 to 2", seconds=1.5)
     ScoreCache(folder=tmp_path).put(asked, answer, "name")
     assert ScoreCache(folder=tmp_path).get(asked) == answer
     (file,) = tmp_path.iterdir()
