@@ -11,14 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gencond.api import append, condense, evaluate
+    from gencond.api import append, condense, continual, evaluate
     from gencond.common.errors import InputError
     from gencond.generator.dataset import CondensedDataset, load
     from gencond.generator.pixels import CondensedPixels
 
 __version__ = "0.1.0"
 __all__ = [
-    "CondensedDataset", "CondensedPixels", "InputError", "append", "condense", "evaluate", "load", "__version__",
+    "CondensedDataset", "CondensedPixels", "InputError", "append", "condense", "continual", "evaluate", "load",
+    "__version__",
 ]  # fmt: skip
 _ROOMS = {
     "CondensedDataset": "generator.dataset",
@@ -26,6 +27,7 @@ _ROOMS = {
     "InputError": "common.errors",
     "append": "api",
     "condense": "api",
+    "continual": "api",
     "evaluate": "api",
     "load": "generator.dataset",
 }

@@ -1,15 +1,17 @@
 """The library as calls, which the command line makes too: condense a data set, append to one, judge one."""
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
 from gencond.common.errors import InputError
-from gencond.common.files import alone_in
+from gencond.common.files import alone_in, write_text
+from gencond.common.room import require_place
 from gencond.condensing.append import growth, recipe_for
 from gencond.condensing.run import condense as condense_images
-from gencond.config import Recipe, load_recipe, parse_recipe, to_dict
+from gencond.config import Recipe, load_recipe, parse_recipe, to_dict, to_yaml
 from gencond.data.load import data_source, load_data
 from gencond.eval.judge import Wishes, judge
 from gencond.eval.networks import build_network
@@ -18,7 +20,19 @@ from gencond.eval.results import Evaluation
 from gencond.eval.subject import SubjectAt
 from gencond.generator.artefact import Condensed
 from gencond.generator.dataset import load
-from gencond.plan import planned_recipe
+from gencond.plan import checked_minutes, plan, planned_recipe
+from gencond.uses.continual import (
+    RECIPE,
+    USUAL_IPC,
+    USUAL_ORDERS,
+    USUAL_PROTOCOL,
+    USUAL_ROWS,
+    USUAL_STEPS,
+    Continual,
+    ContinualWishes,
+    learn_continually,
+)
+from gencond.uses.continual_report import summary, write_continual_report
 
 REPORT_LOCK = ".report.lock"
 
@@ -170,6 +184,88 @@ def evaluate(
             teacher=teacher,
         )
         return judge(at, folder, wishes)
+
+
+def continual(
+    data: str | Path,
+    out: str | Path,
+    recipe: str | Path | Recipe | None = None,
+    *,
+    minutes: SupportsFloat | None = None,
+    overrides: str | Sequence[str] = (),
+    steps: int = USUAL_STEPS,
+    ipc: int = USUAL_IPC,
+    rows: Sequence[str] = USUAL_ROWS,
+    orders: int = USUAL_ORDERS,
+    num_seeds: int = 1,
+    network: str | None = None,
+    protocol: str = USUAL_PROTOCOL,
+) -> Continual:
+    """Compares memories for continual learning: classes come in steps, and of those before there is a memory alone.
+
+    Args:
+        data, recipe, minutes, overrides: as of `condense`; the minutes are those of condensing all classes once. Every
+            step of every order is condensed by this recipe, or appended.
+        out: the folder of continual.json, continual.md, continual.html and continual.png, and of all that is made; the
+            same call goes on with what is unfinished there.
+        steps: in which the classes come.
+        ipc: images of each class that memories of a number hold.
+        rows: baselines, `"gencond"` (each step's classes condensed alone), `"gencond_grown"` (one generator that
+            grows), or other recipes.
+        orders: orders of the classes.
+        num_seeds: classifiers of each step of an order.
+        network: of the classifiers; None takes what the recipe says.
+        protocol: of their training.
+    Returns:
+        What continual.json holds; `accuracy(row, step)`, in [0, 1], is the mean and deviation over the orders.
+    Raises:
+        InputError: more steps than classes, a memory larger than the data, a row that is unknown or does not fit,
+            something else in `out`; whatever `condense` raises.
+    """
+    for given, name in ((data, "data"), (out, "out")):
+        require_path(given, name)
+    rows, overrides = listed(rows, "rows", str), listed(overrides, "overrides", str)
+    wishes = ContinualWishes(steps, ipc, rows, orders, num_seeds, network, protocol)
+    source = data_source(str(data))
+    if minutes is not None and recipe is not None:
+        raise InputError("minutes plan the default method: leave the recipe out")
+    if recipe is None:
+        made = planned_in(Path(out) / RECIPE, source, minutes, overrides)
+    elif isinstance(recipe, Recipe):
+        made = parse_recipe(to_dict(recipe), recipe.name, overrides, source)
+    else:
+        made = load_recipe(str(recipe), overrides, source)
+    options = {
+        "steps": [steps], "ipc": [ipc], "rows": rows, "orders": [orders], "seeds": [num_seeds],
+        "network": network and [network], "protocol": [protocol],
+    }  # fmt: skip
+    words = ["gencond", "continual", "--data", str(data), "--out", str(out)]
+    words += ["--recipe", made.name] if recipe is not None else ["--minutes", f"{made.minutes:g}"]
+    for name, values in options.items():
+        words += [] if values is None else [f"--{name}", *map(str, values)]
+    found = learn_continually(made, Path(out), wishes, shlex.join([*words, *overrides]), write_continual_report)
+    print(f"\n{summary(found)}")
+    return found
+
+
+def planned_in(file: Path, source: str | None, minutes: SupportsFloat | None, overrides: Sequence[str]) -> Recipe:
+    """The recipe in a file, or else the default method planned for the images, which is kept there.
+
+    Raises:
+        InputError: the recipe in the file was planned for other minutes; whatever `plan` raises.
+    """
+    if file.is_file():
+        kept = load_recipe(str(file), overrides, source)
+        if minutes is not None and kept.minutes != checked_minutes(minutes):
+            raise InputError(
+                f"{file} was planned for {kept.minutes:g} minutes: go on with that, or choose another --out"
+            )
+        return kept
+    made = plan(source, minutes, overrides)
+    require_place(file.parent)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, to_yaml(made.recipe))
+    return made.recipe
 
 
 def require_path(given: Any, name: str) -> None:

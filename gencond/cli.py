@@ -247,6 +247,29 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", type=_path, help="for the report; default: the run folder")
     evaluate.set_defaults(command=run_evaluate)
 
+    continual = commands.add_parser(
+        "continual", help="compare memories for continual learning: real images, condensed sets, a generator that grows"
+    )
+    continual.add_argument("--data", required=True, help="as of condense")
+    continual.add_argument("--out", type=_path, required=True, help="for the report and all that is made")
+    continual.add_argument("--recipe", help="with which each step is condensed; default: planned, as of condense")
+    continual.add_argument("--minutes", type=float, help="that condensing all classes once may take (default: 30)")
+    for option, default, what in (
+        ("--steps", 5, "in which the classes come"),
+        ("--ipc", 20, "images per class in memories of a number"),
+        ("--orders", 3, "orders of the classes"),
+        ("--seeds", 1, "classifiers of each step of an order"),
+    ):
+        continual.add_argument(option, type=int, default=default, help=f"{what} (default: %(default)s)")
+    continual.add_argument(
+        "--rows", nargs="+", metavar="NAME",
+        help="baselines, gencond (each step alone), gencond_grown (one generator that grows), or recipes",
+    )  # fmt: skip
+    continual.add_argument("--network", help="classifier that is trained; default: what the recipe says")
+    continual.add_argument("--protocol", default="dm:100", help="how it is trained (default: %(default)s)")
+    continual.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the recipe")
+    continual.set_defaults(command=run_continual)
+
     cache = commands.add_parser("cache", help="list what lies in the cache, or remove what was not used for long")
     cache.add_argument("action", nargs="?", choices=("list", "prune"), default="list", help="default: list")
     cache.add_argument(
@@ -406,6 +429,17 @@ def run_append(args: argparse.Namespace) -> None:
     if is_main_process():
         _say_what_is_next(args.out, grown.largest_ipc or 10, is_judged=False)
         print(f"{grown.num_classes} classes: evaluate with --data of images of all of them")
+
+
+def run_continual(args: argparse.Namespace) -> None:
+    _require_one_process("continual")
+    require_text(args.out, "--out")
+    rows = {} if args.rows is None else {"rows": args.rows}
+    gencond.continual(
+        args.data, args.out, args.recipe, minutes=args.minutes, overrides=args.overrides, steps=args.steps,
+        ipc=args.ipc, orders=args.orders, num_seeds=args.seeds, network=args.network, protocol=args.protocol, **rows,
+    )  # fmt: skip
+    print(f"\nLook at   {args.out}/continual.html")
 
 
 def run_store(args: argparse.Namespace) -> None:

@@ -58,11 +58,6 @@ class Growth:
         """Names of the artefact's classes that there are new images of."""
         return [name for name in self.new_names if name in self.onto.class_names]
 
-    def in_its_classes(self, new: LabeledImages) -> LabeledImages:
-        """New images with the labels of the artefact that has grown."""
-        others = tuple(name for name in self.class_names if name not in new.class_names)
-        return replace(new, class_names=(*new.class_names, *others)).in_order(self.class_names)
-
     def beside_replay(self, new: LabeledImages) -> LabeledImages:
         """New images and, as though they were real, samples of the artefact's classes, as many as those had real ones.
 
@@ -77,7 +72,7 @@ class Growth:
                 "appending holds the new images in memory, and these are too many: lower data.image_size, or append "
                 "some classes at a time"
             )
-        new = self.in_its_classes(new)
+        new = new.among(self.class_names)
         samples, labels = self.onto.sample(self.onto.num_slots or REPLAYED_WITHOUT_CODES)
         images, labels = to_uint8(samples).cpu(), labels.cpu()
         of_class = len(labels) // self.onto.num_classes
@@ -91,9 +86,7 @@ class Growth:
             (len(chosen) + len(new)) * images[0].numel(), f"{len(chosen) + len(new):,} images",
             "append fewer images at a time",
         )  # fmt: skip
-        return replace(
-            new, images=torch.cat([own, images[chosen]]), labels=torch.cat([new.labels, labels[chosen]])
-        )
+        return replace(new, images=torch.cat([own, images[chosen]]), labels=torch.cat([new.labels, labels[chosen]]))
 
     def _seen(self, name: str) -> int:
         """Real images that a class of the artefact was learned from, about: a share of all that came with it."""

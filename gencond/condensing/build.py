@@ -204,7 +204,7 @@ def build(recipe: Recipe, data: LabeledImages, device: torch.device, growth: Gro
     whole, (data, held_out) = data, hold_out(recipe.condense, data)
     about = provenance(recipe, whole, len(whole) - len(data))
     if growth is not None:
-        data, held_out = growth.beside_replay(data), held_out and growth.in_its_classes(held_out)
+        data, held_out = growth.beside_replay(data), held_out and held_out.among(growth.class_names)
     maker, architecture = extractor_maker(recipe, data, device), _architecture(recipe, data)
     return Parts(
         data=data,

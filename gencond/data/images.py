@@ -121,6 +121,11 @@ class LabeledImages:
         labels = torch.tensor([position[name] for name in self.class_names])[self.labels]
         return replace(self, labels=labels, class_names=tuple(class_names), class_of=None)
 
+    def among(self, class_names: Sequence[str]) -> "LabeledImages":
+        """The same images with their classes numbered as among `class_names`, of which theirs are some."""
+        others = tuple(name for name in class_names if name not in self.class_names)
+        return replace(self, class_names=(*self.class_names, *others)).in_order(class_names)
+
     def subset(self, index: Int64[Tensor, " k"]) -> "LabeledImages":
         """Some of the images: a copy in memory, or where they are too many still in their file."""
         images = self.images
