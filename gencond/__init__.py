@@ -11,13 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gencond.api import condense, evaluate
+    from gencond.api import condense, evaluate, search
     from gencond.common.errors import InputError
     from gencond.generator.dataset import CondensedDataset, load
     from gencond.generator.pixels import CondensedPixels
 
 __version__ = "0.1.0"
-__all__ = ["CondensedDataset", "CondensedPixels", "InputError", "condense", "evaluate", "load", "__version__"]
+__all__ = ["CondensedDataset", "CondensedPixels", "InputError", "condense", "evaluate", "load", "search", "__version__"]
 _ROOMS = {
     "CondensedDataset": "generator.dataset",
     "CondensedPixels": "generator.pixels",
@@ -25,6 +25,7 @@ _ROOMS = {
     "condense": "api",
     "evaluate": "api",
     "load": "generator.dataset",
+    "search": "api",
 }
 
 

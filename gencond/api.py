@@ -1,4 +1,4 @@
-"""The library as two calls, which the command line makes too: condense a data set, judge a condensed one."""
+"""The library as three calls, which the command line makes too: condense a data set, judge a condensed one, use it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
@@ -17,6 +17,9 @@ from gencond.eval.results import Evaluation
 from gencond.eval.subject import SubjectAt
 from gencond.generator.artefact import Condensed
 from gencond.plan import planned_recipe
+from gencond.uses.ranking import Search
+from gencond.uses.search import USUAL_PROTOCOL, SearchWishes, search_networks
+from gencond.uses.space import Space
 
 REPORT_LOCK = ".report.lock"
 
@@ -136,6 +139,72 @@ def evaluate(
             teacher=teacher,
         )
         return judge(at, folder, wishes)
+
+
+def search(
+    path: str | Path,
+    out: str | Path,
+    data: str | Path | None = None,
+    *,
+    ipc: SupportsIndex | Sequence[SupportsIndex] | None = None,
+    networks: str | Sequence[str] | None = None,
+    widths: SupportsIndex | Sequence[SupportsIndex] | None = None,
+    depths: SupportsIndex | Sequence[SupportsIndex] | None = None,
+    activations: str | Sequence[str] | None = None,
+    norms: str | Sequence[str] | None = None,
+    poolings: str | Sequence[str] | None = None,
+    protocol: str | None = None,
+    whole_epochs: int | None = None,
+    top: int | None = None,
+    num_seeds: int = 1,
+    normalised_by: tuple[Sequence[float], Sequence[float]] | None = None,
+    factor: int = 1,
+) -> Search:
+    """Ranks networks by training them on a condensed set and on its rivals, and trains the best on the whole set.
+
+    The same call goes on with a search that was killed, and one of more networks trains the new ones alone.
+
+    Args:
+        path, data, normalised_by, factor: the condensed set and the real images, as of `evaluate`.
+        out: the folder of search.json, search.md, search.html and search.png.
+        ipc: images per class to rank by; None takes what the recipe says.
+        networks: names of classifiers, as of `evaluate`, instead of a space of ConvNets.
+        widths, depths, activations, norms, poolings: of the ConvNets; None takes all of 32, 64, 128, 256; 1 to 4;
+            sigmoid, relu, leaky_relu; none, batch, layer, instance, group; none, max, avg: 720 networks.
+        protocol: how networks are trained, as of `evaluate`, but from labels; None: `dm:50`.
+        whole_epochs: of training on the whole set; None: as the protocol says.
+        top: networks of each ranking that are trained on the whole set; None: 10, or all where there are fewer.
+        num_seeds: trainings of each network.
+    Returns:
+        What search.json holds. Its `verdicts` say for each proxy which network it picks, what that reaches on the test
+        set, and how its ranking agrees with that of the whole set.
+    Raises:
+        InputError: as `evaluate`; no network that takes the images; another search or anything else in `out`.
+    """
+    require_path(path, "path")
+    require_path(out, "out")
+    names = listed(networks, "networks", str)
+    given = {
+        "widths": listed(widths, "widths", Integral),
+        "depths": listed(depths, "depths", Integral),
+        "activations": listed(activations, "activations", str),
+        "norms": listed(norms, "norms", str),
+        "poolings": listed(poolings, "poolings", str),
+    }
+    choices = {name: values for name, values in given.items() if values is not None}
+    if names is not None and choices:
+        raise InputError(f"{' and '.join(choices)} are of a space of ConvNets: leave out these or the networks by name")
+    ipcs = listed(ipc, "ipc", Integral)
+    at = SubjectAt(str(path), None if data is None else str(data), normalised_by, factor)
+    wishes = SearchWishes(
+        networks=Space(**choices) if names is None else names,
+        ipcs=ipcs and [int(each) for each in ipcs],
+        protocol=protocol or USUAL_PROTOCOL,
+        whole_epochs=whole_epochs,
+        top=top,
+        num_seeds=num_seeds,
+    )
+    return search_networks(at, Path(out), wishes)
 
 
 def require_path(given: Any, name: str) -> None:

@@ -1,0 +1,1 @@
+"""What a condensed set is for."""
