@@ -185,7 +185,7 @@ def _draw_ranking(axes: Any, ranking: Ranking, whole: Mapping[str, float], top: 
     for filled in (False, True):
         networks = [network for network in whole if (network in top) == filled]
         axes.scatter(
-            [own[network] * (1 if is_count else 100) for network in networks],
+            [own[network] * (1e-3 if is_count else 100) for network in networks],
             [100 * whole[network] for network in networks],
             s=18, edgecolors=color, facecolors=color if filled else "none", linewidths=1,
         )  # fmt: skip
@@ -194,6 +194,6 @@ def _draw_ranking(axes: Any, ranking: Ranking, whole: Mapping[str, float], top: 
 
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-    axes.set_xlabel("parameters" if is_count else "held-out top-1 %")
+    axes.set_xlabel("thousand parameters" if is_count else "held-out top-1 %")
