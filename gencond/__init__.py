@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gencond.api import append, condense, continual, evaluate
+    from gencond.api import append, condense, continual, evaluate, search
     from gencond.common.errors import InputError
     from gencond.generator.dataset import CondensedDataset, load
     from gencond.generator.pixels import CondensedPixels
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "CondensedDataset", "CondensedPixels", "InputError", "append", "condense", "continual", "evaluate", "load",
-    "__version__",
+    "search", "__version__",
 ]  # fmt: skip
 _ROOMS = {
     "CondensedDataset": "generator.dataset",
@@ -30,6 +30,7 @@ _ROOMS = {
     "continual": "api",
     "evaluate": "api",
     "load": "generator.dataset",
+    "search": "api",
 }
 
 

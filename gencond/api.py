@@ -1,4 +1,4 @@
-"""The library as calls, which the command line makes too: condense a data set, append to one, judge one."""
+"""The library as calls, which the command line makes too: condense, append, judge, and use what is condensed."""
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,8 @@ from typing import Any, SupportsFloat, SupportsIndex
 from gencond.common.errors import InputError
 from gencond.common.files import alone_in, write_text
 from gencond.common.room import require_place
-from gencond.condensing.append import growth, recipe_for
+from gencond.condensing.append import growth
+from gencond.condensing.checks import recipe_to_append_by
 from gencond.condensing.run import condense as condense_images
 from gencond.config import Recipe, load_recipe, parse_recipe, to_dict, to_yaml
 from gencond.data.load import data_source, load_data
@@ -33,6 +34,10 @@ from gencond.uses.continual import (
     learn_continually,
 )
 from gencond.uses.continual_report import summary, write_continual_report
+from gencond.uses.ranking import Search
+from gencond.uses.search import USUAL_PROTOCOL as USUAL_SEARCH_PROTOCOL
+from gencond.uses.search import SearchWishes, search_networks
+from gencond.uses.space import Space
 
 REPORT_LOCK = ".report.lock"
 
@@ -114,7 +119,7 @@ def append(
     for given, name in ((path, "path"), (data, "data"), (out, "out")):
         require_path(given, name)
     onto = load(path)
-    recipe = recipe_for(onto, data_source(str(data)), listed(overrides, "overrides", str))
+    recipe = recipe_to_append_by(onto, data_source(str(data)), listed(overrides, "overrides", str))
     new, _ = load_data(recipe.data, fewest_classes=1)
     return condense_images(recipe, new, Path(out), growth=growth(onto, new, more_images))
 
@@ -266,6 +271,72 @@ def planned_in(file: Path, source: str | None, minutes: SupportsFloat | None, ov
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, to_yaml(made.recipe))
     return made.recipe
+
+
+def search(
+    path: str | Path,
+    out: str | Path,
+    data: str | Path | None = None,
+    *,
+    ipc: SupportsIndex | Sequence[SupportsIndex] | None = None,
+    networks: str | Sequence[str] | None = None,
+    widths: SupportsIndex | Sequence[SupportsIndex] | None = None,
+    depths: SupportsIndex | Sequence[SupportsIndex] | None = None,
+    activations: str | Sequence[str] | None = None,
+    norms: str | Sequence[str] | None = None,
+    poolings: str | Sequence[str] | None = None,
+    protocol: str | None = None,
+    whole_epochs: int | None = None,
+    top: int | None = None,
+    num_seeds: int = 1,
+    normalised_by: tuple[Sequence[float], Sequence[float]] | None = None,
+    factor: int = 1,
+) -> Search:
+    """Ranks networks by training them on a condensed set and on its rivals, and trains the best on the whole set.
+
+    The same call goes on with a search that was killed, and one of more networks trains the new ones alone.
+
+    Args:
+        path, data, normalised_by, factor: the condensed set and the real images, as of `evaluate`.
+        out: the folder of search.json, search.md, search.html and search.png.
+        ipc: images per class to rank by; None takes what the recipe says.
+        networks: names of classifiers, as of `evaluate`, instead of a space of ConvNets.
+        widths, depths, activations, norms, poolings: of the ConvNets; None takes all of 32, 64, 128, 256; 1 to 4;
+            sigmoid, relu, leaky_relu; none, batch, layer, instance, group; none, max, avg: 720 networks.
+        protocol: how networks are trained, as of `evaluate`, but from labels; None: `dm:50`.
+        whole_epochs: of training on the whole set; None: as the protocol says.
+        top: networks of each ranking that are trained on the whole set; None: 10, or all where there are fewer.
+        num_seeds: trainings of each network.
+    Returns:
+        What search.json holds. Its `verdicts` say for each proxy which network it picks, what that reaches on the test
+        set, and how its ranking agrees with that of the whole set.
+    Raises:
+        InputError: as `evaluate`; no network that takes the images; another search or anything else in `out`.
+    """
+    require_path(path, "path")
+    require_path(out, "out")
+    names = listed(networks, "networks", str)
+    given = {
+        "widths": listed(widths, "widths", Integral),
+        "depths": listed(depths, "depths", Integral),
+        "activations": listed(activations, "activations", str),
+        "norms": listed(norms, "norms", str),
+        "poolings": listed(poolings, "poolings", str),
+    }
+    choices = {name: values for name, values in given.items() if values is not None}
+    if names is not None and choices:
+        raise InputError(f"{' and '.join(choices)} are of a space of ConvNets: leave out these or the networks by name")
+    ipcs = listed(ipc, "ipc", Integral)
+    at = SubjectAt(str(path), None if data is None else str(data), normalised_by, factor)
+    wishes = SearchWishes(
+        networks=Space(**choices) if names is None else names,
+        ipcs=ipcs and [int(each) for each in ipcs],
+        protocol=protocol or USUAL_SEARCH_PROTOCOL,
+        whole_epochs=whole_epochs,
+        top=top,
+        num_seeds=num_seeds,
+    )
+    return search_networks(at, Path(out), wishes)
 
 
 def require_path(given: Any, name: str) -> None:

@@ -214,13 +214,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--networks", nargs="+", help="classifiers that are trained; default: what the recipe says")
     evaluate.add_argument("--seeds", type=int, help="classifiers of each network; default: what the recipe says")
     evaluate.add_argument("--baselines", nargs="*", metavar="NAME", help="real images beside it; default: all kinds")
-    evaluate.add_argument("--data", help="the real images, where they are not those of the recipe or have moved")
+    _add_real_and_foreign(evaluate)
     evaluate.add_argument("--augmentation", help="operations that leave the class as it is; default: the recipe's")
-    evaluate.add_argument(
-        "--normalised-by", nargs=2, type=_numbers, metavar=("MEAN", "STD"),
-        help="of anybody's floats, per channel and comma-separated, as of images in [0, 1]; ZCA is not undone",
-    )  # fmt: skip
-    evaluate.add_argument("--factor", type=int, default=1, help="anybody's images are cut into factor x factor (IDC)")
     evaluate.add_argument("--stream", action="store_true", help="a row besides, of classifiers that see no image twice")
     evaluate.add_argument(
         "--quality",
@@ -270,6 +265,34 @@ def build_parser() -> argparse.ArgumentParser:
     continual.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the recipe")
     continual.set_defaults(command=run_continual)
 
+    search = commands.add_parser(
+        "search",
+        help="choose a network by training on a condensed set",
+        description="Trains every network of a space on the condensed set and on its rivals, ranks them by held-out "
+        "training images, and trains the best of each ranking on the whole set.",
+    )
+    search.add_argument("path", help="as of evaluate")
+    search.add_argument("--out", type=_path, required=True, help="folder of the search, which goes on in it")
+    search.add_argument("--ipc", type=int, nargs="+", help="images per class to rank by; default: what the recipe says")
+    search.add_argument("--networks", nargs="+", help="instead of a space: names, as of evaluate")
+    for option, kind, values in (
+        ("widths", int, "32 64 128 256"),
+        ("depths", int, "1 2 3 4"),
+        ("activations", str, "sigmoid relu leaky_relu"),
+        ("norms", str, "none batch layer instance group"),
+        ("poolings", str, "none max avg"),
+    ):
+        search.add_argument(f"--{option}", type=kind, nargs="+", help=f"of the ConvNets; default: {values}")
+    search.add_argument("--protocol", help="how networks are trained, from labels; default: dm:50")
+    search.add_argument("--whole-epochs", type=int, help="of training on the whole set; default: as the protocol says")
+    search.add_argument(
+        "--top", type=int, metavar="K",
+        help="networks of each ranking that are trained on the whole set; default: 10, or all where there are fewer",
+    )  # fmt: skip
+    search.add_argument("--seeds", type=int, default=1, help="trainings of each network (default: %(default)s)")
+    _add_real_and_foreign(search)
+    search.set_defaults(command=run_search)
+
     cache = commands.add_parser("cache", help="list what lies in the cache, or remove what was not used for long")
     cache.add_argument("action", nargs="?", choices=("list", "prune"), default="list", help="default: list")
     cache.add_argument(
@@ -283,6 +306,16 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("path", type=_path, help="run folder")
     report.set_defaults(command=run_report)
     return parser
+
+
+def _add_real_and_foreign(parser: argparse.ArgumentParser) -> None:
+    """What a condensed set is judged with, and how anybody's set is read."""
+    parser.add_argument("--data", help="the real images, where they are not those of the recipe or have moved")
+    parser.add_argument(
+        "--normalised-by", nargs=2, type=_numbers, metavar=("MEAN", "STD"),
+        help="of anybody's floats, per channel and comma-separated, as of images in [0, 1]; ZCA is not undone",
+    )  # fmt: skip
+    parser.add_argument("--factor", type=int, default=1, help="anybody's images are cut into factor x factor (IDC)")
 
 
 def _path(text: str) -> Path:
@@ -485,6 +518,19 @@ def _have_it_judged_outside(
     with alone_in(out, REPORT_LOCK):
         at = SubjectAt(args.path, args.data, normalised_by, args.factor)
         judge_outside(at, out, _outside_settings(args), args.judge_python, args.ipc)
+
+
+def run_search(args: argparse.Namespace) -> None:
+    gencond.search(
+        args.path, args.out, args.data, ipc=args.ipc, networks=args.networks, widths=args.widths, depths=args.depths,
+        activations=args.activations, norms=args.norms, poolings=args.poolings, protocol=args.protocol,
+        whole_epochs=args.whole_epochs, top=args.top, num_seeds=args.seeds,
+        normalised_by=args.normalised_by and tuple(args.normalised_by), factor=args.factor,
+    )  # fmt: skip
+    from gencond.common.distributed import is_main_process
+
+    if is_main_process():
+        print(f"\nLook at   {args.out}/search.html")
 
 
 def run_report(args: argparse.Namespace) -> None:

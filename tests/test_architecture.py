@@ -15,6 +15,7 @@ ALLOWED = {
     "networks": {"common", "data"},
     "condensing": {"common", "config", "losses", "generator", "data", "networks"},
     "eval": {"common", "config", "generator", "data", "networks"},
+    "uses": {"common", "config", "generator", "data", "networks", "condensing", "eval"},
 }
 GLUE = {"api", "cli", "doctor", "examine", "plan", "__init__"}
 

@@ -5,7 +5,6 @@ and class embeddings are learned, those of the new images' classes. Samples of t
 as though they were real (generative replay), so that networks learn to tell old classes from new ones.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +17,6 @@ from gencond.common.errors import InputError
 from gencond.common.ranges import to_uint8
 from gencond.common.room import require_memory
 from gencond.condensing.starts import COMPONENTS_OF, Representatives, rows_of_codes
-from gencond.config import Recipe, parse_recipe
 from gencond.data.images import LabeledImages
 from gencond.data.mapped import MappedImages
 from gencond.generator.artefact import Condensed
@@ -173,28 +171,3 @@ def growth(onto: Condensed, new: LabeledImages, more_images: bool) -> Growth:
             f"{len(made.new_names)} classes): --more-images learns it again from its own samples and the new images"
         )
     return made
-
-
-def recipe_for(onto: Condensed, source: str | None, overrides: Sequence[str]) -> Recipe:
-    """The recipe that an artefact was made by, for images to append: as many steps, nothing pretrained.
-
-    Args:
-        source: of the new images, as `data.source`; None takes what the overrides say.
-        overrides: as `part.field=value`.
-    Raises:
-        InputError: an artefact that does not say how it was made; overrides that change its shape.
-    """
-    made = (onto.config.provenance or {}).get("recipe")
-    if not made:
-        raise InputError("the artefact does not say by what recipe it was made, so nothing can be appended to it")
-    recipe = parse_recipe(made, "the artefact", [f"data.image_size={onto.image_size}", *overrides], source)
-    shape = {
-        "codes.num_slots": (recipe.codes.num_slots, onto.num_slots),
-        "codes.fresh": (recipe.codes.fresh, onto.config.get("fresh", "none")),
-        "synthesizer.factor": (recipe.synthesizer.factor, onto.config.factor),
-        "synthesizer.by_parts": (recipe.synthesizer.by_parts, onto.config.get("by_parts", False)),
-    }
-    for field, (asked, has) in shape.items():
-        if asked != has:
-            raise InputError(f"{field}={asked}: what is appended to has {has}, which stays")
-    return recipe

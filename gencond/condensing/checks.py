@@ -12,9 +12,10 @@ from gencond.common.room import require_memory
 from gencond.condensing.backbones import IMAGENET1K
 from gencond.condensing.build import codes_start_from_images, extractor_maker, generator_maker
 from gencond.condensing.quick_score import num_held_out
-from gencond.config import Recipe
+from gencond.config import Recipe, parse_recipe
 from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
+from gencond.generator.artefact import Condensed
 
 
 def check_fit(recipe: Recipe, data: LabeledImages) -> None:
@@ -26,6 +27,31 @@ def check_fit(recipe: Recipe, data: LabeledImages) -> None:
     check_parts(recipe)
     check_networks(recipe, data)
     check_counts(recipe, data.counts, data.class_names)
+
+
+def recipe_to_append_by(onto: Condensed, source: str | None, overrides: Sequence[str]) -> Recipe:
+    """The recipe that an artefact was made by, for images to append: as many steps, nothing pretrained.
+
+    Args:
+        source: of the new images, as `data.source`; None takes what the overrides say.
+        overrides: as `part.field=value`.
+    Raises:
+        InputError: an artefact that does not say how it was made; overrides that change its shape.
+    """
+    made = (onto.config.provenance or {}).get("recipe")
+    if not made:
+        raise InputError("the artefact does not say by what recipe it was made, so nothing can be appended to it")
+    recipe = parse_recipe(made, "the artefact", [f"data.image_size={onto.image_size}", *overrides], source)
+    shape = {
+        "codes.num_slots": (recipe.codes.num_slots, onto.num_slots),
+        "codes.fresh": (recipe.codes.fresh, onto.config.get("fresh", "none")),
+        "synthesizer.factor": (recipe.synthesizer.factor, onto.config.factor),
+        "synthesizer.by_parts": (recipe.synthesizer.by_parts, onto.config.get("by_parts", False)),
+    }
+    for field, (asked, has) in shape.items():
+        if asked != has:
+            raise InputError(f"{field}={asked}: what is appended to has {has}, which stays")
+    return recipe
 
 
 def check_networks(recipe: Recipe, data: LabeledImages) -> None:

@@ -10,7 +10,8 @@ from conftest import TINY
 import gencond
 from gencond.cli import main
 from gencond.common.errors import InputError
-from gencond.condensing.append import growth, recipe_for
+from gencond.condensing.append import growth
+from gencond.condensing.checks import recipe_to_append_by
 from gencond.data.images import LabeledImages
 from gencond.data.select import subset_of_each_class
 from gencond.generator.dataset import CondensedDataset
@@ -167,7 +168,7 @@ def test_what_nothing_can_be_appended_to_is_refused(
         growth(pixels, few_digits, False)
     onto = gencond.load(first)
     with pytest.raises(InputError, match="codes.num_slots=9: what is appended to has 4, which stays"):
-        recipe_for(onto, "digits", ["codes.num_slots=9"])
+        recipe_to_append_by(onto, "digits", ["codes.num_slots=9"])
     colour = LabeledImages(few_digits.images.expand(-1, 3, -1, -1), few_digits.labels, few_digits.class_names)
     with pytest.raises(InputError, match="makes 1x8 px images, the new ones are 3x8"):
         growth(onto, colour, False)
