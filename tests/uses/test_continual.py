@@ -1,5 +1,7 @@
 """Continual learning: memories side by side, filled a few classes at a time."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from gencond.uses.continual import AfterStep, Continual
 from gencond.uses.continual_report import memory_table, write_continual_report
 from gencond.uses.memories import in_their_order, of_classes
 
+ROOT = Path(__file__).parents[2]
 ROWS = ["random_real", "kmeans_real", "herding_real", "gencond", "gencond_grown", "codec_real", "whole_set"]
 SMALL = {
     "recipe": "demo", "overrides": [*TINY, "data.test_fraction=0.3"], "steps": 2, "ipc": 2, "orders": 2,
@@ -152,3 +155,12 @@ def test_another_comparison_in_the_folder_is_refused(compared: tuple[Path, Conti
     with pytest.raises(SystemExit) as ended:
         main(["continual", "--data", "digits", "--out", str(tmp_path / "x"), "--recipe", "demo", "--steps", "11"])
     assert ended.value.code == 2 and not (tmp_path / "x" / "order_0").exists()
+
+
+@pytest.mark.slow
+def test_the_example_runs_and_prints_a_line_for_each_memory(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "continual.py"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    last = done.stdout.splitlines()[-2:]
+    assert [line.split(":")[0] for line in last] == ["random_real", "gencond_grown"]
+    assert (tmp_path / "out" / "continual.html").is_file()
