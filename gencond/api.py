@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
 from gencond.common.errors import InputError
-from gencond.common.files import alone_in, write_text
-from gencond.common.room import require_place
+from gencond.common.files import alone_in
 from gencond.condensing.append import growth
 from gencond.condensing.checks import recipe_to_append_by
 from gencond.condensing.run import condense as condense_images
-from gencond.config import Recipe, load_recipe, parse_recipe, to_dict, to_yaml
+from gencond.config import Recipe, load_recipe, parse_recipe, to_dict
 from gencond.data.load import data_source, load_data
 from gencond.eval.judge import Wishes, judge
 from gencond.eval.networks import build_network
@@ -21,7 +20,7 @@ from gencond.eval.results import Evaluation
 from gencond.eval.subject import SubjectAt
 from gencond.generator.artefact import Condensed
 from gencond.generator.dataset import load
-from gencond.plan import checked_minutes, plan, planned_recipe
+from gencond.plan import kept_plan, planned_recipe
 from gencond.uses.continual import (
     RECIPE,
     USUAL_IPC,
@@ -235,7 +234,7 @@ def continual(
     if minutes is not None and recipe is not None:
         raise InputError("minutes plan the default method: leave the recipe out")
     if recipe is None:
-        made = planned_in(Path(out) / RECIPE, source, minutes, overrides)
+        made = kept_plan(Path(out) / RECIPE, source, minutes, overrides)
     elif isinstance(recipe, Recipe):
         made = parse_recipe(to_dict(recipe), recipe.name, overrides, source)
     else:
@@ -251,26 +250,6 @@ def continual(
     found = learn_continually(made, Path(out), wishes, shlex.join([*words, *overrides]), write_continual_report)
     print(f"\n{summary(found)}")
     return found
-
-
-def planned_in(file: Path, source: str | None, minutes: SupportsFloat | None, overrides: Sequence[str]) -> Recipe:
-    """The recipe in a file, or else the default method planned for the images, which is kept there.
-
-    Raises:
-        InputError: the recipe in the file was planned for other minutes; whatever `plan` raises.
-    """
-    if file.is_file():
-        kept = load_recipe(str(file), overrides, source)
-        if minutes is not None and kept.minutes != checked_minutes(minutes):
-            raise InputError(
-                f"{file} was planned for {kept.minutes:g} minutes: go on with that, or choose another --out"
-            )
-        return kept
-    made = plan(source, minutes, overrides)
-    require_place(file.parent)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, to_yaml(made.recipe))
-    return made.recipe
 
 
 def search(

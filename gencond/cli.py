@@ -33,7 +33,12 @@ DEMO_RECIPE, DEMO_DATA, DEMO_OUT = "demo", "digits", Path("runs/demo")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = build_parser()
-    args = parser.parse_args(arguments)
+    args, left = parser.parse_known_args(arguments)
+    # argparse takes positional words in one place only: changes to a recipe may stand behind options too.
+    if left and not (hasattr(args, "overrides") and all("=" in word and word[0] != "-" for word in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        args.overrides = [*args.overrides, *left]
     run_cleanly(lambda: args.command(args))
 
 

@@ -20,7 +20,7 @@ import torch
 
 from gencond.common.distributed import from_main, new_accelerator, rank_and_world
 from gencond.common.errors import InputError
-from gencond.common.files import alone_in
+from gencond.common.files import alone_in, write_text
 from gencond.common.progress import spoken_time
 from gencond.common.room import require_place
 from gencond.condensing.checks import check_fit
@@ -30,7 +30,7 @@ from gencond.condensing.match import Matching
 from gencond.condensing.pretrain import Pretraining
 from gencond.condensing.quick_score import num_held_out
 from gencond.condensing.run_folder import PLAN_LOCK, RunFolder
-from gencond.config import DEFAULT_RECIPE, Recipe, load_recipe, parse_recipe, read_recipe_file, to_dict
+from gencond.config import DEFAULT_RECIPE, Recipe, load_recipe, parse_recipe, read_recipe_file, to_dict, to_yaml
 from gencond.examine import Patient, examine
 from gencond.networks.convnet import automatic_depth
 from gencond.networks.extractor import can_compile, emulates_bfloat16
@@ -303,6 +303,26 @@ def planned_recipe(
             return to_dict(made.recipe)
 
     return parse_recipe(from_main(found), DEFAULT_RECIPE)
+
+
+def kept_plan(file: Path, source: str | None, minutes: SupportsFloat | str | None, overrides: Sequence[str]) -> Recipe:
+    """The recipe that was planned into a file before, or one that is planned now and written there.
+
+    Raises:
+        InputError: a recipe in the file that was not planned for these minutes; whatever `plan` raises.
+    """
+    if file.is_file():
+        kept = load_recipe(str(file), overrides, source)
+        if minutes is not None and kept.minutes != checked_minutes(minutes):
+            planned = "a recipe" if kept.minutes is None else f"a plan for {kept.minutes:g} minutes"
+            raise InputError(f"{file} holds {planned}: go on with that, or choose another --out")
+        return kept
+    require_place(file.parent)
+    made = plan(source, minutes, overrides)
+    logger.info("%s\n", made.page())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, to_yaml(made.recipe))
+    return made.recipe
 
 
 def planned_apart(source: str | None, minutes: float, overrides: Sequence[str]) -> dict[str, Any]:

@@ -519,3 +519,26 @@ def test_what_one_process_does_is_refused_where_several_are_launched(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "is done by one process: start it without accelerate launch" in fails(capsys, *command)
+
+
+def test_changes_to_a_recipe_may_stand_before_and_behind_options(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    main(["condense", "seed=3", "--recipe", "demo", "--dry-run", "codes.num_slots=7", "--data", "digits"])
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["seed"], shown["codes"]["num_slots"], shown["data"]["source"]) == (3, 7, "digits")
+    digits = str(Path(__file__).parent.parent / "checkpoints" / "digits")
+    said = fails(
+        capsys,
+        "append",
+        digits,
+        "--data",
+        "digits",
+        "--out",
+        str(tmp_path / "out"),
+        "--more-images",
+        "codes.num_slots=3",
+    )
+    assert "codes.num_slots=3: what is appended to has" in said and not (tmp_path / "out").exists()
+    for wrong in (["--what", "seed=3"], ["seed"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["condense", "--recipe", "demo", "--dry-run", "--data", "digits", *wrong])
+        assert ended.value.code == 2

@@ -22,6 +22,7 @@ from gencond.plan import (
     checked_minutes,
     chosen_steps,
     derived,
+    kept_plan,
     plan,
     planned_apart,
     planned_recipe,
@@ -162,6 +163,17 @@ def test_a_second_call_for_a_folder_that_a_run_is_planned_for_is_refused_before_
     (second,) = said
     assert second.returncode == 2 and second.stderr.startswith(f"gencond: another process works in {out}")
     assert not out.exists()
+
+
+def test_a_plan_is_kept_in_a_file_and_goes_on_with_its_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, small = tmp_path / "new" / "recipe.yaml", ["features.compile=false", "generator.width=8", "codes.num_slots=1"]
+    small += ["pretrain.num_steps=1", "codes.encode_steps=1", "condense.num_steps=1", "condense.prefix_lengths=[1]"]
+    made = kept_plan(kept, "digits", 5.0, small)
+    monkeypatch.setattr("gencond.plan.plan", None)  # nothing is planned again
+    for minutes in (None, 5):
+        assert to_dict(kept_plan(kept, "digits", minutes, small)) == to_dict(made)
+    with pytest.raises(InputError, match="holds a plan for 5 minutes: go on with that"):
+        kept_plan(kept, "digits", 6, small)
 
 
 def test_a_plan_that_matches_nothing_says_so(own_cache: Path) -> None:

@@ -161,8 +161,8 @@ def growth(onto: Condensed, new: LabeledImages, more_images: bool) -> Growth:
     ours, theirs = (onto.channels, onto.image_size), (new.channels, new.image_size)
     if ours != theirs:
         raise InputError(
-            f"the artefact makes {ours[0]}x{ours[1]} px images, the new ones are {theirs[0]}x{theirs[1]}: set "
-            "data.image_size, or append images of the same channels"
+            f"the artefact makes {ours[0]}x{ours[1]} px images, the new ones are {theirs[0]}x{theirs[1]}: append "
+            "images of the same size and channels"
         )
     made = Growth(onto, tuple(new.class_names))
     if made.known_again and not more_images:

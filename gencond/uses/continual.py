@@ -187,6 +187,7 @@ def learn_continually(
         found = _begun(recipe, train, test, wishes, command)
         _claim(out, found)
         comparison = _Comparison(recipe, train, test, wishes, found, out)
+        comparison.say()
         for order in range(wishes.orders):
             found = replace(found, scores=(*found.scores, *comparison.of_order(order)))
             report(out, found)
@@ -260,6 +261,18 @@ class _Comparison:
         """Counts the trainings."""
         total = len(self.wishes.rows) * self.wishes.steps * self.wishes.orders * self.wishes.num_seeds
         return progress(description="continual", total=total, unit="training")
+
+    def say(self) -> None:
+        """How much there is to do."""
+        wishes = self.wishes
+        of_row = wishes.steps * wishes.orders
+        runs = sum(isinstance(keeper, RecipeKeeper | GrowingKeeper) for keeper in self.keepers()) * of_row
+        logger.info(
+            "continual: %d memories, %d step(s), %d order(s): %d condensing runs, %d trainings of %s; what was made "
+            "before is not made again",
+            len(wishes.rows), wishes.steps, wishes.orders, runs, len(wishes.rows) * of_row * wishes.num_seeds,
+            self.begun.network,
+        )  # fmt: skip
 
     def keepers(self) -> list[Keeper]:
         """A new memory for each row, in an order in which each finds what it asks of others."""
