@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 GROWN = "gencond_grown"
 REAL_ROWS = (RANDOM_REAL, KMEANS_REAL, HERDING_REAL)
-USUAL_ROWS = (*REAL_ROWS, GENCOND, GROWN, CODEC_REAL, WHOLE_SET)
+USUAL_ROWS = (*REAL_ROWS, GENCOND, GROWN, CODEC_REAL)
 LOCK, RESULT, RECIPE = ".continual.lock", "continual.json", "recipe.yaml"
 USUAL_STEPS, USUAL_IPC, USUAL_ORDERS, USUAL_PROTOCOL = 5, 20, 3, "dm:100"
 
@@ -88,7 +88,7 @@ class ContinualWishes:
                 option = name.removeprefix("num_")
                 raise InputError(f"--{option} must be at least 1, not {getattr(self, name)}")
         if not self.rows:
-            raise InputError(f"--rows is empty: name some of {', '.join(USUAL_ROWS)}, or recipes")
+            raise InputError(f"--rows is empty: name some of {', '.join((*USUAL_ROWS, WHOLE_SET))}, or recipes")
         if len(set(self.rows)) < len(self.rows):
             raise InputError("--rows names a row twice")
         if CODEC_REAL in self.rows and not [row for row in self.rows if row not in (*REAL_ROWS, CODEC_REAL, WHOLE_SET)]:
