@@ -106,17 +106,19 @@ def append(
 
     Args:
         path: a run folder, an artefact folder or a Hub id, of a generator.
-        data: the new images, as of `condense`; one class is enough.
+        data: the new images, as of `condense`; one class is enough. They are brought to the artefact's size.
         out: the run folder. The artefact that has grown lies in its folder `condensed`.
         more_images: whether classes of the new images may be the artefact's: those are learned again, from the new
             images and the artefact's own samples.
         overrides: changes to the recipe: `["condense.num_steps=100"]`.
     Raises:
-        InputError: an artefact that nothing can be appended to, images of another size, classes that it has already,
+        InputError: an artefact that nothing can be appended to, images of other channels, classes that it has already,
             another run in `out`; whatever `condense` raises.
     """
     for given, name in ((path, "path"), (data, "data"), (out, "out")):
         require_path(given, name)
+    if Path(out).resolve() in (Path(path).resolve(), Path(path).resolve().parent):
+        raise InputError(f"{out} is what is appended to, which stays as it is: choose another --out")
     onto = load(path)
     recipe = recipe_to_append_by(onto, data_source(str(data)), listed(overrides, "overrides", str))
     new, _ = load_data(recipe.data, fewest_classes=1)
@@ -229,7 +231,9 @@ def continual(
     for given, name in ((data, "data"), (out, "out")):
         require_path(given, name)
     rows, overrides = listed(rows, "rows", str), listed(overrides, "overrides", str)
-    wishes = ContinualWishes(steps, ipc, rows, orders, num_seeds, network, protocol)
+    numbers = {"steps": steps, "ipc": ipc, "orders": orders, "seeds": num_seeds}
+    counts = [require_count(given, name) for name, given in numbers.items()]
+    wishes = ContinualWishes(counts[0], counts[1], rows, counts[2], counts[3], network, protocol)
     source = data_source(str(data))
     if minutes is not None and recipe is not None:
         raise InputError("minutes plan the default method: leave the recipe out")
@@ -306,14 +310,16 @@ def search(
     if names is not None and choices:
         raise InputError(f"{' and '.join(choices)} are of a space of ConvNets: leave out these or the networks by name")
     ipcs = listed(ipc, "ipc", Integral)
+    if ipcs == []:
+        raise InputError("ipc is empty: leave it out to take what the recipe says")
     at = SubjectAt(str(path), None if data is None else str(data), normalised_by, factor)
     wishes = SearchWishes(
         networks=Space(**choices) if names is None else names,
         ipcs=ipcs and [int(each) for each in ipcs],
         protocol=protocol or USUAL_SEARCH_PROTOCOL,
-        whole_epochs=whole_epochs,
-        top=top,
-        num_seeds=num_seeds,
+        whole_epochs=None if whole_epochs is None else require_count(whole_epochs, "whole_epochs"),
+        top=None if top is None else require_count(top, "top"),
+        num_seeds=require_count(num_seeds, "num_seeds"),
     )
     return search_networks(at, Path(out), wishes)
 
@@ -322,6 +328,13 @@ def require_path(given: Any, name: str) -> None:
     """Raises InputError for what is no path, or an empty one, which would be the folder that one happens to be in."""
     if not isinstance(given, str | Path) or not str(given):
         raise InputError(f"{name} is {given!r}: expected a path")
+
+
+def require_count(given: Any, name: str) -> int:
+    """A whole number as Python's own. Raises InputError for what is none."""
+    if isinstance(given, bool) or not isinstance(given, Integral):
+        raise InputError(f"{name} is {given!r}: expected a whole number")
+    return int(given)
 
 
 def listed(given: Any, name: str, kind: type) -> Any:

@@ -383,8 +383,12 @@ def run_condense(args: argparse.Namespace) -> None:
         _say_what_is_next(out, condensed.largest_ipc or 10, args.evaluate)
 
 
-def _say_what_is_next(out: Path, ipc: int, is_judged: bool) -> None:
-    """How good a run's result is, where its picture lies, and what to do with it."""
+def _say_what_is_next(out: Path, ipc: int, is_judged: bool, data: str = "") -> None:
+    """How good a run's result is, where its picture lies, and what to do with it.
+
+    Args:
+        data: an option that evaluating needs.
+    """
     scores = quick_scores(read_log(out))
     score = f": {spoken_score(scores[-1])}" if scores and not is_judged else ""
     samples = out / "samples"
@@ -392,7 +396,7 @@ def _say_what_is_next(out: Path, ipc: int, is_judged: bool) -> None:
     shown = " and ".join([f"{out}/report.html"] * is_judged + [str(file) for file in pictures[:1]])
     folder = shlex.quote(str(out))
     code = f"import gencond; print(gencond.load({json.dumps(str(out))}).sample(ipc={ipc})[0].shape)"
-    evaluate, report = f"Evaluate  gencond evaluate {folder}", f"Report    gencond report {folder}"
+    evaluate, report = f"Evaluate  gencond evaluate {folder}{data}", f"Report    gencond report {folder}"
     lines = [
         f"\n{out}/condensed is ready{score}",
         *([f"Look at   {shown}"] if shown else []),
@@ -465,16 +469,18 @@ def run_append(args: argparse.Namespace) -> None:
     require_text(args.out, "--out")
     grown = gencond.append(args.path, args.data, args.out, more_images=args.more_images, overrides=args.overrides)
     if is_main_process():
-        _say_what_is_next(args.out, grown.largest_ipc or 10, is_judged=False)
-        print(f"{grown.num_classes} classes: evaluate with --data of images of all of them")
+        _say_what_is_next(args.out, grown.largest_ipc or 10, is_judged=False, data=" --data ALL")
+        print(f"          ALL holds images of all {grown.num_classes} classes")
 
 
 def run_continual(args: argparse.Namespace) -> None:
     _require_one_process("continual")
     require_text(args.out, "--out")
-    rows = {} if args.rows is None else {"rows": args.rows}
+    # Changes to the recipe may stand behind the rows, none of which has an equals sign.
+    changes = [*args.overrides, *(word for word in args.rows or () if "=" in word)]
+    rows = {} if args.rows is None else {"rows": [word for word in args.rows if "=" not in word]}
     gencond.continual(
-        args.data, args.out, args.recipe, minutes=args.minutes, overrides=args.overrides, steps=args.steps,
+        args.data, args.out, args.recipe, minutes=args.minutes, overrides=changes, steps=args.steps,
         ipc=args.ipc, orders=args.orders, num_seeds=args.seeds, network=args.network, protocol=args.protocol, **rows,
     )  # fmt: skip
     print(f"\nLook at   {args.out}/continual.html")

@@ -146,6 +146,13 @@ class Growth:
         grown.codes.learned[rows] = found.reshape(len(rows), -1)
 
 
+def require_growing(onto: Condensed) -> None:
+    """Raises InputError for an artefact that nothing can be appended to."""
+    if not isinstance(onto, CondensedDataset) or onto.generator.whole_latents:
+        kind = "a transform of its own images" if isinstance(onto, CondensedDataset) else "pixels"
+        raise InputError(f"the artefact is {kind}, which nothing can be appended to: condense all images together")
+
+
 def growth(onto: Condensed, new: LabeledImages, more_images: bool) -> Growth:
     """What appending to an artefact consists of.
 
@@ -155,14 +162,13 @@ def growth(onto: Condensed, new: LabeledImages, more_images: bool) -> Growth:
     Raises:
         InputError: an artefact without a generator of the usual kind, other sizes, classes that overlap unasked.
     """
-    if not isinstance(onto, CondensedDataset) or onto.generator.whole_latents:
-        kind = "pixels" if not isinstance(onto, CondensedDataset) else "a transform of its own images"
-        raise InputError(f"the artefact is {kind}, which nothing can be appended to: condense all images together")
+    require_growing(onto)
+    assert isinstance(onto, CondensedDataset)
     ours, theirs = (onto.channels, onto.image_size), (new.channels, new.image_size)
     if ours != theirs:
         raise InputError(
-            f"the artefact makes {ours[0]}x{ours[1]} px images, the new ones are {theirs[0]}x{theirs[1]}: append "
-            "images of the same size and channels"
+            f"the artefact makes images of {ours[0]} channel(s) and {ours[1]} px, the new ones have {theirs[0]} and "
+            f"{theirs[1]} px: append images of the same kind"
         )
     made = Growth(onto, tuple(new.class_names))
     if made.known_again and not more_images:

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from gencond.common.errors import InputError
 from gencond.common.room import require_memory
+from gencond.condensing.append import require_growing
 from gencond.condensing.backbones import IMAGENET1K
 from gencond.condensing.build import codes_start_from_images, extractor_maker, generator_maker
 from gencond.condensing.quick_score import num_held_out
-from gencond.config import Recipe, parse_recipe
+from gencond.config import Recipe, first_difference, parse_recipe, to_dict
 from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
 from gencond.generator.artefact import Condensed
@@ -38,15 +39,20 @@ def recipe_to_append_by(onto: Condensed, source: str | None, overrides: Sequence
     Raises:
         InputError: an artefact that does not say how it was made; overrides that change its shape.
     """
+    require_growing(onto)
     made = (onto.config.provenance or {}).get("recipe")
     if not made:
         raise InputError("the artefact does not say by what recipe it was made, so nothing can be appended to it")
-    recipe = parse_recipe(made, "the artefact", [f"data.image_size={onto.image_size}", *overrides], source)
+    # Quick scores would be of the new classes alone, and take images from a class that may have few.
+    fitting = [f"data.image_size={onto.image_size}", "condense.score_every_steps=null"]
+    name = str(made.get("name", "of the artefact"))
+    kept, recipe = (parse_recipe(made, name, [*fitting, *changes], source) for changes in ((), overrides))
+    for part in ("generator", "synthesizer"):
+        if difference := first_difference(to_dict(kept)[part], to_dict(recipe)[part]):
+            raise InputError(f"{part}.{difference}: the artefact's generator stays as it is")
     shape = {
         "codes.num_slots": (recipe.codes.num_slots, onto.num_slots),
         "codes.fresh": (recipe.codes.fresh, onto.config.get("fresh", "none")),
-        "synthesizer.factor": (recipe.synthesizer.factor, onto.config.factor),
-        "synthesizer.by_parts": (recipe.synthesizer.by_parts, onto.config.get("by_parts", False)),
     }
     for field, (asked, has) in shape.items():
         if asked != has:

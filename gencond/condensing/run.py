@@ -39,7 +39,7 @@ def condense(
     if accelerator.num_processes > min(data.num_classes, recipe.condense.classes_per_step):
         raise InputError(
             f"{accelerator.num_processes} processes share {min(data.num_classes, recipe.condense.classes_per_step)} "
-            "classes a step: use fewer processes or raise condense.classes_per_step"
+            "class(es) a step: use fewer processes, or raise condense.classes_per_step where there are more classes"
         )
     if data.num_classes == 1 and recipe.objective.scale == "relative" and recipe.real.kind != "statistics":
         raise InputError("objective.scale=relative: one class has no distance to others, append two or set sum")
@@ -49,6 +49,12 @@ def condense(
             logger.info("condense: %s is complete, reusing it", run.artefact)
             from_main(run.drop_states)
             return load(run.artefact)
+        if growth is not None and accelerator.is_main_process:
+            logger.info(
+                "append: %d images of %d class(es), brought to the artefact's %d px, join %d classes; %d of them are "
+                "learned again",
+                len(data), data.num_classes, data.image_size, growth.onto.num_classes, len(growth.known_again),
+            )  # fmt: skip
         work = begin(parts, run, pretrained)
         go_through(STAGES, parts, work, run)
 

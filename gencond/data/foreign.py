@@ -19,7 +19,7 @@ from gencond.data.decode import read_into_memory, short_sides
 from gencond.data.find import find_images
 from gencond.data.images import LabeledImages
 from gencond.data.source import class_list, told_apart
-from gencond.generator.exporting import NAMES_FILE, by_numbers, class_folders
+from gencond.generator.exporting import NAMES_FILE, by_numbers, class_folders, plain_folders
 from gencond.generator.packing import decode
 
 logger = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def _read_folder(root: Path, real: LabeledImages) -> tuple[Tensor, Tensor, float
     if any(root.glob("*.parquet")):
         raise InputError(f"{root} holds parquet files, which are not read: sample --format imagefolder or webdataset")
     found = find_images(root)
-    if found.class_names not in (real.class_names, tuple(class_folders(real.class_names))):
+    if (label_of := _places(found.class_names, real.class_names)) is None:
         odd = min(set(real.class_names) ^ set(found.class_names), default="a class twice")
         how, mend = "class folders", "name the folders as the real classes are named"
         if found.shards:
@@ -167,7 +167,23 @@ def _read_folder(root: Path, real: LabeledImages) -> tuple[Tensor, Tensor, float
     if images.shape[1] != real.channels:
         raise InputError(f"{root} holds images of {images.shape[1]} channels, the real ones have {real.channels}")
     count = found.num_train
-    return images[:count], found.labels[:count], sum(map(found.num_bytes, range(count))) / count, "image files"
+    return (
+        images[:count],
+        label_of[found.labels[:count]],
+        sum(map(found.num_bytes, range(count))) / count,
+        "image files",
+    )
+
+
+def _places(names: Sequence[str], real: tuple[str, ...]) -> Int64[Tensor, " classes"] | None:
+    """Where a folder's classes stand among the real ones, by name; None where they are others."""
+    if tuple(names) in (real, tuple(class_folders(real))):
+        return torch.arange(len(real))
+    plain = [name.partition("_") for name in names]  # of an export whose classes have an order of their own: 0_cat
+    own = plain_folders(real)
+    if all(number.isdecimal() for number, *_ in plain) and sorted(name for *_, name in plain) == sorted(set(own)):
+        return torch.tensor([own.index(name) for *_, name in plain])
+    return None
 
 
 def _read_tensors(path: Path) -> tuple[Tensor, Tensor, list[str] | None]:

@@ -272,6 +272,8 @@ def open_subject(at: SubjectAt, out: Path) -> SubjectAndReal:
             f"{at.path} is an artefact, which knows how it is read: leave --normalised-by and --factor out"
         )
     recipe = recipe_of(at.path, condensed, at.data)
+    if condensed is not None and at.data is None and (condensed.config.provenance or {}).get("appended"):
+        raise InputError(f"{at.path} was appended to: name images of all its {condensed.num_classes} classes by --data")
     train, test = load_data(recipe.data)
     notes = notes_on_overlap(train, test, recipe.data)
     if condensed is None:

@@ -49,13 +49,18 @@ def class_folders(class_names: Sequence[str]) -> list[str]:
     another order are numbered. Words that name splits are set in plus signs. Beside the folders lies nothing, since
     Rethinking-DC takes whatever is listed first for a class.
     """
-    names = [SPLIT_WORD.sub(r"+\1+", re.sub(r"[^\w.+-]", "_", name)) for name in class_names]
+    names = plain_folders(class_names)
     misread = any(name == "" or name.startswith((".", "__")) or name.lower() == "lost+found" for name in names)
     natural = [_parts(name.lower()) for name in names]
     if misread or names != sorted(names) or any(one >= other for one, other in pairwise(natural)):
         width = len(str(len(names) - 1))
         names = [f"{label:0{width}d}_{name}" for label, name in enumerate(names)]
     return names
+
+
+def plain_folders(class_names: Sequence[str]) -> list[str]:
+    """A folder name per class that every file system and reader takes, in whatever order these put them."""
+    return [SPLIT_WORD.sub(r"+\1+", re.sub(r"[^\w.+-]", "_", name)) for name in class_names]
 
 
 def check_export(out: Path, format: str, class_names: Sequence[str], channels: int, image_size: int) -> Path:

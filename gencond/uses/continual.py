@@ -185,8 +185,8 @@ def learn_continually(
     with alone_in(out, LOCK):
         train, test = load_data(recipe.data)
         found = _begun(recipe, train, test, wishes, command)
-        _claim(out, found)
         comparison = _Comparison(recipe, train, test, wishes, found, out)
+        _claim(out, found)
         comparison.say()
         for order in range(wishes.orders):
             found = replace(found, scores=(*found.scores, *comparison.of_order(order)))
@@ -282,7 +282,10 @@ class _Comparison:
             if row in (*REAL_ROWS, WHOLE_SET):
                 made[row] = RealKeeper(row, None if row == WHOLE_SET else wishes.ipc, network, strategy, self.device)
             elif row == GROWN:
-                made[row] = GrowingKeeper(row, self._recipe(GENCOND), wishes.ipc)
+                recipe = self._recipe(row)
+                if recipe.synthesizer.kind == "pixels" or recipe.generator.backbone == "transform":
+                    raise InputError(f"{row}: nothing can be appended to what recipe {recipe.name} makes, leave it out")
+                made[row] = GrowingKeeper(row, recipe, wishes.ipc)
             elif row != CODEC_REAL:
                 made[row] = RecipeKeeper(row, self._recipe(row), wishes.ipc)
         if CODEC_REAL in wishes.rows:
@@ -299,14 +302,17 @@ class _Comparison:
 
     def _recipe(self, row: str) -> Recipe:
         """Of a row. Raises InputError where it is unknown or does not fit the images."""
-        if row == GENCOND:
+        parts = in_their_order(range(self.train.num_classes), self.wishes.steps)
+        alone = parts[0] if row == GROWN else parts[-1]  # of what grows only the first step is condensed alone
+        if len(alone) == 1:
+            raise InputError(f"{row}: one class cannot be condensed alone, lower --steps {self.wishes.steps}")
+        if row in (GENCOND, GROWN):
             recipe = self.recipe
         else:
             pixels = [f"pixels.ipc={self.wishes.ipc}", f"data.augmentation={self.recipe.data.augmentation}"]
             recipe = load_recipe(row, pixels, self.recipe.data.source)
         recipe = replace(recipe, condense=replace(recipe.condense, score_every_steps=None))
-        first = in_their_order(range(self.train.num_classes), self.wishes.steps)[-1]
-        check_fit(recipe, of_classes(self.train, first))
+        check_fit(recipe, of_classes(self.train, alone))
         return recipe
 
     def of_order(self, order: int) -> list[AfterStep]:

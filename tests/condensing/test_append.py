@@ -12,7 +12,9 @@ from gencond.cli import main
 from gencond.common.errors import InputError
 from gencond.condensing.append import growth
 from gencond.condensing.checks import recipe_to_append_by
+from gencond.data.foreign import read_foreign
 from gencond.data.images import LabeledImages
+from gencond.data.load import load_real
 from gencond.data.select import subset_of_each_class
 from gencond.generator.dataset import CondensedDataset
 from gencond.generator.pixels import CondensedPixels
@@ -101,7 +103,7 @@ def test_an_artefact_grows_again_and_again_and_is_sampled_exported_and_judged(
 ) -> None:
     main(["append", str(first), "--data", write(tmp_path / "b.npz", digits[0], [9]), "--out", str(tmp_path / "b")])
     said = capsys.readouterr().out
-    assert "4 classes: evaluate with --data of images of all of them" in said and "gencond sample" in said
+    assert "b --data ALL\n" in said and "ALL holds images of all 4 classes" in said and "gencond sample" in said
     main(
         [
             "append",
@@ -120,8 +122,13 @@ def test_an_artefact_grows_again_and_again_and_is_sampled_exported_and_judged(
     card = (tmp_path / "c" / "condensed" / "README.md").read_text()
     assert "12 images of b.npz" in card and "24 images of c.npz" in card and "digit 1, digit 4" in card
     everything = write(tmp_path / "all.npz", digits[0], [1, 2, 4, 5, 8, 9])
+    with pytest.raises(InputError, match="was appended to: name images of all its 6 classes by --data"):
+        gencond.evaluate(tmp_path / "c", ipc=1, baselines=[])
     judged = gencond.evaluate(tmp_path / "c", everything, ipc=1, baselines=[])
     assert judged.class_names == tuple(grown.class_names)
+    exported = read_foreign(tmp_path / "images", load_real(everything)[0]).images
+    sampled = gencond.load(tmp_path / "c").sample(2, classes=["digit 1"])[0]
+    assert torch.equal(exported.images[exported.labels == 0], (sampled * 255).round().to(torch.uint8))
     smaller = grown.stored_as("int8")
     smaller.save_pretrained(tmp_path / "int8")
     assert gencond.load(tmp_path / "int8").class_groups == [3, 1, 2]
@@ -170,10 +177,21 @@ def test_what_nothing_can_be_appended_to_is_refused(
     with pytest.raises(InputError, match="codes.num_slots=9: what is appended to has 4, which stays"):
         recipe_to_append_by(onto, "digits", ["codes.num_slots=9"])
     colour = LabeledImages(few_digits.images.expand(-1, 3, -1, -1), few_digits.labels, few_digits.class_names)
-    with pytest.raises(InputError, match="makes 1x8 px images, the new ones are 3x8"):
+    with pytest.raises(InputError, match="makes images of 1 channel.s. and 8 px, the new ones have 3 and 8 px"):
         growth(onto, colour, False)
-    with pytest.raises(InputError, match="holds a run of another recipe|are not those"):
-        gencond.append(first, write(tmp_path / "new.npz", digits[0], [0]), first)
+    for out in (first, first / "condensed" / ".."):
+        with pytest.raises(InputError, match="is what is appended to, which stays as it is"):
+            gencond.append(first, write(tmp_path / "new.npz", digits[0], [0]), out)
+    for change, message in (
+        ("generator.width=16", "generator.width: 8 there, 16 here: the artefact's generator stays"),
+        ("generator.backbone=biggan_deep", "generator.backbone: biggan there, biggan_deep here"),
+        ("synthesizer.kind=pixels", "synthesizer.kind: generator there, pixels here"),
+        ("codes.fresh=none", "codes.fresh=none: what is appended to has prior"),
+    ):
+        with pytest.raises(InputError, match=message):
+            recipe_to_append_by(onto, "digits", [change])
+    with pytest.raises(InputError, match="the artefact is pixels"):
+        recipe_to_append_by(pixels, "digits", [])
     new = write(tmp_path / "one.npz", digits[0], [0])
     with pytest.raises(InputError, match="one class has no distance to others"):
         gencond.append(

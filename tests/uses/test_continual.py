@@ -11,6 +11,7 @@ import torch
 from conftest import TINY
 
 import gencond
+from gencond.api import require_count
 from gencond.cli import main
 from gencond.common.errors import InputError
 from gencond.data.images import LabeledImages
@@ -133,7 +134,13 @@ def test_the_images_of_some_classes_are_numbered_among_these(few_digits: Labeled
         ({"rows": ["gencond", "gencond"]}, "names a row twice"),
         ({"rows": ["codec_real"]}, "gets the bytes of a condensed row"),
         ({"rows": ["codec_real", "gencond_grown"]}, "add the row gencond"),
-        ({"rows": ["nothing"]}, "unknown recipe"),
+        ({"rows": ["gencond"], "steps": 7}, "gencond: one class cannot be condensed alone, lower --steps 7"),
+        ({"rows": ["gencond_grown"], "steps": 10}, "gencond_grown: one class cannot be condensed alone"),
+        (
+            {"rows": ["gencond_grown"], "recipe": "dm:digits", "overrides": ()},
+            "nothing can be appended to what recipe dm",
+        ),
+        ({"rows": ["nothing"]}, "no recipe .nothing."),
         ({"protocol": "soft"}, "teacher"),
         ({"minutes": 3}, "leave the recipe out"),
         ({"network": "convnet9w8"}, "network convnet9w8"),
@@ -142,7 +149,21 @@ def test_the_images_of_some_classes_are_numbered_among_these(few_digits: Labeled
 def test_what_cannot_be_compared_is_refused_in_one_line(options: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         gencond.continual("digits", tmp_path / "out", **{**SMALL, "rows": ["random_real"], **options})
-    assert not list(tmp_path.rglob("order_*"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", ["2", 1.5, float("nan"), True, None])
+def test_what_is_no_whole_number_is_refused(given: object) -> None:
+    with pytest.raises(InputError, match="steps is .*: expected a whole number"):
+        require_count(given, "steps")
+    assert require_count(np.int64(3), "steps") == 3
+
+
+def test_changes_to_the_recipe_may_stand_behind_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["continual", "--data", "digits", "--out", str(tmp_path / "out"), "--recipe", "demo", "--steps", "2"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--rows", "random_real", "gencond_grown", "seed=-1"])
+    assert ended.value.code == 2 and "seed = -1" in capsys.readouterr().err
 
 
 def test_another_comparison_in_the_folder_is_refused(compared: tuple[Path, Continual], tmp_path: Path) -> None:
