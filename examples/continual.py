@@ -3,7 +3,7 @@
     python examples/continual.py [OUT]
 
 The ten digits come in two steps. Real images, condensed sets and one generator that grows remember them, and after each
-step a classifier learns from the memory alone. Few steps of learning, so that it takes a minute: it shows the way.
+step a classifier learns from the memory alone. Few steps of learning, so that it takes two minutes: it shows the way.
 """
 
 import sys
@@ -14,7 +14,7 @@ found = gencond.continual(
     "digits",
     sys.argv[1] if len(sys.argv) > 1 else "runs/continual_digits",
     recipe="demo",
-    overrides=["pretrain.num_steps=60", "codes.num_slots=10", "codes.encode_steps=60", "condense.num_steps=20"],
+    overrides=["pretrain.num_steps=300", "codes.num_slots=10", "condense.num_steps=150"],
     steps=2,
     ipc=10,
     orders=1,
