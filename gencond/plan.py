@@ -285,12 +285,9 @@ def planned_recipe(
     """
     file, wanted = out / "recipe.yaml", checked_minutes(minutes)
     if from_main(file.is_file):
-        kept = load_recipe(str(file), overrides, source)
-        if kept.minutes is None or (minutes is not None and kept.minutes != wanted):
-            planned = "of a recipe" if kept.minutes is None else f"planned for {kept.minutes:g} minutes"
-            raise InputError(f"{out} holds a run {planned}: go on with that, or choose another --out")
-        logger.info("plan: that of %s, for %g minutes", file, kept.minutes)
-        return kept
+        return _read_plan(
+            file, source, minutes, overrides, f"{out} holds a run of a recipe", f"{out} holds a run planned"
+        )
 
     def found() -> dict[str, Any]:
         RunFolder(out).require_free(load_recipe(DEFAULT_RECIPE, overrides, source))
@@ -298,9 +295,7 @@ def planned_recipe(
         with alone_in(out, PLAN_LOCK):
             if rank_and_world()[1] > 1:
                 return planned_apart(source, wanted, overrides)
-            made = plan(source, wanted, overrides)
-            logger.info("%s\n", made.page())
-            return to_dict(made.recipe)
+            return to_dict(_new_plan(source, wanted, overrides))
 
     return parse_recipe(from_main(found), DEFAULT_RECIPE)
 
@@ -309,19 +304,44 @@ def kept_plan(file: Path, source: str | None, minutes: SupportsFloat | str | Non
     """The recipe that was planned into a file before, or one that is planned now and written there.
 
     Raises:
-        InputError: a recipe in the file that was not planned for these minutes; whatever `plan` raises.
+        InputError: a recipe in the file that was not planned, or for other minutes; whatever `plan` raises.
     """
     if file.is_file():
-        kept = load_recipe(str(file), overrides, source)
-        if minutes is not None and kept.minutes != checked_minutes(minutes):
-            planned = "a recipe" if kept.minutes is None else f"a plan for {kept.minutes:g} minutes"
-            raise InputError(f"{file} holds {planned}: go on with that, or choose another --out")
-        return kept
+        return _read_plan(file, source, minutes, overrides, f"{file} holds a recipe", f"{file} holds a plan")
     require_place(file.parent)
+    recipe = _new_plan(source, minutes, overrides)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, to_yaml(recipe))
+    return recipe
+
+
+def _read_plan(
+    file: Path,
+    source: str | None,
+    minutes: SupportsFloat | str | None,
+    overrides: Sequence[str],
+    not_planned: str,
+    planned: str,
+) -> Recipe:
+    """The recipe in a file, which was planned for `minutes`, or for any where these are None.
+
+    Args:
+        not_planned, planned: what to say of a recipe that was not planned, and of one for other minutes.
+    Raises:
+        InputError: it was not.
+    """
+    kept = load_recipe(str(file), overrides, source)
+    if kept.minutes is None or (minutes is not None and kept.minutes != checked_minutes(minutes)):
+        holds = not_planned if kept.minutes is None else f"{planned} for {kept.minutes:g} minutes"
+        raise InputError(f"{holds}: go on with that, or choose another --out")
+    logger.info("plan: that of %s, for %g minutes", file, kept.minutes)
+    return kept
+
+
+def _new_plan(source: str | None, minutes: SupportsFloat | str | None, overrides: Sequence[str]) -> Recipe:
+    """A recipe that is planned now; its page is logged."""
     made = plan(source, minutes, overrides)
     logger.info("%s\n", made.page())
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, to_yaml(made.recipe))
     return made.recipe
 
 

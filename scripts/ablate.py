@@ -25,7 +25,7 @@ from gencond.data.images import LabeledImages
 from gencond.data.load import load_data
 from gencond.eval.baselines import RealImages
 from gencond.eval.classifier import train_and_test
-from gencond.eval.metrics import embed_as_bytes, quality, spread_of_classes
+from gencond.eval.metrics import embed_as_bytes, quality, relative_spread
 from gencond.eval.protocols import check_protocol, get_protocol
 from gencond.eval.records import Scores
 from gencond.eval.subject import sampled_images
@@ -100,13 +100,11 @@ def main() -> None:
 def likeness_of(sampled: LabeledImages, held_out: LabeledImages, extractor: Extractor) -> dict[str, float]:
     """Measure -> value, of samples against held-out real images."""
     of_samples, of_real = (embed_as_bytes(extractor, part.images) for part in (sampled, held_out))
-    spreads = (
-        spread_of_classes(features, part.labels, held_out.num_classes)
-        for features, part in ((of_samples, sampled), (of_real, held_out))
-    )
     found = quality(of_samples, of_real)
-    spread = float(torch.div(*spreads).nanmean())
-    return {"spread": spread} | {name: found[name] for name in ("precision", "recall", "density", "coverage")}
+    spread = relative_spread(of_samples, sampled.labels, of_real, held_out.labels, held_out.num_classes)
+    return {"spread": float(spread.nanmean())} | {
+        name: found[name] for name in ("precision", "recall", "density", "coverage")
+    }
 
 
 if __name__ == "__main__":

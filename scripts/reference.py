@@ -27,7 +27,7 @@ Written by `python scripts/reference.py` from the code; edit the docstrings and 
 # (file, names in it); a method stands after its class and a dot.
 LIBRARY = (
     ("generator/dataset.py", ("load",)),
-    ("api.py", ("condense", "evaluate", "search")),
+    ("api.py", ("condense", "append", "evaluate", "continual", "search")),
     ("generator/dataset.py", ("CondensedDataset",)),
     ("generator/pixels.py", ("CondensedPixels",)),
     ("generator/artefact.py", (

@@ -13,7 +13,7 @@ from gencond.cli import main
 from gencond.common.errors import InputError
 from gencond.condensing.checks import check_fit
 from gencond.condensing.forecast import Amount, Cost, Forecast, Stage
-from gencond.config import load_recipe, parse_recipe, to_dict
+from gencond.config import load_recipe, parse_recipe, to_dict, to_yaml
 from gencond.data.images import GENERATOR_SIZES, LabeledImages
 from gencond.examine import Patient
 from gencond.plan import (
@@ -174,6 +174,9 @@ def test_a_plan_is_kept_in_a_file_and_goes_on_with_its_minutes(tmp_path: Path, m
         assert to_dict(kept_plan(kept, "digits", minutes, small)) == to_dict(made)
     with pytest.raises(InputError, match="holds a plan for 5 minutes: go on with that"):
         kept_plan(kept, "digits", 6, small)
+    kept.write_text(to_yaml(load_recipe("demo")))
+    with pytest.raises(InputError, match="holds a recipe: go on with that"):
+        kept_plan(kept, "digits", None, [])
 
 
 def test_a_plan_that_matches_nothing_says_so(own_cache: Path) -> None:

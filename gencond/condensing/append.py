@@ -16,6 +16,7 @@ from torch import Tensor
 from gencond.common.errors import InputError
 from gencond.common.ranges import to_uint8
 from gencond.common.room import require_memory
+from gencond.condensing.backbones import near_their_mean
 from gencond.condensing.starts import COMPONENTS_OF, Representatives, rows_of_codes
 from gencond.data.images import LabeledImages
 from gencond.data.mapped import MappedImages
@@ -25,7 +26,6 @@ from gencond.generator.loading import arguments_of
 
 REPLAYED_WITHOUT_CODES = 10  # samples of a class where none are learned
 RIDGE = 1e-2  # of the mean variance of a pixel, so that codes of few images say nothing of what these do not show
-SPREAD = 1e-3  # of class embeddings, which tells new classes apart before they are learned
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,7 @@ class Growth:
         grown, state = CondensedDataset(**arguments), onto.state_dict()
         if extra:
             embeddings = state["generator.class_embedding.weight"]
-            noise = torch.randn(extra, embeddings.shape[1], generator=torch.Generator().manual_seed(onto.config.seed))
-            started = embeddings.mean(0) + SPREAD * embeddings.std(0, correction=0) * noise
+            started = near_their_mean(embeddings, extra, onto.config.seed)
             state["generator.class_embedding.weight"] = torch.cat([embeddings, started])
             drawn = grown.codes.learned.detach()[len(state["codes.learned"]) :]
             state["codes.learned"] = torch.cat([state["codes.learned"], drawn])

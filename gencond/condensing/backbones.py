@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from gencond.common.errors import InputError
@@ -164,11 +165,21 @@ def for_classes(generator: Backbone, class_names: Sequence[str]) -> Backbone:
             "generator: its %d classes are not these %d (%s, ...): each starts from their mean", len(known),
             len(class_names), class_names[0],
         )  # fmt: skip
-        noise = torch.randn(len(class_names), known.shape[1], generator=torch.Generator().manual_seed(0))
-        embeddings = known.mean(0) + 1e-3 * known.std(0) * noise
+        embeddings = near_their_mean(known, len(class_names), seed=0)
     made = new_backbone(backbone_config(generator) | {"num_class_embeds": len(class_names)})
     made.load_state_dict(generator.state_dict() | {"class_embedding.weight": embeddings})
     return made.eval()
+
+
+def near_their_mean(embeddings: Float[Tensor, "n d"], count: int, seed: int) -> Float[Tensor, "count d"]:
+    """Class embeddings that new classes start from: the mean of known ones, with a thousandth of their spread to tell
+    classes apart.
+
+    Args:
+        embeddings: of two classes at least.
+    """
+    noise = torch.randn(count, embeddings.shape[1], generator=torch.Generator().manual_seed(seed))
+    return embeddings.mean(0) + 1e-3 * embeddings.std(0) * noise
 
 
 def _imagenet_rows(class_names: Sequence[str]) -> Tensor | None:

@@ -112,6 +112,17 @@ def spread_of_classes(
     return torch.stack(spreads)
 
 
+def relative_spread(
+    syn: Float[Tensor, "m d"],
+    syn_labels: Int64[Tensor, " m"],
+    real: Float[Tensor, "n d"],
+    real_labels: Int64[Tensor, " n"],
+    num_classes: int,
+) -> Float[Tensor, " classes"]:
+    """`spread_of_classes` of samples in units of that of real images."""
+    return spread_of_classes(syn, syn_labels, num_classes) / spread_of_classes(real, real_labels, num_classes)
+
+
 def compare_sets(
     extractor: str, network: Extractor, syn: LabeledImages, real: LabeledImages, floor: LabeledImages
 ) -> Likeness:
@@ -123,8 +134,7 @@ def compare_sets(
         floor: other real images, about as many as the samples: what the same numbers are for real images.
     """
     of_syn, of_real, of_floor = (embed_as_bytes(network, part.images) for part in (syn, real, floor))
-    spread = spread_of_classes(of_syn, syn.labels, real.num_classes)
-    spread = spread / spread_of_classes(of_real, real.labels, real.num_classes)
+    spread = relative_spread(of_syn, syn.labels, of_real, real.labels, real.num_classes)
     shares = {name: one for name, one in zip(real.class_names, spread.tolist(), strict=True) if not math.isnan(one)}
     return Likeness(
         extractor=extractor,
