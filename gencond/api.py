@@ -231,9 +231,15 @@ def continual(
     for given, name in ((data, "data"), (out, "out")):
         require_path(given, name)
     rows, overrides = listed(rows, "rows", str), listed(overrides, "overrides", str)
-    numbers = {"steps": steps, "ipc": ipc, "orders": orders, "seeds": num_seeds}
-    counts = [require_count(given, name) for name, given in numbers.items()]
-    wishes = ContinualWishes(counts[0], counts[1], rows, counts[2], counts[3], network, protocol)
+    wishes = ContinualWishes(
+        steps=require_count(steps, "steps"),
+        ipc=require_count(ipc, "ipc"),
+        rows=rows,
+        orders=require_count(orders, "orders"),
+        num_seeds=require_count(num_seeds, "num_seeds"),
+        network=network,
+        protocol=protocol,
+    )
     source = data_source(str(data))
     if minutes is not None and recipe is not None:
         raise InputError("minutes plan the default method: leave the recipe out")

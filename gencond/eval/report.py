@@ -97,9 +97,15 @@ def _markdown(
         parts += [markdown_table(*quality_table(content.quality)), ""] if content.quality else []
         parts += [*(f"- {sentence}" for sentence in sentences), ""]
         parts += [f"![{CAPTIONS[NEAREST_PICTURE]}](samples/{NEAREST_PICTURE})", "", CAPTIONS[NEAREST_PICTURE], ""]
-    for section, named in facts(content, log).items():
-        parts += [f"## {section}", "", *(f"- {name}: {value}" for name, value in named), ""]
-    return "\n".join(parts)
+    return "\n".join([*parts, *markdown_facts(facts(content, log))])
+
+
+def markdown_facts(sections: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
+    """Lines of sections of names with their values."""
+    lines = []
+    for section, named in sections.items():
+        lines += [f"## {section}", "", *(f"- {name}: {value}" for name, value in named), ""]
+    return lines
 
 
 STYLE = """

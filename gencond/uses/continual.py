@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from gencond.common.distributed import new_accelerator
 from gencond.common.errors import InputError
-from gencond.common.files import alone_in, read_json, write_json
+from gencond.common.files import alone_in, write_json
 from gencond.common.progress import progress
 from gencond.common.provenance import current_commit, library_versions
 from gencond.condensing.checks import check_fit
@@ -46,13 +46,15 @@ from gencond.uses.memories import (
     in_their_order,
     of_classes,
 )
+from gencond.uses.result_folder import claim
 
 logger = logging.getLogger(__name__)
 
 GROWN = "gencond_grown"
 REAL_ROWS = (RANDOM_REAL, KMEANS_REAL, HERDING_REAL)
 USUAL_ROWS = (*REAL_ROWS, GENCOND, GROWN, CODEC_REAL)
-LOCK, RESULT, RECIPE = ".continual.lock", "continual.json", "recipe.yaml"
+COMPARISON = "continual"
+LOCK, RESULT, RECIPE = ".continual.lock", f"{COMPARISON}.json", "recipe.yaml"
 USUAL_STEPS, USUAL_IPC, USUAL_ORDERS, USUAL_PROTOCOL = 5, 20, 3, "dm:100"
 
 
@@ -91,8 +93,11 @@ class ContinualWishes:
             raise InputError(f"--rows is empty: name some of {', '.join((*USUAL_ROWS, WHOLE_SET))}, or recipes")
         if len(set(self.rows)) < len(self.rows):
             raise InputError("--rows names a row twice")
-        if CODEC_REAL in self.rows and not [row for row in self.rows if row not in (*REAL_ROWS, CODEC_REAL, WHOLE_SET)]:
-            raise InputError(f"{CODEC_REAL} gets the bytes of a condensed row: name one, as {GENCOND}")
+        others = (*REAL_ROWS, CODEC_REAL, WHOLE_SET, GROWN)
+        if CODEC_REAL in self.rows and set(self.rows) <= set(others):
+            raise InputError(
+                f"{CODEC_REAL} gets the bytes of a condensed row, of classes condensed alone: add the row {GENCOND}"
+            )
 
 
 @dataclass(frozen=True)
@@ -186,7 +191,8 @@ def learn_continually(
         train, test = load_data(recipe.data)
         found = _begun(recipe, train, test, wishes, command)
         comparison = _Comparison(recipe, train, test, wishes, found, out)
-        _claim(out, found)
+        same = {field: f"other {field}" for field in ("data", "steps", "ipc", "recipe")}
+        claim(out, COMPARISON, "comparison", found.to_json(), same, besides=(RECIPE,))
         comparison.say()
         for order in range(wishes.orders):
             found = replace(found, scores=(*found.scores, *comparison.of_order(order)))
@@ -226,19 +232,6 @@ def _begun(
     )
 
 
-def _claim(out: Path, begun: Continual) -> None:
-    """Makes `out` the folder of this comparison. Raises InputError where it holds something else."""
-    if (out / RESULT).is_file():
-        before = read_json(out / RESULT)
-        for field in ("data", "steps", "ipc", "recipe"):
-            if before.get(field) != begun.to_json()[field]:
-                raise InputError(f"{out} holds a comparison with other {field}: choose another --out")
-    elif any(not path.name.startswith(".") and path.name != RECIPE for path in out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no comparison: choose another --out")
-    else:
-        write_json(out / RESULT, begun.to_json())
-
-
 class _Comparison:
     """Fills the memories of one order after the other, and trains the classifiers."""
 
@@ -254,7 +247,7 @@ class _Comparison:
         self.recipe, self.train, self.test, self.wishes, self.begun, self.out = recipe, train, test, wishes, begun, out
         self.device, self.cache = new_accelerator().device, ScoreCache(folder=out / "scores")
         self.protocol = get_protocol(wishes.protocol, train.num_classes, train.image_size)
-        self.keepers()  # a row that does not fit is refused before anything is made
+        self.keepers = self._keepers()
 
     @cached_property
     def bar(self) -> tqdm:
@@ -266,7 +259,7 @@ class _Comparison:
         """How much there is to do."""
         wishes = self.wishes
         of_row = wishes.steps * wishes.orders
-        runs = sum(isinstance(keeper, RecipeKeeper | GrowingKeeper) for keeper in self.keepers()) * of_row
+        runs = sum(isinstance(keeper, RecipeKeeper | GrowingKeeper) for keeper in self.keepers) * of_row
         logger.info(
             "continual: %d memories, %d step(s), %d order(s): %d condensing runs, %d trainings of %s; what was made "
             "before is not made again",
@@ -274,8 +267,8 @@ class _Comparison:
             self.begun.network,
         )  # fmt: skip
 
-    def keepers(self) -> list[Keeper]:
-        """A new memory for each row, in an order in which each finds what it asks of others."""
+    def _keepers(self) -> list[Keeper]:
+        """One for each row, in an order in which each finds what it asks of others. Raises InputError as `_recipe`."""
         made: dict[str, Keeper] = {}
         wishes, network, strategy = self.wishes, self.begun.network, self.begun.augmentation
         for row in wishes.rows:
@@ -289,12 +282,10 @@ class _Comparison:
             elif row != CODEC_REAL:
                 made[row] = RecipeKeeper(row, self._recipe(row), wishes.ipc)
         if CODEC_REAL in wishes.rows:
-            condensed = [one for one in made.values() if isinstance(one, RecipeKeeper)]
-            if not condensed:
-                raise InputError(f"{CODEC_REAL} gets the bytes of classes condensed alone: add the row {GENCOND}")
+            first = next(one for one in made.values() if isinstance(one, RecipeKeeper))
             made[CODEC_REAL] = CodecKeeper(
                 CODEC_REAL,
-                partial(bytes_of_run, condensed[0]),
+                partial(bytes_of_run, first),
                 self._held_out_score,
                 lambda data: RealImages(data, network, strategy, self.device),
             )
@@ -319,15 +310,14 @@ class _Comparison:
         """Of all rows after all steps of an order of the classes."""
         names, found = self.train.class_names, []
         parts = in_their_order([names.index(name) for name in self.begun.class_orders[order]], self.wishes.steps)
-        keepers = self.keepers()
-        memories: dict[str, Memory | None] = dict.fromkeys((keeper.name for keeper in keepers), None)
+        memories: dict[str, Memory | None] = dict.fromkeys((keeper.name for keeper in self.keepers), None)
         seen: list[int] = []
         for step, classes in enumerate(parts):
             seen += classes
             task = Task(of_classes(self.train, classes), names, self.out / f"order_{order}" / f"step_{step}", order)
             task.folder.mkdir(parents=True, exist_ok=True)
             test = self.test.subset(torch.isin(self.test.labels, torch.tensor(seen)).nonzero()[:, 0])
-            for keeper in keepers:
+            for keeper in self.keepers:
                 self.bar.set_postfix_str(f"order {order}, step {step}, {keeper.name}")
                 memory = memories[keeper.name] = keeper.after(task, memories[keeper.name])
                 top1 = Scores.of([self._score(memory, test, order, seed) for seed in range(self.wishes.num_seeds)])

@@ -6,29 +6,26 @@ from typing import Any
 
 import numpy as np
 
-from gencond.common.files import write_text, written_whole
 from gencond.eval.baselines import WHOLE_SET
 from gencond.eval.drawing import COLORS, OUR_COLORS, drawn
 from gencond.eval.records import Scores
-from gencond.eval.report import html_facts, html_page, html_table
+from gencond.eval.report import html_facts, html_page, html_table, markdown_facts
 from gencond.eval.results import GENCOND
 from gencond.eval.wording import NAMES, markdown_table, percent, words_of
-from gencond.uses.continual import GROWN, Continual
+from gencond.uses.continual import COMPARISON, GROWN, Continual
+from gencond.uses.result_folder import to_reproduce, write_pages
 
 ROW_NAMES = {
     **NAMES, GENCOND: "gencond, each step alone", GROWN: "gencond, one generator that grows",
     WHOLE_SET: "all images of the classes seen",
 }  # fmt: skip
-PICTURE = "continual.png"
+PICTURE = f"{COMPARISON}.png"
 
 
 def write_continual_report(out: Path, found: Continual) -> None:
     """Writes `out/continual.md`, `out/continual.html` and `out/continual.png`."""
     png, svg = plot_memories(found)
-    with written_whole(out / PICTURE) as temporary:
-        temporary.write_bytes(png)
-    write_text(out / "continual.md", _markdown(found))
-    write_text(out / "continual.html", _html(found, svg))
+    write_pages(out, COMPARISON, png, _markdown(found), _html(found, svg))
 
 
 def name_of(row: str) -> str:
@@ -100,20 +97,14 @@ def _facts(found: Continual) -> dict[str, list[tuple[str, str]]]:
             ("Selection", "none: the last iterate of every training; the codec's quality on held-out images"),
             *((f"Order {number}", order) for number, order in enumerate(orders)),
         ],
-        "To reproduce": [
-            ("Command", found.command),
-            ("Commit", str(found.commit or "unknown")),
-            ("Versions", ", ".join(f"{name} {number}" for name, number in found.versions.items())),
-        ],
+        "To reproduce": [*to_reproduce(found.command, found.commit, found.versions)],
     }
 
 
 def _markdown(found: Continual) -> str:
     parts = [f"# {found.title}", "", f"{_heading(found)}:", "", markdown_table(*memory_table(found)), ""]
     parts += [*(f"- {sentence}" for sentence in _sentences(found)), "", f"![{CAPTION}]({PICTURE})", "", CAPTION, ""]
-    for section, named in _facts(found).items():
-        parts += [f"## {section}", "", *(f"- {name}: {value}" for name, value in named), ""]
-    return "\n".join(parts)
+    return "\n".join([*parts, *markdown_facts(_facts(found))])
 
 
 CAPTION = "Left: accuracy over the classes seen so far. Right: after the last step, over what the memory takes."

@@ -1,13 +1,12 @@
 """Memories of continual learning: what is kept of classes once their images are gone, and in how many bytes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from gencond.common.cache import read_checked, write_checked
 from gencond.common.errors import InputError
@@ -45,10 +44,12 @@ class Memory:
     Args:
         images: as a classifier sees them, labelled among all classes.
         num_bytes: that store them.
+        run: of the generator that makes them all; None: there is no such one.
     """
 
     images: LabeledImages
     num_bytes: int
+    run: Path | None = None
 
 
 class Keeper(ABC):
@@ -151,17 +152,13 @@ class GrowingKeeper(Keeper):
     def __init__(self, name: str, recipe: Recipe, ipc: int) -> None:
         super().__init__(name)
         self.recipe, self.ipc = recipe, ipc
-        self.last: Path | None = None
 
     def after(self, task: Task, before: Memory | None) -> Memory:
         recipe, out = replace(self.recipe, seed=task.seed), task.folder / self.name
-        if before is None or self.last is None:
-            grown = condense(recipe, task.data, out)
-        else:
-            grown = condense(recipe, task.data, out, growth=growth(load(self.last), task.data, more_images=False))
-        self.last = out
-        stored = own_storage(grown)
-        return Memory(sampled_images(stored, self.ipc).among(task.class_names), stored.num_bytes)
+        onto = None if before is None or before.run is None else load(before.run)
+        added = onto and growth(onto, task.data, more_images=False)
+        stored = own_storage(condense(recipe, task.data, out, growth=added))
+        return Memory(sampled_images(stored, self.ipc).among(task.class_names), stored.num_bytes, out)
 
 
 class CodecKeeper(ClassByClass):
@@ -190,15 +187,10 @@ class CodecKeeper(ClassByClass):
             if stored is None:
                 raise InputError(f"{num_bytes} bytes hold not one photograph of each class: leave {self.name} out")
             (images,) = stored.sets
-            known = {"images": _whole(images), "labels": images.labels, "limit": torch.tensor(num_bytes)}
+            known = {"images": images.images[:], "labels": images.labels, "limit": torch.tensor(num_bytes)}
             known["bytes"] = torch.tensor(stored.num_bytes)
             write_checked(file, known, f"{self.name}: {images.words}")
         return replace(task.data, images=known["images"], labels=known["labels"]), int(known["bytes"])
-
-
-def _whole(images: LabeledImages) -> Tensor:
-    """All pixels, in memory."""
-    return images.images[:]
 
 
 def bytes_of_run(keeper: RecipeKeeper, task: Task) -> int:
@@ -226,6 +218,11 @@ def of_classes(data: LabeledImages, classes: Sequence[int]) -> LabeledImages:
     """The images of some classes, numbered among these."""
     rows = torch.cat([data.rows_of(label) for label in classes]).sort().values
     part = data.subset(rows)
-    position: Mapping[int, int] = {label: number for number, label in enumerate(classes)}
-    labels = torch.tensor([position[label] for label in part.labels.tolist()])
-    return replace(part, labels=labels, class_names=tuple(data.class_names[label] for label in classes), class_of=None)
+    position = torch.full((data.num_classes,), -1)
+    position[list(classes)] = torch.arange(len(classes))
+    return replace(
+        part,
+        labels=position[part.labels],
+        class_names=tuple(data.class_names[label] for label in classes),
+        class_of=None,
+    )

@@ -11,18 +11,19 @@ from pathlib import Path
 
 from gencond.common.distributed import from_main, is_main_process, new_accelerator
 from gencond.common.errors import InputError
-from gencond.common.files import alone_in, read_json, short_hash, write_json
+from gencond.common.files import alone_in, short_hash, write_json
 from gencond.common.provenance import current_commit, library_versions
 from gencond.eval.judge import MOST_SEEDS
 from gencond.eval.protocols import PROTOCOLS, check_protocol, get_protocol
 from gencond.eval.subject import SubjectAt, notes_on_origin, open_subject
 from gencond.uses.proxies import training_sets
 from gencond.uses.ranking import Search
-from gencond.uses.search_report import summary, write_search_report
+from gencond.uses.result_folder import claim
+from gencond.uses.search_report import SEARCH, summary, write_search_report
 from gencond.uses.space import Space, fitting
 from gencond.uses.trainings import Trainings
 
-LOCK, RESULT = ".search.lock", "search.json"
+LOCK, RESULT = ".search.lock", f"{SEARCH}.json"
 USUAL_TOP = 10
 USUAL_PROTOCOL = "dm:50"
 ON_HELD_OUT = (
@@ -150,21 +151,12 @@ def search_networks(at: SubjectAt, out: Path, wishes: SearchWishes) -> Search:
             top=top,
             notes=(ON_HELD_OUT, *pair.notes, *notes_on_origin(pair.subject.about, pair.train), *sets.notes),
         )
-        from_main(lambda: _claim(out, begun))
+        from_main(
+            lambda: claim(out, SEARCH, "search", begun.to_json(), {"measured": "another condensed set or real images"})
+        )
         found = Trainings(out, device, sorted(networks.sizes, key=short_hash), wishes.num_seeds).search(begun, sets)
         if is_main_process():
             write_search_report(out, found)
             write_json(out / RESULT, found.to_json())
             print(f"\n{summary(found)}")
     return found
-
-
-def _claim(out: Path, begun: Search) -> None:
-    """Makes `out` the folder of this search. Raises InputError where it holds something else."""
-    if (out / RESULT).is_file():
-        if read_json(out / RESULT).get("measured") != begun.measured:
-            raise InputError(f"{out} holds a search with another condensed set or real images: choose another --out")
-    elif any(not path.name.startswith(".") for path in out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no search: choose another --out")
-    else:
-        write_json(out / RESULT, begun.to_json())

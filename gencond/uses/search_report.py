@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from gencond.common.files import write_text, written_whole
 from gencond.common.progress import spoken_time
 from gencond.eval.drawing import COLORS, OURS_COLOR, drawn
-from gencond.eval.report import html_facts, html_page, html_table
+from gencond.eval.report import html_facts, html_page, html_table, markdown_facts
 from gencond.eval.wording import NAMES, markdown_table, percent, words_of
 from gencond.uses.ranking import EARLY_STOPPING, NUM_PARAMETERS, Agreement, Ranking, Search
+from gencond.uses.result_folder import to_reproduce, write_pages
 
 PROXY_NAMES = {**NAMES, EARLY_STOPPING: "early stopping", NUM_PARAMETERS: "number of parameters"}
 PROXY_COLORS = {**COLORS, EARLY_STOPPING: "#888888", NUM_PARAMETERS: "#888888"}
-PICTURE = "search.png"
+SEARCH = "search"
+PICTURE = f"{SEARCH}.png"
 COLUMNS = 3  # of panels
 OF_UNION = "Networks that were trained on the whole set"
 
@@ -24,10 +25,7 @@ OF_UNION = "Networks that were trained on the whole set"
 def write_search_report(out: Path, found: Search) -> None:
     """Writes `out/search.md`, `out/search.html` and `out/search.png`."""
     png, svg = plot_rankings(found)
-    with written_whole(out / PICTURE) as temporary:
-        temporary.write_bytes(png)
-    write_text(out / "search.md", _markdown(found))
-    write_text(out / "search.html", _html(found, svg))
+    write_pages(out, SEARCH, png, _markdown(found), _html(found, svg))
 
 
 def summary(found: Search) -> str:
@@ -125,11 +123,7 @@ def _facts(found: Search) -> dict[str, list[tuple[str, str]]]:
             ("Seeds", f"{found.num_seeds}; random and k-means real images are drawn anew for each"),
             ("Selection", "none but by the rankings: the last iterate of every training"),
         ],
-        "To reproduce": [
-            ("Command", found.command),
-            ("Commit", str(found.commit or "unknown")),
-            ("Versions", ", ".join(f"{name} {number}" for name, number in found.versions.items())),
-        ],
+        "To reproduce": [*to_reproduce(found.command, found.commit, found.versions)],
     }
 
 
@@ -137,9 +131,7 @@ def _markdown(found: Search) -> str:
     parts = [f"# {found.title}", "", markdown_table(*verdict_table(found)), ""]
     parts += [*(f"- {sentence}" for sentence in _sentences(found)), "", f"![{_caption(found)}]({PICTURE})", ""]
     parts += [_caption(found), "", f"## {OF_UNION}", "", markdown_table(*union_table(found)), ""]
-    for section, named in _facts(found).items():
-        parts += [f"## {section}", "", *(f"- {name}: {value}" for name, value in named), ""]
-    return "\n".join(parts)
+    return "\n".join([*parts, *markdown_facts(_facts(found))])
 
 
 def _html(found: Search, svg: str) -> str:
