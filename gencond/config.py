@@ -176,6 +176,12 @@ class Generator:
         description="biggan_deep: the t of latents t * truncated normal(-2, 2), also of those that codes start from; "
         "null means 1 for published weights and a standard normal otherwise.",
     )
+    linear_path: bool = Field(
+        False,
+        description="biggan: whether a linear function of the latent is added to the image. With "
+        "codes.start=components it makes the images that codes start from before a step is taken; pretraining leaves "
+        "it out.",
+    )
     gradient_checkpointing: bool = Field(
         False, description="Whether matching saves memory at the price of a second forward pass."
     )

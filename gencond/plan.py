@@ -42,7 +42,7 @@ SAFETY = 0.93  # of the minutes are planned for: other programs, saved states, t
 SIZES = (1, 10, 50)  # images a class that an artefact is made for
 MOST_SLOTS = SIZES[-1]
 FEWEST_STEPS = 20  # of matching, below which nothing is learned
-SHARES = {Pretraining.name: 0.1, Encoding.name: 0.12}  # of the time; matching has the rest
+SHARES = {Pretraining.name: 0.1, Encoding.name: 0.06}  # of the time; matching has the rest
 MOST_STEPS = {Pretraining.name: 20_000, Encoding.name: 4000, Matching.name: 10_000}
 FIELDS = {
     Pretraining.name: "pretrain.num_steps", Encoding.name: "codes.encode_steps", Matching.name: "condense.num_steps",

@@ -105,6 +105,7 @@ class GeneratorMaker:
                     channels_at(size >> doublings_left, part.width) for doublings_left in reversed(range(num_blocks))
                 ],
                 attention_resolution=part.attention_resolution,
+                linear_path=part.linear_path,
             )
 
     def published(self) -> Backbone:

@@ -233,6 +233,9 @@ def check_parts(recipe: Recipe) -> None:
         "codes.start=components needs images to start from: set codes.encode_steps": makes_images
         and recipe.codes.start == "components"
         and not codes_start_from_images(recipe),
+        "only a biggan of random weights has a linear path: set generator.linear_path=false": makes_images
+        and recipe.generator.linear_path
+        and (recipe.generator.backbone != "biggan" or recipe.generator.weights is not None),
         "a transform starts from its own components: set codes.start=prior": makes_images
         and recipe.codes.start == "components"
         and recipe.generator.backbone == "transform",

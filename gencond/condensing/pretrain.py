@@ -54,6 +54,8 @@ class Pretraining:
             discriminator = ProjectionDiscriminator(
                 self.side, data.channels, data.num_classes, part.discriminator_width
             )
+        if isinstance(generator, BigGANGenerator) and generator.path is not None:
+            generator.path.requires_grad_(False)  # 0 until it is fitted, which says all of it anew
         self.average = averaged(generator.to(self.accelerator.device), part.ema_halflife_steps)
         self.generator, self.discriminator, self.generator_optimizer, self.discriminator_optimizer = (
             self.accelerator.prepare(

@@ -20,6 +20,7 @@ from gencond.condensing.real import embed_all
 from gencond.data.images import LabeledImages
 from gencond.data.mapped import CPU, MappedImages
 from gencond.data.select import nested_representatives, pixel_features
+from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.codes import whole_numbers
 from gencond.generator.dataset import CondensedDataset
 from gencond.generator.packing import pack
@@ -251,13 +252,15 @@ def start_from_components(condensed: CondensedDataset, representatives: Represen
     """Makes codes the principal components of the images that their slots start from, each of unit variance, in place.
 
     Codes of like images are then alike, and a generator learns to make the images in half the steps or less that it
-    takes from codes drawn at random. Where there are fewer components than a code has numbers, the rest stay as drawn.
+    takes from codes drawn at random. One with a linear path makes them from the start. Where there are fewer components
+    than a code has numbers, the rest stay as drawn.
 
     Args:
         condensed: on the CPU, as new ones are.
         seed: of the choice of images that the components are those of.
     """
-    parts = condensed.cut(representatives.images.cpu()).flatten(1)
+    images = condensed.cut(representatives.images.cpu())
+    parts = images.flatten(1)
     some = torch.randperm(len(parts), generator=torch.Generator().manual_seed(seed))[:COMPONENTS_OF]
     center = parts[some].mean(0)
     components = torch.linalg.svd(parts[some] - center, full_matrices=False).Vh[: condensed.generator.config.latent_dim]
@@ -270,3 +273,6 @@ def start_from_components(condensed: CondensedDataset, representatives: Represen
     started = codes[rows]
     started[..., : of_image.shape[-1]] = of_image
     codes[rows] = started
+    if isinstance(condensed.generator, BigGANGenerator) and condensed.generator.path is not None:
+        of_parts, labels = started.flatten(0, 1), representatives.labels.cpu().repeat_interleave(condensed.parts)
+        condensed.generator.fit_path(of_parts[some], labels[some], images[some])

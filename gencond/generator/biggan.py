@@ -13,6 +13,10 @@ from gencond.common.errors import InputError
 from gencond.generator.backbone import Backbone, SelfAttention, attention_stage, doublings
 
 BATCH_NORM_MOMENTUM = 0.1
+LARGEST_PATH = 32  # pixels of a side: what the linear path makes of larger images is scaled up
+OWN_SHARE = 0.03  # of what the other layers say, once the linear path makes the images
+FITTED_AT_ONCE, RIDGE = 128, 1e-3  # images; in the mean square of a latent's number
+LARGEST_VALUE = 0.97  # that a path is fitted to: a tanh is 1 at infinity only
 
 
 class ConditionalBatchNorm(nn.Module):
@@ -79,6 +83,9 @@ class BigGANGenerator(Backbone):
             None: no attention.
         hierarchical: False gives the whole latent to the first linear layer and none of it to the blocks.
         out_norm_eps: of the last batch norm, where it differs; None: `norm_eps`.
+        linear_path: whether a linear function of the whole latent is added before the last tanh, an image of at most
+            32 px that is scaled up. It is 0 until `fit_path` or training changes it. The blocks see a place only
+            through the first feature map, so they alone encode images in which there is much to see badly.
     Raises:
         ValueError: sizes that do not divide.
     """
@@ -99,6 +106,7 @@ class BigGANGenerator(Backbone):
         attention_resolution: int | None = None,
         hierarchical: bool = True,
         out_norm_eps: float | None = None,
+        linear_path: bool = False,
     ) -> None:
         super().__init__()
         num_blocks = len(block_out_channels)
@@ -121,8 +129,17 @@ class BigGANGenerator(Backbone):
         self.out_norm = nn.BatchNorm2d(widths[-1], eps=out_eps, momentum=BATCH_NORM_MOMENTUM)
         self.out_conv = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
         self.apply(orthogonal_init)
+        self.path_side, self.path_scale = sample_size, latent_dim**-0.5  # weights of unit size: Adam's steps fit them
+        while self.path_side > LARGEST_PATH and self.path_side % 2 == 0:
+            self.path_side //= 2
+        self.path = nn.Linear(latent_dim, out_channels * self.path_side**2) if linear_path else None
+        if self.path is not None:
+            _clear(self.path)
 
     def forward(self, latents: Float[Tensor, "n latent_dim"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n c s s"]:
+        return torch.tanh(self._before_tanh(latents, labels))
+
+    def _before_tanh(self, latents: Tensor, labels: Tensor) -> Tensor:
         embedding = self.class_embedding(labels)  # [n, class_embed_dim]
         first, *chunks = latents.split(self.chunk_dim, dim=1) if self.hierarchical else (latents,)
         x = self.linear(first).view(len(latents), -1, self.bottom, self.bottom)
@@ -131,7 +148,44 @@ class BigGANGenerator(Backbone):
             x = self.through(block, x, condition)
             if number == self.attention_after:
                 x = self.through(self.attention, x)
-        return torch.tanh(self.out_conv(F.relu(self.out_norm(x))))
+        x = self.out_conv(F.relu(self.out_norm(x)))
+        if self.path is None:
+            return x
+        straight = self.path(latents * self.path_scale).view(len(x), -1, self.path_side, self.path_side)
+        if self.path_side < x.shape[-1]:
+            straight = F.interpolate(straight, size=x.shape[-2:], mode="bilinear")
+        return x + straight
+
+    @torch.no_grad()
+    def fit_path(
+        self, latents: Float[Tensor, "n latent_dim"], labels: Int64[Tensor, " n"], images: Float[Tensor, "n c s s"]
+    ) -> None:
+        """Makes the linear path give these images, by ridge regression; other layers have little say from then on.
+
+        Args:
+            latents, labels: of the images, on the CPU as the weights are.
+            images: in [-1, 1].
+        Raises:
+            ValueError: there is no linear path.
+        """
+        if self.path is None:
+            raise ValueError("this generator has no linear path")
+        _clear(self.path)
+        for weight in self.out_conv.parameters():
+            weight.mul_(OWN_SHARE)
+        pieces = zip(*(one.split(FITTED_AT_ONCE) for one in (latents, labels, images)), strict=True)
+        wanted = torch.cat([self._left_to_path(*piece) for piece in pieces]).double()
+        given = torch.cat([latents * self.path_scale, torch.ones(len(latents), 1)], dim=1).double()
+        products = given.T @ given
+        products += RIDGE * products.diagonal()[:-1].mean() * torch.eye(len(products))
+        found = torch.linalg.solve(products, given.T @ wanted).float()
+        self.path.weight.copy_(found[:-1].T)
+        self.path.bias.copy_(found[-1])
+
+    def _left_to_path(self, latents: Tensor, labels: Tensor, images: Tensor) -> Float[Tensor, "n k"]:
+        """What a path that gives nothing yet would have to give."""
+        missing = torch.atanh(images.clamp(-LARGEST_VALUE, LARGEST_VALUE)) - self._before_tanh(latents, labels)
+        return F.interpolate(missing, size=(self.path_side, self.path_side), mode="area").flatten(1)
 
 
 WIDTHS = {64: (16, 8, 4, 2), 128: (16, 8, 4, 2, 1), 256: (16, 8, 8, 4, 2, 1)}  # times 96 channels
@@ -164,6 +218,12 @@ def orthogonal_init(module: nn.Module) -> None:
         nn.init.orthogonal_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def _clear(layer: nn.Linear) -> None:
+    """Makes all that it gives 0."""
+    for weight in layer.parameters():
+        nn.init.zeros_(weight)
 
 
 @torch.no_grad()

@@ -118,6 +118,10 @@ def test_weights_of_another_size_are_refused(few_digits: LabeledImages, tmp_path
             "set generator.weights to null",
         ),
         (["generator.weights=imagenet1k", "pretrain.num_steps=0"], "set generator.backbone=biggan_deep"),
+        (
+            ["generator.linear_path=true", "generator.backbone=transform", "pretrain.num_steps=0"],
+            "only a biggan of random weights has a linear path",
+        ),
         (["generator.truncation=0.5"], "only biggan_deep has a generator.truncation"),
     ],
 )

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from conftest import TINY, tiny_recipe, whole
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.cluster import KMeans
 from torch import Tensor
 
@@ -139,6 +139,31 @@ def test_codes_start_as_uncorrelated_components_from_which_the_images_can_be_tol
     # As many components as a code has numbers; the digits' own spectrum says what they leave.
     values = torch.linalg.svdvals(images - images.mean(0)).square()
     assert share == pytest.approx(float(values[codes.shape[1] :].sum() / values.sum()), abs=1e-4)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_linear_path_begins_with_the_images_of_its_components(few_digits: LabeledImages, factor: int) -> None:
+    parts = [f"synthesizer.factor={factor}", f"synthesizer.by_parts={factor > 1}".lower(), "generator.num_blocks=1"]
+    recipe = tiny_recipe(
+        *SMALL, *parts, "codes.start=components", "codes.encode_steps=2", "generator.linear_path=true",
+        "generator.chunk_dim=32",
+    )  # fmt: skip
+    made_of = parts_of(recipe, few_digits)
+    representatives = made_of.starts.choose(made_of.new_extractors()[0])
+    condensed = made_of.new_condensed(made_of.generators.new(), representatives)
+    start_from_components(condensed, representatives, seed=0)
+    with torch.no_grad():
+        made = condensed(representatives.labels, representatives.slots)
+    images = representatives.images
+    # Digits end at -1 and 1, which a tanh does not reach: .97 is a squared error of .0009, and errors in between add.
+    assert (made - images).square().mean() < 0.05 * (images - images.mean(0)).square().mean()
+
+
+def test_pretraining_leaves_the_linear_path_at_zero(few_digits: LabeledImages, tmp_path: Path) -> None:
+    condense(tiny_recipe(*SMALL, "pretrain.num_steps=2", "generator.linear_path=true"), few_digits, tmp_path / "run")
+    pretrained = load_file(tmp_path / "run" / "pretrained" / "diffusion_pytorch_model.safetensors")
+    learned = load_file(tmp_path / "run" / "condensed" / "diffusion_pytorch_model.safetensors")
+    assert not pretrained["path.weight"].any() and learned["generator.path.weight"].any()
 
 
 def test_a_transform_condenses_to_whole_numbers(few_digits: LabeledImages, tmp_path: Path) -> None:
