@@ -179,8 +179,8 @@ class Generator:
     linear_path: bool = Field(
         False,
         description="biggan: whether a linear function of the latent is added to the image. With "
-        "codes.start=components it makes the images that codes start from before a step is taken; pretraining leaves "
-        "it out.",
+        "codes.start=components it begins as the one that makes the images that codes start from, as well as so many "
+        "components can; pretraining leaves it out.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Whether matching saves memory at the price of a second forward pass."

@@ -142,10 +142,14 @@ class GeneratorMaker:
         config = folder / "config.json"
         kind = BACKBONES.get(read_json(config).get("_class_name", "") if config.is_file() else "", BigGANGenerator)
         generator, expected = read_model(kind, folder, "a pretrained generator"), self.new()
-        found = backbone_config(generator)
-        for name, value in backbone_config(expected).items():
-            if found.get(name) != value:
+        found, asked = backbone_config(generator), backbone_config(expected)
+        gets_path = bool(asked.get("linear_path")) and not found.get("linear_path")
+        for name, value in asked.items():
+            if found.get(name) != value and not (gets_path and name == "linear_path"):
                 raise InputError(f"{folder} has {name} {found.get(name)}; the recipe and data ask for {value}")
+        if gets_path:  # which is 0 until it is fitted, so that what was pretrained without it is as good
+            expected.load_state_dict(generator.state_dict(), strict=False)
+            return expected.eval()
         return generator
 
 

@@ -106,7 +106,9 @@ def check_sizes(recipe: Recipe, data: LabeledImages) -> None:
         at_once = recipe.condense.images_at_once is None and recipe.condense.images_per_step is None
         of_slot = image if at_once else 12  # its number and its place in a random order
         longest = max(recipe.condense.prefix_lengths or (recipe.codes.num_slots,))
+        latent = 2 * part.chunk_dim if part.linear_path else 0  # or more
         at_least |= {
+            "generator.chunk_dim, for generator.linear_path,": 24 * latent**2,  # what its fit solves, in float64
             "generator.width": of_kernel * part.width**2,
             "generator.chunk_dim and latent_dim": 4 * code * part.width,
             "generator.class_embed_dim": 4 * max(data.num_classes, part.width) * part.class_embed_dim,
@@ -233,7 +235,7 @@ def check_parts(recipe: Recipe) -> None:
         "codes.start=components needs images to start from: set codes.encode_steps": makes_images
         and recipe.codes.start == "components"
         and not codes_start_from_images(recipe),
-        "only a biggan of random weights has a linear path: set generator.linear_path=false": makes_images
+        "only a biggan without generator.weights has a linear path: set generator.linear_path=false": makes_images
         and recipe.generator.linear_path
         and (recipe.generator.backbone != "biggan" or recipe.generator.weights is not None),
         "a transform starts from its own components: set codes.start=prior": makes_images

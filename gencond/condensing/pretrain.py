@@ -55,7 +55,9 @@ class Pretraining:
                 self.side, data.channels, data.num_classes, part.discriminator_width
             )
         if isinstance(generator, BigGANGenerator) and generator.path is not None:
-            generator.path.requires_grad_(False)  # 0 until it is fitted, which says all of it anew
+            generator.path.requires_grad_(
+                False
+            )  # 0: fitting starts it anew, and images of drawn latents are the blocks' matter
         self.average = averaged(generator.to(self.accelerator.device), part.ema_halflife_steps)
         self.generator, self.discriminator, self.generator_optimizer, self.discriminator_optimizer = (
             self.accelerator.prepare(

@@ -116,7 +116,8 @@ class RunFolder:
             values["data"].pop("source")  # the images count, not their path
         if difference := first_difference(old, new):
             raise InputError(
-                f"{self.path} holds a run of another recipe ({difference}): choose another --out or remove it"
+                f"{self.path} holds a run of another recipe ({difference}): choose another --out, or go on "
+                f"with that one by --recipe {self.path / 'recipe.yaml'}"
             )
 
     def _is_own(self, entry: Path) -> bool:

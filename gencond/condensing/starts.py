@@ -252,8 +252,8 @@ def start_from_components(condensed: CondensedDataset, representatives: Represen
     """Makes codes the principal components of the images that their slots start from, each of unit variance, in place.
 
     Codes of like images are then alike, and a generator learns to make the images in half the steps or less that it
-    takes from codes drawn at random. One with a linear path makes them from the start. Where there are fewer components
-    than a code has numbers, the rest stay as drawn.
+    takes from codes drawn at random. One with a linear path makes them from the start, as well as so many components
+    can. Where there are fewer components than a code has numbers, the rest stay as drawn.
 
     Args:
         condensed: on the CPU, as new ones are.

@@ -13,9 +13,10 @@ from gencond.common.errors import InputError
 from gencond.generator.backbone import Backbone, SelfAttention, attention_stage, doublings
 
 BATCH_NORM_MOMENTUM = 0.1
-LARGEST_PATH = 32  # pixels of a side: what the linear path makes of larger images is scaled up
+LARGEST_PATH = 32  # pixels of a side: larger ones are halved for the linear path, while they are even
 OWN_SHARE = 0.03  # of what the other layers say, once the linear path makes the images
-FITTED_AT_ONCE, RIDGE = 128, 1e-3  # images; in the mean square of a latent's number
+FITTED_AT_ONCE = 128  # images
+RIDGE = 1e-3  # as a share of the mean square of a latent's number
 LARGEST_VALUE = 0.97  # that a path is fitted to: a tanh is 1 at infinity only
 
 
@@ -83,9 +84,9 @@ class BigGANGenerator(Backbone):
             None: no attention.
         hierarchical: False gives the whole latent to the first linear layer and none of it to the blocks.
         out_norm_eps: of the last batch norm, where it differs; None: `norm_eps`.
-        linear_path: whether a linear function of the whole latent is added before the last tanh, an image of at most
-            32 px that is scaled up. It is 0 until `fit_path` or training changes it. The blocks see a place only
-            through the first feature map, so they alone encode images in which there is much to see badly.
+        linear_path: whether a linear function of the whole latent is added before the last tanh: an image whose side is
+            halved while it is above 32 px and even, scaled up. It is 0 until `fit_path` or training changes it. The
+            blocks know a place through the first feature map only, so that large images are encoded badly without it.
     Raises:
         ValueError: sizes that do not divide.
     """
@@ -160,10 +161,13 @@ class BigGANGenerator(Backbone):
     def fit_path(
         self, latents: Float[Tensor, "n latent_dim"], labels: Int64[Tensor, " n"], images: Float[Tensor, "n c s s"]
     ) -> None:
-        """Makes the linear path give these images, by ridge regression; other layers have little say from then on.
+        """Makes the linear path give these images as well as it can, by ridge regression, once.
+
+        The other layers keep a small share of their say, which another call would shrink again.
 
         Args:
-            latents, labels: of the images, on the CPU as the weights are.
+            latents, labels: of the images, on the CPU as the weights are; one image or more, and latents that are not
+                all 0.
             images: in [-1, 1].
         Raises:
             ValueError: there is no linear path.
@@ -171,8 +175,8 @@ class BigGANGenerator(Backbone):
         if self.path is None:
             raise ValueError("this generator has no linear path")
         _clear(self.path)
-        for weight in self.out_conv.parameters():
-            weight.mul_(OWN_SHARE)
+        for parameter in self.out_conv.parameters():
+            parameter.mul_(OWN_SHARE)
         pieces = zip(*(one.split(FITTED_AT_ONCE) for one in (latents, labels, images)), strict=True)
         wanted = torch.cat([self._left_to_path(*piece) for piece in pieces]).double()
         given = torch.cat([latents * self.path_scale, torch.ones(len(latents), 1)], dim=1).double()
@@ -221,9 +225,9 @@ def orthogonal_init(module: nn.Module) -> None:
 
 
 def _clear(layer: nn.Linear) -> None:
-    """Makes all that it gives 0."""
-    for weight in layer.parameters():
-        nn.init.zeros_(weight)
+    """Makes its outputs 0."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 @torch.no_grad()

@@ -105,6 +105,24 @@ def test_weights_of_another_size_are_refused(few_digits: LabeledImages, tmp_path
         generators(with_weights(tmp_path / "nowhere"), few_digits).published()
 
 
+def test_a_generator_that_was_pretrained_without_a_linear_path_gets_one_and_no_other_change(
+    few_digits: LabeledImages, tmp_path: Path
+) -> None:
+    plain = generators(tiny_recipe(), few_digits)
+    plain.new().save_pretrained(tmp_path / "plain")
+    with_path = generators(tiny_recipe("generator.linear_path=true"), few_digits)
+    read = with_path.read(tmp_path / "plain")
+    latents, labels = torch.randn(3, read.config.latent_dim), torch.arange(3)
+    assert read.path is not None and not read.path.weight.any() and not read.training
+    assert torch.equal(read(latents, labels), plain.read(tmp_path / "plain")(latents, labels))
+    with_path.new().save_pretrained(tmp_path / "path")
+    with pytest.raises(InputError, match="has linear_path True; the recipe and data ask for False"):
+        plain.read(tmp_path / "path")
+    wider = generators(tiny_recipe("generator.linear_path=true", "generator.width=24"), few_digits)
+    with pytest.raises(InputError, match="has block_out_channels"):
+        wider.read(tmp_path / "plain")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -120,7 +138,7 @@ def test_weights_of_another_size_are_refused(few_digits: LabeledImages, tmp_path
         (["generator.weights=imagenet1k", "pretrain.num_steps=0"], "set generator.backbone=biggan_deep"),
         (
             ["generator.linear_path=true", "generator.backbone=transform", "pretrain.num_steps=0"],
-            "only a biggan of random weights has a linear path",
+            "only a biggan without generator.weights has a linear path",
         ),
         (["generator.truncation=0.5"], "only biggan_deep has a generator.truncation"),
     ],

@@ -159,6 +159,29 @@ def test_a_linear_path_begins_with_the_images_of_its_components(few_digits: Labe
     assert (made - images).square().mean() < 0.05 * (images - images.mean(0)).square().mean()
 
 
+def test_a_path_is_fitted_to_what_the_blocks_leave_of_each_part_of_its_class(few_digits: LabeledImages) -> None:
+    recipe = tiny_recipe(
+        *SMALL, "synthesizer.factor=2", "synthesizer.by_parts=true", "generator.num_blocks=1",
+        "codes.start=components", "codes.encode_steps=2", "generator.linear_path=true", "generator.chunk_dim=32",
+    )  # fmt: skip
+    made_of = parts_of(recipe, few_digits)
+    representatives = made_of.starts.choose(made_of.new_extractors()[0])
+    condensed = made_of.new_condensed(made_of.generators.new(), representatives)
+    # Blocks that show the class strongly, so that a part of another class would be off by as much as classes differ.
+    table = condensed.generator.class_embedding.weight
+    with torch.no_grad():
+        table.copy_(torch.linspace(-4, 4, len(table))[:, None].expand_as(table))
+        condensed.generator.out_conv.weight.mul_(30)
+    start_from_components(condensed, representatives, seed=0)
+    with torch.no_grad():
+        error = (condensed(representatives.labels, representatives.slots) - representatives.images).square().mean()
+        wrong = representatives.labels.roll(1)
+        codes = condensed.codes(representatives.labels, representatives.slots).view(len(wrong) * 4, -1)
+        mixed = condensed.generator(codes, wrong.repeat_interleave(4))
+    off = (mixed - condensed.cut(representatives.images)).square().mean()
+    assert error < 0.7 * off  # with labels of other parts it is .9 of it
+
+
 def test_pretraining_leaves_the_linear_path_at_zero(few_digits: LabeledImages, tmp_path: Path) -> None:
     condense(tiny_recipe(*SMALL, "pretrain.num_steps=2", "generator.linear_path=true"), few_digits, tmp_path / "run")
     pretrained = load_file(tmp_path / "run" / "pretrained" / "diffusion_pytorch_model.safetensors")
