@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gencond.common.errors import InputError
-from gencond.condensing.checks import check_networks
+from gencond.condensing.checks import check_networks, check_sizes
 from gencond.config import (
     available_recipes,
     first_difference,
@@ -126,6 +126,14 @@ def test_a_size_that_cannot_fit_is_one_line_before_it_is_allocated(name: str, ov
     field = override.rpartition(".")[2]
     with pytest.raises(InputError, match=rf"{field}.* alone would take [\d,.]+ GB, the machine has .*: lower it"):
         check_networks(recipe, images)
+
+
+def test_what_the_fit_of_a_linear_path_takes_is_counted() -> None:
+    images = LabeledImages(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]), ("a", "b"))
+    long = ["generator.chunk_dim=100000"]  # 800 GB; the largest layer of the blocks would take 400 MB
+    with pytest.raises(InputError, match="chunk_dim of a linear path alone would take 800.0 GB"):
+        check_sizes(load_recipe("gencond", long), images)
+    check_sizes(load_recipe("gencond", [*long, "generator.linear_path=false", "codes.num_slots=1"]), images)
 
 
 @pytest.mark.parametrize(

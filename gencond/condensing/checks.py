@@ -108,7 +108,7 @@ def check_sizes(recipe: Recipe, data: LabeledImages) -> None:
         longest = max(recipe.condense.prefix_lengths or (recipe.codes.num_slots,))
         latent = 2 * part.chunk_dim if part.linear_path else 0  # or more
         at_least |= {
-            "generator.chunk_dim, for generator.linear_path,": 24 * latent**2,  # what its fit solves, in float64
+            "generator.chunk_dim of a linear path": 20 * latent**2,  # what its fit solves, twice, and an identity
             "generator.width": of_kernel * part.width**2,
             "generator.chunk_dim and latent_dim": 4 * code * part.width,
             "generator.class_embed_dim": 4 * max(data.num_classes, part.width) * part.class_embed_dim,

@@ -55,9 +55,7 @@ class Pretraining:
                 self.side, data.channels, data.num_classes, part.discriminator_width
             )
         if isinstance(generator, BigGANGenerator) and generator.path is not None:
-            generator.path.requires_grad_(
-                False
-            )  # 0: fitting starts it anew, and images of drawn latents are the blocks' matter
+            generator.path.requires_grad_(False)  # it stays 0: it is there for learned codes, not for drawn latents
         self.average = averaged(generator.to(self.accelerator.device), part.ema_halflife_steps)
         self.generator, self.discriminator, self.generator_optimizer, self.discriminator_optimizer = (
             self.accelerator.prepare(
