@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gencond.common.errors import InputError
 from gencond.common.ranges import to_uint8
+from gencond.common.regression import ridge_regression
 from gencond.common.room import require_memory
 from gencond.condensing.backbones import near_their_mean
 from gencond.condensing.starts import COMPONENTS_OF, Representatives, rows_of_codes
@@ -137,10 +138,7 @@ class Growth:
         known = onto.cut(onto(labels[some], slots[some])).flatten(1)
         codes = onto.codes(labels[some], slots[some]).view(len(known), -1)
         wanted = grown.cut(representatives.images.cpu()).flatten(1)
-        center, mean_code = known.mean(0), codes.mean(0)
-        products = (known - center).T @ (known - center)
-        products += RIDGE * products.diagonal().mean() * torch.eye(len(products))
-        found = (wanted - center) @ torch.linalg.solve(products, (known - center).T @ (codes - mean_code)) + mean_code
+        found = ridge_regression(known, codes, RIDGE)(wanted)
         rows = rows_of_codes(grown, representatives)
         grown.codes.learned[rows] = found.reshape(len(rows), -1)
 

@@ -144,8 +144,10 @@ class GeneratorMaker:
         generator, expected = read_model(kind, folder, "a pretrained generator"), self.new()
         found, asked = backbone_config(generator), backbone_config(expected)
         gets_path = bool(asked.get("linear_path")) and not found.get("linear_path")
+        if gets_path:
+            found["linear_path"] = True
         for name, value in asked.items():
-            if found.get(name) != value and not (gets_path and name == "linear_path"):
+            if found.get(name) != value:
                 raise InputError(f"{folder} has {name} {found.get(name)}; the recipe and data ask for {value}")
         if gets_path:  # which is 0 until it is fitted, so that what was pretrained without it is as good
             expected.load_state_dict(generator.state_dict(), strict=False)

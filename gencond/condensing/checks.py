@@ -106,9 +106,10 @@ def check_sizes(recipe: Recipe, data: LabeledImages) -> None:
         at_once = recipe.condense.images_at_once is None and recipe.condense.images_per_step is None
         of_slot = image if at_once else 12  # its number and its place in a random order
         longest = max(recipe.condense.prefix_lengths or (recipe.codes.num_slots,))
-        latent = 2 * part.chunk_dim if part.linear_path else 0  # or more
         at_least |= {
-            "generator.chunk_dim of a linear path": 20 * latent**2,  # what its fit solves, twice, and an identity
+            "generator.chunk_dim of a linear path": 20
+            * code**2
+            * part.linear_path,  # what its fit solves, twice, and an identity
             "generator.width": of_kernel * part.width**2,
             "generator.chunk_dim and latent_dim": 4 * code * part.width,
             "generator.class_embed_dim": 4 * max(data.num_classes, part.width) * part.class_embed_dim,

@@ -10,13 +10,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from gencond.common.errors import InputError
+from gencond.common.regression import ridge_regression
 from gencond.generator.backbone import Backbone, SelfAttention, attention_stage, doublings
 
 BATCH_NORM_MOMENTUM = 0.1
 LARGEST_PATH = 32  # pixels of a side: larger ones are halved for the linear path, while they are even
 OWN_SHARE = 0.03  # of what the other layers say, once the linear path makes the images
 FITTED_AT_ONCE = 128  # images
-RIDGE = 1e-3  # as a share of the mean square of a latent's number
+RIDGE = 1e-3  # as a share of the mean variance of a latent's number
 LARGEST_VALUE = 0.97  # that a path is fitted to: a tanh is 1 at infinity only
 
 
@@ -166,8 +167,8 @@ class BigGANGenerator(Backbone):
         The other layers keep a small share of their say, which another call would shrink again.
 
         Args:
-            latents, labels: of the images, on the CPU as the weights are; one image or more, and latents that are not
-                all 0.
+            latents, labels: of the images, on the CPU as the weights are; two images or more that are not of one
+                latent.
             images: in [-1, 1].
         Raises:
             ValueError: there is no linear path.
@@ -179,12 +180,10 @@ class BigGANGenerator(Backbone):
             parameter.mul_(OWN_SHARE)
         pieces = zip(*(one.split(FITTED_AT_ONCE) for one in (latents, labels, images)), strict=True)
         wanted = torch.cat([self._left_to_path(*piece) for piece in pieces]).double()
-        given = torch.cat([latents * self.path_scale, torch.ones(len(latents), 1)], dim=1).double()
-        products = given.T @ given
-        products += RIDGE * products.diagonal()[:-1].mean() * torch.eye(len(products))
-        found = torch.linalg.solve(products, given.T @ wanted).float()
-        self.path.weight.copy_(found[:-1].T)
-        self.path.bias.copy_(found[-1])
+        given = (latents * self.path_scale).double()
+        found = ridge_regression(given, wanted, RIDGE)
+        self.path.weight.copy_(found.weights.T)
+        self.path.bias.copy_(found(torch.zeros_like(given[:1]))[0])
 
     def _left_to_path(self, latents: Tensor, labels: Tensor, images: Tensor) -> Float[Tensor, "n k"]:
         """What a path that gives nothing yet would have to give."""

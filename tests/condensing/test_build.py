@@ -33,6 +33,7 @@ from gencond.config import RECIPES, Recipe, available_recipes, load_recipe
 from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
 from gencond.data.select import class_batches, nested_representatives
+from gencond.generator.dataset import CondensedDataset
 from gencond.generator.packing import decode
 from gencond.generator.pixels import CondensedPixels
 from gencond.networks.convnet import ConvNet
@@ -49,6 +50,13 @@ SMALL = [
 
 def parts_of(recipe: Recipe, data: LabeledImages) -> Parts:
     return build(recipe, data, torch.device("cpu"))
+
+
+def not_started(recipe: Recipe, data: LabeledImages) -> tuple[CondensedDataset, Representatives]:
+    """An artefact of a recipe whose codes are as drawn, and the images that they are to start from."""
+    made_of = parts_of(recipe, data)
+    representatives = made_of.starts.choose(made_of.new_extractors()[0])
+    return made_of.new_condensed(made_of.generators.new(), representatives), representatives
 
 
 def legal_terms(real: str, features: str) -> list[str]:
@@ -104,9 +112,7 @@ TRANSFORM = (
 def test_a_transform_begins_as_the_images_that_its_slots_start_from(few_digits: LabeledImages, factor: int) -> None:
     parts = [f"synthesizer.factor={factor}", f"synthesizer.by_parts={factor > 1}".lower()]
     recipe = tiny_recipe(*SMALL, *TRANSFORM, *parts)
-    made_of = parts_of(recipe, few_digits)
-    representatives = made_of.starts.choose(made_of.new_extractors()[0])
-    condensed = made_of.new_condensed(made_of.generators.new(), representatives)
+    condensed, representatives = not_started(recipe, few_digits)
     start_from_transform(condensed, representatives, step=0.2)
     with torch.no_grad():
         made = condensed(representatives.labels, representatives.slots)
@@ -121,9 +127,7 @@ def test_codes_start_as_uncorrelated_components_from_which_the_images_can_be_tol
 ) -> None:
     parts = [f"synthesizer.factor={factor}", f"synthesizer.by_parts={factor > 1}".lower()]
     recipe = tiny_recipe(*SMALL, *parts, "codes.start=components", "codes.encode_steps=2", "generator.num_blocks=1")
-    made_of = parts_of(recipe, few_digits)
-    representatives = made_of.starts.choose(made_of.new_extractors()[0])
-    condensed = made_of.new_condensed(made_of.generators.new(), representatives)
+    condensed, representatives = not_started(recipe, few_digits)
     drawn = condensed.codes.learned.detach().clone()
     start_from_components(condensed, representatives, seed=0)
     width = condensed.generator.config.latent_dim
@@ -148,9 +152,7 @@ def test_a_linear_path_begins_with_the_images_of_its_components(few_digits: Labe
         *SMALL, *parts, "codes.start=components", "codes.encode_steps=2", "generator.linear_path=true",
         "generator.chunk_dim=32",
     )  # fmt: skip
-    made_of = parts_of(recipe, few_digits)
-    representatives = made_of.starts.choose(made_of.new_extractors()[0])
-    condensed = made_of.new_condensed(made_of.generators.new(), representatives)
+    condensed, representatives = not_started(recipe, few_digits)
     start_from_components(condensed, representatives, seed=0)
     with torch.no_grad():
         made = condensed(representatives.labels, representatives.slots)
@@ -164,9 +166,7 @@ def test_a_path_is_fitted_to_what_the_blocks_leave_of_each_part_of_its_class(few
         *SMALL, "synthesizer.factor=2", "synthesizer.by_parts=true", "generator.num_blocks=1",
         "codes.start=components", "codes.encode_steps=2", "generator.linear_path=true", "generator.chunk_dim=32",
     )  # fmt: skip
-    made_of = parts_of(recipe, few_digits)
-    representatives = made_of.starts.choose(made_of.new_extractors()[0])
-    condensed = made_of.new_condensed(made_of.generators.new(), representatives)
+    condensed, representatives = not_started(recipe, few_digits)
     # Blocks that show the class strongly, so that a part of another class would be off by as much as classes differ.
     table = condensed.generator.class_embedding.weight
     with torch.no_grad():
