@@ -55,8 +55,10 @@ def condense(
     The same call goes on with an unfinished run in `out`, and loads a finished one. The device is chosen by accelerate.
 
     Args:
-        data: a folder with one folder of images per class, a folder of WebDataset shards, an .npz file, or a named set
-            (`digits`, `mnist`, `fashion_mnist`, `cifar10`, `cifar100`); None takes what the recipe says.
+        data: a folder with one folder of images per class, a folder of WebDataset shards or of parquet files, a folder
+            that `save_to_disk` of Hugging Face wrote, a set of its Hub (`hf:owner/name[:config][@revision]`), an .npz
+            file, or a named set (`digits`, `mnist`, `fashion_mnist`, `cifar10`, `cifar100`); None takes what the recipe
+            says.
         out: the run folder. The artefact lies in its folder `condensed`.
         recipe: a name with its variants, as in `"dm:fashion_mnist:quick"`, a YAML file, or a `Recipe`; None plans the
             default method for these images and `minutes`.
@@ -141,6 +143,8 @@ def evaluate(
     quality: str | None = None,
     stream: bool = False,
     teacher: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> Evaluation:
     """Trains classifiers on a condensed set and on the baselines, tests them on real images, and writes a report.
 
@@ -162,6 +166,7 @@ def evaluate(
         quality: a network for FID and its kin: `"inception"`, a judge or a timm model; None leaves them out.
         stream: whether classifiers are also trained on fresh images, none of them seen twice.
         teacher: a network whose answers are learned, for protocol `soft`.
+        image_column, label_column: of the real images, where they are read from tables; None: as the recipe says.
     Returns:
         What report.json holds. Each of its `rows` says what was asked, and `top1`, in [0, 1], as mean, std and each.
     Raises:
@@ -177,7 +182,8 @@ def evaluate(
             raise InputError(f"{name} is empty: leave it out to take what the recipe says")
     folder = report_folder(path, out)
     with alone_in(folder, REPORT_LOCK):
-        at = SubjectAt(str(path), None if data is None else str(data), normalised_by, factor)
+        real = None if data is None else str(data)
+        at = SubjectAt(str(path), real, normalised_by, factor, image_column, label_column)
         wishes = Wishes(
             ipcs=ipcs and [int(each) for each in ipcs],
             protocol=protocol,
@@ -280,13 +286,16 @@ def search(
     num_seeds: int = 1,
     normalised_by: tuple[Sequence[float], Sequence[float]] | None = None,
     factor: int = 1,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> Search:
     """Ranks networks by training them on a condensed set and on its rivals, and trains the best on the whole set.
 
     The same call goes on with a search that was killed, and one of more networks trains the new ones alone.
 
     Args:
-        path, data, normalised_by, factor: the condensed set and the real images, as of `evaluate`.
+        path, data, normalised_by, factor, image_column, label_column: the condensed set and the real images, as of
+            `evaluate`.
         out: the folder of search.json, search.md, search.html and search.png.
         ipc: images per class to rank by; None takes what the recipe says.
         networks: names of classifiers, as of `evaluate`, instead of a space of ConvNets.
@@ -318,7 +327,8 @@ def search(
     ipcs = listed(ipc, "ipc", Integral)
     if ipcs == []:
         raise InputError("ipc is empty: leave it out to take what the recipe says")
-    at = SubjectAt(str(path), None if data is None else str(data), normalised_by, factor)
+    real = None if data is None else str(data)
+    at = SubjectAt(str(path), real, normalised_by, factor, image_column, label_column)
     wishes = SearchWishes(
         networks=Space(**choices) if names is None else names,
         ipcs=ipcs and [int(each) for each in ipcs],

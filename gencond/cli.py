@@ -18,7 +18,15 @@ from gencond.common.files import alone_in, read_json, read_log, require_new
 from gencond.common.progress import LogAboveBars, close_bars
 from gencond.common.quick_scores import quick_scores, spoken_score
 from gencond.common.room import require_place, require_text
-from gencond.config import DEFAULT_RECIPE, Recipe, available_recipes, load_recipe, to_commented_yaml, to_yaml
+from gencond.config import (
+    DEFAULT_RECIPE,
+    Recipe,
+    available_recipes,
+    column_overrides,
+    load_recipe,
+    to_commented_yaml,
+    to_yaml,
+)
 
 if TYPE_CHECKING:
     from gencond.eval.outside.lrs import Settings
@@ -134,8 +142,10 @@ def build_parser() -> argparse.ArgumentParser:
         )
         if command is run_condense:
             sub.add_argument("--minutes", type=float, help="that a run without --recipe may take (default: 30)")
-        sub.add_argument(
-            "--data", help="a folder with one folder per class or WebDataset shards, an .npz file, or a named set"
+        _add_data(
+            sub,
+            "a folder with one folder per class, WebDataset shards or parquet files, one of `save_to_disk`, "
+            "hf:owner/name of the Hub, an .npz file, or a named set",
         )
         sub.add_argument("--out", type=_path, help="run folder; an unfinished run in it goes on")
         if command is run_condense:
@@ -151,7 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Looks at the images, times a few steps of each stage, and prints what `gencond condense` does "
         "without --recipe. With --out the whole recipe is written, which --recipe takes on any machine.",
     )
-    plan.add_argument("--data", help="as of condense")
+    _add_data(plan, "as of condense")
     plan.add_argument("--minutes", type=float, help="from the start to the artefact (default: 30)")
     plan.add_argument("--out", type=_path, help="a new YAML file for the recipe")
     plan.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the recipe")
@@ -176,7 +186,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--recipe", default=DEFAULT_RECIPE, help="as of condense (default: %(default)s, whole; see `gencond plan`)"
     )
-    doctor.add_argument("--data", help="as of condense; images are counted, a few are read")
+    _add_data(doctor, "as of condense; images are counted, a few are read")
     doctor.add_argument("--out", type=_path, help="run folder, for the space on its disk")
     doctor.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the recipe")
     doctor.set_defaults(command=run_doctor)
@@ -193,7 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     append = commands.add_parser("append", help="add classes, or images of its classes, to an artefact")
     append.add_argument("path", help="run folder, artefact folder or Hub id; it stays as it is")
-    append.add_argument("--data", required=True, help="the new images, as of condense; one class is enough")
+    _add_data(append, "the new images, as of condense; one class is enough", required=True)
     append.add_argument("--out", type=_path, required=True, help="a new run folder; an unfinished run in it goes on")
     append.add_argument(
         "--more-images", action="store_true",
@@ -250,7 +260,7 @@ def build_parser() -> argparse.ArgumentParser:
     continual = commands.add_parser(
         "continual", help="compare memories for continual learning: real images, condensed sets, a generator that grows"
     )
-    continual.add_argument("--data", required=True, help="as of condense")
+    _add_data(continual, "as of condense", required=True)
     continual.add_argument("--out", type=_path, required=True, help="for the report and all that is made")
     continual.add_argument("--recipe", help="with which each step is condensed; default: planned, as of condense")
     continual.add_argument("--minutes", type=float, help="that condensing all classes once may take (default: 30)")
@@ -313,9 +323,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_data(parser: argparse.ArgumentParser, what: str, required: bool = False) -> None:
+    """Where images lie, and in which columns of a table."""
+    parser.add_argument("--data", required=required, help=what)
+    for column, holds in (("image", "images"), ("label", "classes")):
+        parser.add_argument(
+            f"--{column}-column", metavar="NAME", help=f"of parquet files and hf: sets, where several can hold {holds}"
+        )
+
+
 def _add_real_and_foreign(parser: argparse.ArgumentParser) -> None:
     """What a condensed set is judged with, and how anybody's set is read."""
-    parser.add_argument("--data", help="the real images, where they are not those of the recipe or have moved")
+    _add_data(parser, "the real images, where they are not those of the recipe or have moved")
     parser.add_argument(
         "--normalised-by", nargs=2, type=_numbers, metavar=("MEAN", "STD"),
         help="of anybody's floats, per channel and comma-separated, as of images in [0, 1]; ZCA is not undone",
@@ -372,7 +391,7 @@ def run_condense(args: argparse.Namespace) -> None:
         _require_one_process("condense --evaluate")
     out = _out(args)
     if recipe is None:
-        condensed = gencond.condense(args.data, out, minutes=args.minutes, overrides=args.overrides)
+        condensed = gencond.condense(args.data, out, minutes=args.minutes, overrides=_changes(args))
     else:
         condensed = gencond.condense(None, out, recipe, pretrained=args.pretrained)
     from gencond.common.distributed import is_main_process
@@ -417,7 +436,7 @@ def run_plan(args: argparse.Namespace) -> None:
     if args.out is not None:
         require_new(args.out)
         require_place(args.out)
-    found = plan(data_source(args.data), args.minutes, args.overrides)
+    found = plan(data_source(args.data), args.minutes, _changes(args))
     print(found.page())
     if args.out is not None:
         write_text(args.out, to_yaml(found.recipe))
@@ -467,7 +486,7 @@ def run_append(args: argparse.Namespace) -> None:
     from gencond.common.distributed import is_main_process
 
     require_text(args.out, "--out")
-    grown = gencond.append(args.path, args.data, args.out, more_images=args.more_images, overrides=args.overrides)
+    grown = gencond.append(args.path, args.data, args.out, more_images=args.more_images, overrides=_changes(args))
     if is_main_process():
         _say_what_is_next(args.out, grown.largest_ipc or 10, is_judged=False, data=" --data ALL")
         print(f"          ALL holds images of all {grown.num_classes} classes")
@@ -477,7 +496,7 @@ def run_continual(args: argparse.Namespace) -> None:
     _require_one_process("continual")
     require_text(args.out, "--out")
     # Changes to the recipe may stand behind the rows, none of which has an equals sign.
-    changes = [*args.overrides, *(word for word in args.rows or () if "=" in word)]
+    changes = [*_changes(args), *(word for word in args.rows or () if "=" in word)]
     rows = {} if args.rows is None else {"rows": [word for word in args.rows if "=" not in word]}
     gencond.continual(
         args.data, args.out, args.recipe, minutes=args.minutes, overrides=changes, steps=args.steps,
@@ -513,7 +532,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
             args.path, args.data, args.out, ipc=args.ipc, protocol=args.protocol, networks=args.networks,
             num_seeds=args.seeds, baselines=args.baselines, augmentation=args.augmentation,
             normalised_by=normalised_by, factor=args.factor, quality=args.quality, stream=args.stream,
-            teacher=args.teacher,
+            teacher=args.teacher, image_column=args.image_column, label_column=args.label_column,
         )  # fmt: skip
     print(f"\nLook at   {args.out or Path(args.path)}/report.html")
 
@@ -527,7 +546,7 @@ def _have_it_judged_outside(
 
     out = report_folder(args.path, args.out)
     with alone_in(out, REPORT_LOCK):
-        at = SubjectAt(args.path, args.data, normalised_by, args.factor)
+        at = SubjectAt(args.path, args.data, normalised_by, args.factor, args.image_column, args.label_column)
         judge_outside(at, out, _outside_settings(args), args.judge_python, args.ipc)
 
 
@@ -537,6 +556,7 @@ def run_search(args: argparse.Namespace) -> None:
         activations=args.activations, norms=args.norms, poolings=args.poolings, protocol=args.protocol,
         whole_epochs=args.whole_epochs, top=args.top, num_seeds=args.seeds,
         normalised_by=args.normalised_by and tuple(args.normalised_by), factor=args.factor,
+        image_column=args.image_column, label_column=args.label_column,
     )  # fmt: skip
     from gencond.common.distributed import is_main_process
 
@@ -577,7 +597,12 @@ def run_cache(args: argparse.Namespace) -> None:
 def _recipe(args: argparse.Namespace) -> Recipe:
     from gencond.data.load import data_source
 
-    return load_recipe(args.recipe or DEFAULT_RECIPE, args.overrides, data_source(args.data))
+    return load_recipe(args.recipe or DEFAULT_RECIPE, _changes(args), data_source(args.data))
+
+
+def _changes(args: argparse.Namespace) -> list[str]:
+    """Changes to a recipe: the columns that options name, and what was given as `part.field=value`."""
+    return [*column_overrides(args.image_column, args.label_column), *args.overrides]
 
 
 def _outside_settings(args: argparse.Namespace) -> "Settings":

@@ -22,6 +22,8 @@ DEFAULT_RECIPE = "gencond"  # which a run without a recipe plans
 # Fields of earlier versions, which artefacts and run folders hold, and the value at which they said nothing.
 RETIRED: dict[str, dict[str, Any]] = {"objective": {"center_margin": 1.0}}
 
+COLUMNS = ("image_column", "label_column")  # of `data`: they are of its source and of no other
+
 MOST = 10**9  # of anything; what that takes in memory is looked at once the images are known
 Count = Annotated[int, Field(ge=1, le=MOST)]
 CountOrZero = Annotated[int, Field(ge=0, le=MOST)]
@@ -55,8 +57,17 @@ class Data:
 
     source: str = Field(
         "digits",
-        description="A named set (digits, mnist, fashion_mnist, cifar10, cifar100), a folder of images or of "
-        "WebDataset shards, or an .npz file; `--data` sets it.",
+        description="A named set (digits, mnist, fashion_mnist, cifar10, cifar100), a folder of images, of WebDataset "
+        "shards or of parquet files, one that `save_to_disk` of Hugging Face wrote, a set of its Hub "
+        "(hf:owner/name[:config][@revision]), or an .npz file; `--data` sets it.",
+    )
+    image_column: str | None = Field(
+        None,
+        description="The column of the images in parquet files and sets of Hugging Face; null takes the only one that "
+        "can be. `--image-column` sets it.",
+    )
+    label_column: str | None = Field(
+        None, description="The column of their classes, likewise. `--label-column` sets it."
     )
     image_size: Annotated[int, Field(ge=8, le=512)] | None = Field(
         None,
@@ -479,7 +490,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), source: str | 
     `dm:fashion_mnist:quick` is `dm` with what its `variants` say under these names, one after the other.
 
     Args:
-        source: of the data, taken as it is (an override would be read as YAML).
+        source: of the data, taken as it is (an override would be read as YAML). Columns that the recipe names for a
+            source of another name are left out.
 
     Raises:
         InputError: an unknown recipe, variant or field, a value of the wrong kind or out of range, broken YAML.
@@ -543,6 +555,9 @@ def parse_recipe(
         for field, idle in fields.items():
             if isinstance(of_part, dict) and of_part.get(field) == idle:
                 del of_part[field]
+    of_data = values.get("data")
+    if source is not None and isinstance(of_data, dict) and not _is_same_source(of_data.get("source"), source):
+        values["data"] = {field: value for field, value in of_data.items() if field not in COLUMNS}
     for override in overrides:
         _apply_override(values, override)
     if source is not None:
@@ -553,6 +568,17 @@ def parse_recipe(
         raise InputError(_explain(error, where)) from None
 
 
+def _is_same_source(named: Any, given: str) -> bool:
+    """Whether a recipe's source, or one that it leaves open, can be the one that is given: it may have moved."""
+    return named is None or Path(str(named)).name == Path(given).name
+
+
+def column_overrides(image: str | None, label: str | None) -> list[str]:
+    """Overrides that name the columns of a table; none where both are None."""
+    given = zip(COLUMNS, (image, label), strict=True)
+    return [f"data.{field}={json.dumps(name)}" for field, name in given if name is not None]
+
+
 def _apply_override(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -561,7 +587,7 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise InputError(f"the value of override {override!r} is not valid YAML") from None
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+    if isinstance(value, str) and text.strip()[0] not in "\"'":  # YAML 1.1 reads 1e-3 as text
         try:
             value = float(value)
         except ValueError:

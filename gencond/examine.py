@@ -5,7 +5,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -17,13 +16,14 @@ from gencond.condensing.forecast import Amount
 from gencond.condensing.quick_score import num_held_out
 from gencond.config import Data, Recipe
 from gencond.data.decode import read_image, stacked, white_of
-from gencond.data.find import find_images
+from gencond.data.find import find_images, holds_encoded
 from gencond.data.images import LabeledImages, require_classes, split_off
 from gencond.data.load import is_mapped, load_real, size_of
 from gencond.data.mapped import FACTS
 from gencond.data.named import NAMED_SETS
 from gencond.data.overlap import notes_on_overlap, overlap_said
 from gencond.data.source import ImageSource
+from gencond.data.tables import columns_of
 
 SAMPLE_IMAGES = 512
 MOST_COMPARED = 10_000  # test images that are looked for among the training images
@@ -53,9 +53,9 @@ class Patient:
 def examine(recipe: Recipe) -> Patient:
     """Counts the images and reads a few. Raises InputError as `load_real`, but for images that are not read."""
     part = recipe.data
-    if part.source in NAMED_SETS or not Path(part.source).is_dir():
+    if part.source in NAMED_SETS or not holds_encoded(part.source):
         started = time.perf_counter()
-        train, test = load_real(part.source, part.image_size, part.test_fraction)
+        train, test = load_real(part.source, part.image_size, part.test_fraction, columns=columns_of(part))
         seconds = time.perf_counter() - started
         if part.judge_on == "validation":
             train, test = split_off(train, part.validation_fraction, "validation", part.source in NAMED_SETS)
@@ -64,7 +64,7 @@ def examine(recipe: Recipe) -> Patient:
         to_write, mapped, held_from, num_images = 0, False, [], len(train) + num_test
         overlap = partial(notes_on_overlap, train, test, part)
     else:
-        source = find_images(Path(part.source))
+        source = find_images(part.source, columns_of(part))
         require_classes(source.class_names, part.source)
         side = part.image_size or size_of(source)
         images, seconds_each = _read_some(source, side)

@@ -444,7 +444,6 @@ def _write_at(file: io.BufferedRandom, position: int, array: np.ndarray) -> None
 
 
 def _finish(partial: Path, folder: Path, source: ImageSource) -> None:
-    where = os.fsencode(source.root.resolve()).decode(errors="replace")
-    seal(partial, f"{len(source):,} images of {where}, {len(source.class_names):,} classes")
+    seal(partial, f"{len(source):,} images of {source.on_disk}, {len(source.class_names):,} classes")
     partial.rename(folder)
     (folder / "done").unlink()

@@ -1,8 +1,4 @@
-"""Where encoded images lie (folders, WebDataset shards) and how they become pixels: in memory, or once into a file.
-
-A set whose pixels are more than `MAPPED_ABOVE_BYTES` is decoded into the cache (see `mapped`), by all processes
-together, and from then on read from there: no real image is decoded twice, and memory does not grow with the set.
-"""
+"""Where the encoded images of a source lie: in class folders, WebDataset shards or tables."""
 
 import logging
 import os
@@ -28,24 +24,36 @@ from gencond.data.source import (
     split_named,
     unpack_first,
 )
+from gencond.data.tables import THE_ONLY_ONES, Columns, find_in_tables, is_table
 
 logger = logging.getLogger(__name__)
 
 
-def find_images(root: Path) -> ImageSource:
-    """The images of a folder with one folder per class, or with WebDataset shards, nothing of them decoded.
+def holds_encoded(source: str | Path) -> bool:
+    """Whether `find_images` is to look for images in a source: a folder or tables."""
+    return Path(source).is_dir() or is_table(source)
+
+
+def find_images(source: str | Path, columns: Columns = THE_ONLY_ONES) -> ImageSource:
+    """The images of a folder with one folder per class, of WebDataset shards or of tables, nothing of them decoded.
 
     What lies there and is not taken is said in one line of the log; what could be meant in two ways is refused. The
     rules are in docs/data.md.
 
     Args:
-        root: holds class folders, or a folder of training images and possibly one of test images (`SPLITS` has their
-            names); or it, or these two, hold shards: .tar files with an image and its class index (.cls) under one
-            key, and `classes.txt` beside them.
+        source: a folder that holds class folders, or a folder of training images and possibly one of test images
+            (`SPLITS` has their names); or it, or these two, hold shards: .tar files with an image and its class index
+            (.cls) under one key, and `classes.txt` beside them. Or tables, see `tables.find_in_tables`.
+        columns: of images and classes, in tables.
     Raises:
         InputError: no classes, classes without images, images without a class, a test set of other classes, damaged
-            shards.
+            shards; columns of what is no table; whatever `tables.find_in_tables` raises.
     """
+    if is_table(source):
+        return find_in_tables(source, columns)
+    if any(columns):
+        raise InputError(f"{source} has no columns: leave --image-column and --label-column out")
+    root = Path(source)
     left_out = LeftOut(root)
     found = _find(root, left_out)
     left_out.say()

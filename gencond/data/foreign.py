@@ -16,9 +16,10 @@ from gencond.common.errors import InputError, first_line
 from gencond.common.files import numpy_scalars
 from gencond.common.ranges import from_unit, to_signed
 from gencond.data.decode import read_into_memory, short_sides
-from gencond.data.find import find_images
+from gencond.data.find import find_images, holds_encoded
 from gencond.data.images import LabeledImages
 from gencond.data.source import class_list, told_apart
+from gencond.data.tables import PARQUET, is_table
 from gencond.generator.exporting import NAMES_FILE, by_numbers, class_folders, plain_folders
 from gencond.generator.packing import decode
 
@@ -67,7 +68,7 @@ class ForeignSet:
 def is_foreign(path: Path) -> bool:
     """Whether a path holds images or tensors rather than an artefact of gencond."""
     if path.is_file():
-        return path.suffix in TENSOR_FILES
+        return path.suffix in (*TENSOR_FILES, PARQUET)
     return path.is_dir() and not any((path / name).exists() for name in ("config.json", "condensed", "recipe.yaml"))
 
 
@@ -80,7 +81,8 @@ def read_foreign(
     """A condensed set of the classes of `real`.
 
     Args:
-        path: a folder with one folder of images per class, or of WebDataset shards; or a file of tensors: .npz,
+        path: a folder with one folder of images per class, of WebDataset shards or of parquet files, a parquet file, or
+            one that `save_to_disk` wrote; or a file of tensors: .npz,
             .safetensors, .pt with (images, labels), a mapping with such names, or {"data": [[images, labels], ...]} as
             the code of DC and DM writes it (the first of them is taken); or images alone, images_best.pt, with
             labels_best.pt beside it, as the code of MTT and what came from it writes them, and a folder that has these
@@ -97,7 +99,7 @@ def read_foreign(
     given, path = path, _images_file(path)
     if path != given:
         logger.info("data: of %s the set is %s", given, path.name)
-    if path.is_dir():
+    if holds_encoded(path):
         images, labels, image_bytes, stored = _read_folder(path, real)
     elif path.suffix in TENSOR_FILES and path.is_file():
         images, labels, names = _read_tensors(path)
@@ -124,7 +126,7 @@ def read_foreign(
 def side_of(path: Path) -> int | None:
     """The side of a foreign set's images in pixels, so that real ones are brought to it; None where it has none."""
     path = _images_file(path)
-    if path.is_dir():
+    if holds_encoded(path):
         return next(iter(short_sides(find_images(path), at_most=1)), None)
     images = _read_tensors(path)[0]
     return images.shape[-1] if images.ndim == 4 else None
@@ -150,14 +152,14 @@ def _labels_file(images: Path) -> Path | None:
 
 
 def _read_folder(root: Path, real: LabeledImages) -> tuple[Tensor, Tensor, float, str]:
-    """(images, labels, bytes of one, what is stored) of class folders or shards, matched by the names of classes."""
-    if any(root.glob("*.parquet")):
-        raise InputError(f"{root} holds parquet files, which are not read: sample --format imagefolder or webdataset")
+    """(images, labels, bytes of one, what is stored) of folders, shards or tables, matched by the names of classes."""
     found = find_images(root)
     if (label_of := _places(found.class_names, real.class_names)) is None:
         odd = min(set(real.class_names) ^ set(found.class_names), default="a class twice")
         how, mend = "class folders", "name the folders as the real classes are named"
-        if found.shards:
+        if is_table(root):
+            how, mend = "classes", "the classes of both have to have the same names"
+        elif found.shards:
             how, mend = "classes", f"list these in the order of the class indices, one a line, in {root / NAMES_FILE}"
         raise InputError(
             f"{root} has {len(found.class_names)} {how}, the real images {real.num_classes} classes; {odd!r} is in one "

@@ -21,7 +21,7 @@ from gencond.common.room import require_memory
 from gencond.config import Data
 from gencond.data import decode
 from gencond.data.decode import decode_into_cache, read_into_memory, short_sides
-from gencond.data.find import find_images
+from gencond.data.find import find_images, holds_encoded
 from gencond.data.images import (
     GENERATOR_SIZES,
     LARGEST_AUTOMATIC_SIZE,
@@ -36,12 +36,17 @@ from gencond.data.named import NAMED_SETS
 from gencond.data.npz import load_npz
 from gencond.data.overlap import notes_on_overlap
 from gencond.data.source import ImageSource
+from gencond.data.tables import THE_ONLY_ONES, Columns, columns_of
 
 logger = logging.getLogger(__name__)
 
 
 def load_real(
-    source: str, image_size: int | None = None, test_fraction: float = 0.2, fewest_classes: int = 2
+    source: str,
+    image_size: int | None = None,
+    test_fraction: float = 0.2,
+    fewest_classes: int = 2,
+    columns: Columns = THE_ONLY_ONES,
 ) -> tuple[LabeledImages, LabeledImages]:
     """The training and the test images of a data set.
 
@@ -51,13 +56,15 @@ def load_real(
     Args:
         source: a named set (`digits`, `mnist`, `fashion_mnist`, `cifar10`, `cifar100`); a folder with one folder
             of images per class, or with `train/` and possibly `test/` folders of that kind; a folder of WebDataset
-            shards, or with `train/` and possibly `test/` folders of those; or an .npz file with `x_train`, `y_train`
-            and possibly `x_test`, `y_test`, `names`.
+            shards, or with `train/` and possibly `test/` folders of those; parquet files, a folder that `save_to_disk`
+            wrote or a set of the Hub, see `tables.find_in_tables`; or an .npz file with `x_train`, `y_train` and
+            possibly `x_test`, `y_test`, `names`.
         image_size: side in pixels to scale and center-crop to. None keeps sets of square images as they are, and
             takes for a folder the largest size a generator can have that is not over the images' median shorter
             side, 8 to 32.
         test_fraction: share of each class held out as test set where the source has none, see `split_off`.
         fewest_classes: that it has to have.
+        columns: of images and classes, in tables.
     Raises:
         InputError: nothing there, classes without images, unreadable images, sets that do not fit each other.
     """
@@ -66,19 +73,22 @@ def load_real(
             logger.info("data: %s is the named set; the folder or file of that name is ./%s", source, source)
         with main_process_first():  # one process downloads a set, the others find it
             train, test = NAMED_SETS[source]()
-    elif not Path(source).exists():
-        raise InputError(f"no such data: {source!r} is neither a path nor one of {', '.join(NAMED_SETS)}")
-    elif source.endswith(".npz") and Path(source).is_file():
-        train, test = load_npz(Path(source))
-    elif Path(source).is_dir():
-        found = find_images(Path(source))
+    elif holds_encoded(source):
+        found = find_images(source, columns)
         require_classes(found.class_names, source, fewest_classes)  # what is missing is said before an hour of decoding
         if not found.has_test:
             require_two_of_each(found.labels.bincount(minlength=len(found.class_names)), found.class_names)
         side = image_size or size_of(found)
         train, test = _parts(found, (decode_into_cache if is_mapped(found, side) else read_into_memory)(found, side))
+    elif not Path(source).exists():
+        known = f"a path, hf:owner/name of the Hub, or one of {', '.join(NAMED_SETS)}"
+        raise InputError(f"no such data: {source!r} is not {known}")
+    elif source.endswith(".npz") and Path(source).is_file():
+        train, test = load_npz(Path(source))
     else:
-        raise InputError(f"{source} is no data: expected a folder with one folder per class, shards, or an .npz file")
+        raise InputError(
+            f"{source} is no data: expected a folder with one folder per class, shards, parquet files, or an .npz file"
+        )
     require_classes(train.class_names, source, fewest_classes)
     height, width = train.images.shape[-2:]
     if image_size is None and (height != width or height not in GENERATOR_SIZES):
@@ -163,7 +173,7 @@ def data_source(data: str | None) -> str | None:
 def load_data(part: Data, fewest_classes: int = 2) -> tuple[LabeledImages, LabeledImages]:
     """The images to condense and those to judge on, as a recipe's `data` part says; of so many classes at least."""
     accelerator = new_accelerator()  # first: processes share the decoding of a large set
-    train, test = load_real(part.source, part.image_size, part.test_fraction, fewest_classes)
+    train, test = load_real(part.source, part.image_size, part.test_fraction, fewest_classes, columns_of(part))
     if part.judge_on == "validation":
         train, test = split_off(train, part.validation_fraction, "validation", part.source in NAMED_SETS)
     if accelerator.is_main_process:

@@ -1,13 +1,13 @@
 """Images that are both trained on and judged with."""
 
 import itertools
-from pathlib import Path
 
 from gencond.common.errors import InputError
 from gencond.config import Data
-from gencond.data.find import find_images
+from gencond.data.find import find_images, holds_encoded
 from gencond.data.images import LabeledImages, rows_seen
 from gencond.data.named import NAMED_SETS
+from gencond.data.tables import columns_of
 
 SHARED_IMAGES_BORNE = 0.01  # of a test set; public sets hold a few duplicates
 
@@ -40,10 +40,9 @@ def overlap_said(num_shared: int, num_test: int, part: Data, first: str, second:
 
 def _files_of(part: Data, num_train: int, num_test: int) -> tuple[list[str], list[str]] | None:
     """Names of the training and the test images, where the source has both as files."""
-    root = Path(part.source)
-    if part.judge_on != "test" or part.source in NAMED_SETS or not root.is_dir():
+    if part.judge_on != "test" or part.source in NAMED_SETS or not holds_encoded(part.source):
         return None
-    found = find_images(root)
+    found = find_images(part.source, columns_of(part))
     if (found.num_train, len(found)) != (num_train, num_train + num_test):
         return None
     return found.names[:num_train], found.names[num_train:]

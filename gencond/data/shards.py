@@ -19,7 +19,7 @@ from gencond.data.source import (
     files_of,
     image_extensions,
     is_system,
-    told_apart,
+    numbered_classes,
     unpack_first,
 )
 
@@ -75,35 +75,17 @@ def find_in_shards(root: Path, train: Sequence[Path], test: Sequence[Path], left
                 f"the shards of {part[0].parent} hold no images with a class index (.png or .jpg, and .cls)"
             )
         ends.append(len(names))
-    low, high, num_train = min(labels), max(labels), ends[0]
-    given = _listed_classes(root, folders)
-    if given is None and 0 <= low and high < num_train:  # each class has an image: no more names than that are made
-        width = len(str(high))
-        given = [f"{label:0{width}d}" for label in range(high + 1)]
-    if given is None or not 0 <= low <= high < len(given):
-        raise InputError(
-            f"{root}: class indices go from {low} to {high}, and "
-            + (
-                f"{len(given)} classes exist"
-                if given
-                else f"{num_train} training images are too few for as many classes"
-            )
-        )
-    order = sorted(range(len(given)), key=given.__getitem__)
-    rank = torch.tensor(order).argsort()
-    class_names = tuple(given[label] for label in order)
-    ranked = rank[torch.tensor(labels)]
-    for name, count in zip(class_names, ranked[:num_train].bincount(minlength=len(given)).tolist(), strict=True):
-        if count == 0:
-            raise InputError(f"class {name!r} of {train[0].parent} has no images: add some or remove the class")
+    num_train = ends[0]
+    class_names, rank = numbered_classes(torch.tensor(labels), _listed_classes(root, folders), num_train, str(root))
     return ImageSource(
-        root, class_names, names, ranked, num_train, bool(test), tuple(rank.tolist()), torch.tensor(places),
+        root, class_names, names, rank[torch.tensor(labels)], num_train, bool(test), tuple(rank.tolist()),
+        torch.tensor(places),
         tuple(shards),
     )  # fmt: skip
 
 
 def _listed_classes(root: Path, folders: Sequence[Path]) -> list[str] | None:
-    """The names in `classes.txt` beside shards or in `root`, no two alike; None where there is no such file.
+    """The names in `classes.txt` beside shards or in `root`; None where there is no such file.
 
     Raises:
         InputError: no UTF-8, an empty line between names, two files that differ.
@@ -114,7 +96,7 @@ def _listed_classes(root: Path, folders: Sequence[Path]) -> list[str] | None:
             listed[file] = class_list(file)
     if len({tuple(lines) for lines in listed.values()}) > 1:
         raise InputError(f"{' and '.join(map(str, listed))} differ: keep the one whose lines the class indices count")
-    return told_apart(next(iter(listed.values()))) if listed else None
+    return next(iter(listed.values())) if listed else None
 
 
 def _index_shard(shard: Path, left_out: LeftOut) -> list[tuple[str, int, int, int]]:

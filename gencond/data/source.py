@@ -12,6 +12,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Int64, UInt64
 from torch import Tensor
 
@@ -78,6 +79,11 @@ class ImageSource:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def on_disk(self) -> str:
+        """Where it lies, for people, from any working directory."""
+        return os.fsencode(self.root.resolve()).decode(errors="replace")
 
     def head(self, row: int, num_bytes: int = -1) -> bytes:
         """The first bytes of an encoded image, or all; none of a dangling link."""
@@ -232,6 +238,33 @@ def class_list(file: Path) -> list[str]:
     if not all(line.strip() for line in lines):
         raise InputError(f"{file} has an empty line where a class name is expected: a class's index is its line")
     return lines
+
+
+def numbered_classes(
+    labels: Int64[Tensor, " n"], given: Sequence[str] | None, num_train: int, where: str
+) -> tuple[tuple[str, ...], Int64[Tensor, " classes"]]:
+    """(class names, sorted; of each number that images are labelled with, the position of its class among these).
+
+    Args:
+        labels: numbers of classes, those of the training images first.
+        given: names of the classes by their numbers; None makes names of the numbers.
+        where: what the images are of, for messages.
+    Raises:
+        InputError: numbers without a name, a class without training images.
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if given is None and 0 <= low and high < num_train:  # each class has an image: no more names than that are made
+        width = len(str(high))
+        given = [f"{label:0{width}d}" for label in range(high + 1)]
+    if given is None or not 0 <= low <= high < len(given):
+        known = f"{len(given)} classes exist" if given else f"{num_train} training images are too few"
+        raise InputError(f"{where}: class indices go from {low} to {high}, and {known}")
+    names = told_apart(given)
+    order = sorted(range(len(names)), key=names.__getitem__)
+    for label, count in enumerate(labels[:num_train].bincount(minlength=len(names)).tolist()):
+        if count == 0:
+            raise InputError(f"class {names[label]!r} of {where} has no images: add some or remove the class")
+    return tuple(names[label] for label in order), torch.tensor(order).argsort()
 
 
 def told_apart(names: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from gencond.common.files import read_json, short_hash
 from gencond.common.provenance import current_commit, library_versions
 from gencond.common.ranges import to_uint8
 from gencond.common.room import require_place, require_text
-from gencond.config import Recipe, parse_recipe, read_recipe_file
+from gencond.config import Recipe, column_overrides, parse_recipe, read_recipe_file
 from gencond.data.foreign import ForeignSet, is_foreign, read_foreign, side_of
 from gencond.data.images import LabeledImages, rows_seen
 from gencond.data.load import data_source, load_data
@@ -157,6 +157,7 @@ class SubjectAt:
         path: run folder, artefact folder or Hub id; or anybody's images, see `foreign.read_foreign`.
         data: the real images, where they are not those the recipe names or have moved.
         normalised_by, factor: of anybody's images, see `foreign.read_foreign`.
+        image_column, label_column: of the real images, where they are read from tables; None: as the recipe says.
     Raises:
         InputError: a mean and a standard deviation that no images were normalised with.
     """
@@ -165,6 +166,8 @@ class SubjectAt:
     data: str | None = None
     normalised_by: tuple[Sequence[float], Sequence[float]] | None = None
     factor: int = 1
+    image_column: str | None = None
+    label_column: str | None = None
 
     def __post_init__(self) -> None:
         given = self.normalised_by
@@ -180,6 +183,8 @@ class SubjectAt:
         """What reproduces a report in `out`, by the command `name`; options without a value are left out."""
         own = {
             "data": self.data and [self.data],
+            "image-column": self.image_column and [self.image_column],
+            "label-column": self.label_column and [self.label_column],
             "normalised-by": self.normalised_by and [",".join(map(str, one)) for one in self.normalised_by],
             "factor": None if self.factor == 1 else [self.factor],
             "out": [out],
@@ -271,7 +276,7 @@ def open_subject(at: SubjectAt, out: Path) -> SubjectAndReal:
         raise InputError(
             f"{at.path} is an artefact, which knows how it is read: leave --normalised-by and --factor out"
         )
-    recipe = recipe_of(at.path, condensed, at.data)
+    recipe = recipe_of(at.path, condensed, at.data, column_overrides(at.image_column, at.label_column))
     if condensed is not None and at.data is None and (condensed.config.provenance or {}).get("appended"):
         raise InputError(f"{at.path} was appended to: name images of all its {condensed.num_classes} classes by --data")
     train, test = load_data(recipe.data)
