@@ -4,9 +4,11 @@ import re
 import socket
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
+import webdataset
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -390,7 +392,6 @@ def test_torchvision_timm_and_we_find_all_classes_of_a_folder_in_order(names: li
 @pytest.mark.parametrize("names", TRYING_NAMES, ids=lambda names: names[0])
 @pytest.mark.parametrize("format", ["imagefolder", "webdataset", "parquet"])
 def test_hugging_face_finds_all_images_and_labels(names: list[str], format: str, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
     condensed = make(names)
     condensed.export(tmp_path / "set", ipc=2, format=format)
     found = datasets.load_dataset(str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
@@ -400,6 +401,18 @@ def test_hugging_face_finds_all_images_and_labels(names: list[str], format: str,
     assert [label for label, _ in rows] == [label for label in range(len(names)) for _ in range(2)]
     images = (condensed.sample(2)[0] * 255).round().to(torch.uint8)[:, 0].numpy()
     assert np.array_equal(np.stack([np.asarray(image) for _, image in rows]), images)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the package leaves shards open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_webdataset_package_finds_images_and_classes_of_shards(condensed: CondensedDataset, tmp_path: Path) -> None:
+    shards = condensed.export(tmp_path / "set", ipc=2, format="webdataset")
+    urls = sorted(map(str, shards.glob("*.tar")))
+    found = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil").to_tuple("png", "cls"))
+    images = (condensed.sample(2)[0] * 255).round().to(torch.uint8)[:, 0].numpy()
+    order = sorted(range(len(found)), key=lambda row: found[row][1])  # shards hold all classes' first images first
+    assert [found[row][1] for row in order] == [0, 0, 1, 1, 2, 2]
+    assert np.array_equal(np.stack([np.asarray(found[row][0].convert("L")) for row in order]), images)
 
 
 def test_shards_say_to_hugging_face_what_the_data_is_and_to_others_what_classes_are(
