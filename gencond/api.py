@@ -11,6 +11,7 @@ from gencond.common.files import alone_in
 from gencond.condensing.append import growth
 from gencond.condensing.checks import recipe_to_append_by
 from gencond.condensing.run import condense as condense_images
+from gencond.condensing.tracking import require_tracker
 from gencond.config import Recipe, load_recipe, parse_recipe, to_dict
 from gencond.data.load import data_source, load_data
 from gencond.eval.judge import Wishes, judge
@@ -49,6 +50,7 @@ def condense(
     minutes: SupportsFloat | None = None,
     overrides: str | Sequence[str] = (),
     pretrained: str | Path | None = None,
+    track: str | None = None,
 ) -> Condensed:
     """Condenses a set of images, and returns the artefact in eval mode on the CPU.
 
@@ -65,6 +67,8 @@ def condense(
         minutes: that a run of the default method may take, without evaluation; None: 30.
         overrides: changes to the recipe, as on the command line: `["condense.num_steps=100", "data.image_size=64"]`.
         pretrained: a folder with a pretrained generator of the recipe's shape; None pretrains one as the recipe says.
+        track: a tracker that hears of losses, rates, quick scores and samples: `"tensorboard"`, `"wandb"`,
+            `"trackio"` or another that accelerate knows; None: nobody does.
     Returns:
         `CondensedDataset`, a generator with its codes, or `CondensedPixels`, where the recipe learns pixels.
     Raises:
@@ -76,6 +80,8 @@ def condense(
         require_path(pretrained, "pretrained")
     if data is not None and not isinstance(data, str | Path):
         raise InputError(f"data is a path or the name of a named set, not {type(data).__name__}")
+    if track is not None:
+        require_tracker(track)
     overrides = listed(overrides, "overrides", str)
     source = None if data is None else data_source(str(data))
     if minutes is not None and recipe is not None:
@@ -90,7 +96,7 @@ def condense(
     check_protocol(recipe.evaluate.protocol)  # what the run will be judged by has to fit before it starts
     for network in recipe.evaluate.networks:
         build_network(network, train.channels, train.num_classes, train.image_size, seed=0)
-    return condense_images(recipe, train, Path(out), None if pretrained is None else Path(pretrained))
+    return condense_images(recipe, train, Path(out), None if pretrained is None else Path(pretrained), track=track)
 
 
 def append(
@@ -100,6 +106,7 @@ def append(
     *,
     more_images: bool = False,
     overrides: str | Sequence[str] = (),
+    track: str | None = None,
 ) -> Condensed:
     """Appends classes to an artefact, which stays as it is, and returns the artefact that has grown.
 
@@ -113,6 +120,7 @@ def append(
         more_images: whether classes of the new images may be the artefact's: those are learned again, from the new
             images and the artefact's own samples.
         overrides: changes to the recipe: `["condense.num_steps=100"]`.
+        track: as of `condense`.
     Raises:
         InputError: an artefact that nothing can be appended to, images of other channels, classes that it has already,
             another run in `out`; whatever `condense` raises.
@@ -121,10 +129,12 @@ def append(
         require_path(given, name)
     if Path(out).resolve() in (Path(path).resolve(), Path(path).resolve().parent):
         raise InputError(f"{out} is what is appended to, which stays as it is: choose another --out")
+    if track is not None:
+        require_tracker(track)
     onto = load(path)
     recipe = recipe_to_append_by(onto, data_source(str(data)), listed(overrides, "overrides", str))
     new, _ = load_data(recipe.data, fewest_classes=1)
-    return condense_images(recipe, new, Path(out), growth=growth(onto, new, more_images))
+    return condense_images(recipe, new, Path(out), growth=growth(onto, new, more_images), track=track)
 
 
 def evaluate(

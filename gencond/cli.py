@@ -151,6 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
         if command is run_condense:
             sub.add_argument("--pretrained", type=_path, metavar="DIR", help="a pretrained generator to start from")
             sub.add_argument("--evaluate", action="store_true", help="judge the result too, as `gencond evaluate OUT`")
+        _add_track(sub)
         sub.add_argument("--dry-run", action="store_true", help="print the whole recipe and stop")
         sub.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the recipe")
         sub.set_defaults(command=command)
@@ -209,6 +210,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--more-images", action="store_true",
         help="classes that the artefact has are learned again, from the new images and its own samples",
     )  # fmt: skip
+    _add_track(append)
     append.add_argument("overrides", nargs="*", metavar="part.field=value", help="changes to the artefact's recipe")
     append.set_defaults(command=run_append)
 
@@ -323,6 +325,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_track(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--track",
+        metavar="NAME",
+        help="tensorboard, wandb, trackio, ...: hears of losses, rates, quick scores and samples",
+    )
+
+
 def _add_data(parser: argparse.ArgumentParser, what: str, required: bool = False) -> None:
     """Where images lie, and in which columns of a table."""
     parser.add_argument("--data", required=required, help=what)
@@ -391,9 +401,9 @@ def run_condense(args: argparse.Namespace) -> None:
         _require_one_process("condense --evaluate")
     out = _out(args)
     if recipe is None:
-        condensed = gencond.condense(args.data, out, minutes=args.minutes, overrides=_changes(args))
+        condensed = gencond.condense(args.data, out, minutes=args.minutes, overrides=_changes(args), track=args.track)
     else:
-        condensed = gencond.condense(None, out, recipe, pretrained=args.pretrained)
+        condensed = gencond.condense(None, out, recipe, pretrained=args.pretrained, track=args.track)
     from gencond.common.distributed import is_main_process
 
     if args.evaluate:
@@ -450,11 +460,14 @@ def run_pretrain(args: argparse.Namespace) -> None:
         return
     from gencond.common.distributed import is_main_process
     from gencond.condensing.run import pretrain
+    from gencond.condensing.tracking import require_tracker
     from gencond.data.load import load_data
 
     out = _out(args)
     _require_generator(recipe, "is pretrained")
-    pretrained = pretrain(recipe, load_data(recipe.data)[0], out)
+    if args.track is not None:
+        require_tracker(args.track)
+    pretrained = pretrain(recipe, load_data(recipe.data)[0], out, args.track)
     if is_main_process():
         print(f"\n{pretrained} is ready; `gencond condense` with the same arguments goes on from it")
 
@@ -486,7 +499,9 @@ def run_append(args: argparse.Namespace) -> None:
     from gencond.common.distributed import is_main_process
 
     require_text(args.out, "--out")
-    grown = gencond.append(args.path, args.data, args.out, more_images=args.more_images, overrides=_changes(args))
+    grown = gencond.append(
+        args.path, args.data, args.out, more_images=args.more_images, overrides=_changes(args), track=args.track
+    )
     if is_main_process():
         _say_what_is_next(args.out, grown.largest_ipc or 10, is_judged=False, data=" --data ALL")
         print(f"          ALL holds images of all {grown.num_classes} classes")

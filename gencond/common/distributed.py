@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psutil
@@ -35,20 +36,27 @@ POLL_SECONDS = 0.02
 Value = TypeVar("Value")
 
 
-def new_accelerator() -> "Accelerator":
+def new_accelerator(tracker: str | None = None, logging_dir: Path | None = None) -> "Accelerator":
     """An Accelerator as `accelerate launch` configured it.
 
     Data parallelism leaves buffers alone: it would send them before every forward pass, and processes may need
     different numbers of those. Matching keeps batch norms as they are; pretraining, which does not, uses the batch's
     own statistics and computes those that stay from weights that all processes have.
+
+    Args:
+        tracker: its `log_with`.
+        logging_dir: where a tracker that writes files does so.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import ProjectConfiguration
 
     accelerator = Accelerator(
+        log_with=tracker,
+        project_config=None if logging_dir is None else ProjectConfiguration(logging_dir=str(logging_dir)),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=TIMEOUT),
             DistributedDataParallelKwargs(broadcast_buffers=False),
-        ]
+        ],
     )
     if accelerator.num_processes > 1:
         _patient_group()

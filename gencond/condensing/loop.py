@@ -66,6 +66,17 @@ def _mean(accelerator: "Accelerator", values: list[Tensor]) -> Tensor:
     return cast("Tensor", accelerator.reduce(torch.stack(values).mean(), "mean"))  # a tensor as it was given one
 
 
+def _rates(states: Mapping[str, Any]) -> dict[str, float]:
+    """Learning rates of the next step, by optimizer and, where it has several, by number of its groups."""
+    found = {}
+    for name, one in states.items():
+        groups = getattr(one, "param_groups", [])
+        for number, group in enumerate(groups):
+            label = name.replace("optimizer", "rate")
+            found[f"{label}_{number}" if len(groups) > 1 else label] = float(group["lr"])
+    return found
+
+
 def run_stage(stage: Stage, run: RunFolder, save_every_steps: int) -> None:
     """Takes the steps of a stage that are left, from the last state in the run folder.
 
@@ -100,7 +111,7 @@ def run_stage(stage: Stage, run: RunFolder, save_every_steps: int) -> None:
             if main:
                 now = time.monotonic()
                 cost = {"seconds": round(now - last_time, 3), "memory": memory_used(accelerator.device)}
-                run.log(stage=stage.name, step=done, **means, **cost)
+                run.log(stage=stage.name, step=done, **means, rates=_rates(states), **cost)
                 last_time = now
                 bar.set_postfix({name: f"{value:.3g}" for name, value in list(means.items())[:3]}, refresh=False)
         before_score = time.monotonic()

@@ -144,7 +144,9 @@ class Matching:
 
     def saves(self, run: RunFolder, num_done: int) -> None:
         """Draws what is learned so far."""
-        self.picture(run.samples / f"step_{num_done:06d}.png")
+        file = run.samples / f"step_{num_done:06d}.png"
+        self.picture(file)
+        run.show(self.name, num_done, file)
 
     def learned(self) -> Condensed:
         """The artefact so far: the average of the iterates, or the last one."""

@@ -11,7 +11,8 @@ from gencond.condensing.build import Parts, build
 from gencond.condensing.checks import check_fit
 from gencond.condensing.run_folder import RunFolder, prepare_run, write_artefact
 from gencond.condensing.stages import PRETRAIN, STAGES, Work, begin, given_generator, go_through
-from gencond.config import Recipe
+from gencond.condensing.tracking import tracked
+from gencond.config import Recipe, to_dict
 from gencond.data.images import LabeledImages
 from gencond.generator.artefact import Condensed
 from gencond.generator.backbone import Backbone
@@ -22,13 +23,19 @@ logger = logging.getLogger(__name__)
 
 
 def condense(
-    recipe: Recipe, data: LabeledImages, out: Path, pretrained: Path | None = None, growth: Growth | None = None
+    recipe: Recipe,
+    data: LabeledImages,
+    out: Path,
+    pretrained: Path | None = None,
+    growth: Growth | None = None,
+    track: str | None = None,
 ) -> Condensed:
     """Condenses real images into the artefact in `out/condensed`, resuming whatever of it is done.
 
     Args:
         pretrained: a folder with a pretrained generator of the recipe's shape; None trains one as the recipe says.
         growth: the artefact that the images are appended to; it stays as it is.
+        track: the name of a tracker that hears of the run, see `tracking.require_tracker`.
     Raises:
         InputError: `out` holds another run, parts of the recipe that do not fit the images or each other, more
             processes than classes.
@@ -44,7 +51,10 @@ def condense(
     if data.num_classes == 1 and recipe.objective.scale == "relative" and recipe.real.kind != "statistics":
         raise InputError("objective.scale=relative: one class has no distance to others, append two or set sum")
     parts = build(recipe, data, accelerator.device, growth)
-    with prepare_run(out, recipe, data, identities_of_weights(recipe, parts, pretrained)) as run:
+    with (
+        prepare_run(out, recipe, data, identities_of_weights(recipe, parts, pretrained)) as run,
+        tracked(run, track, to_dict(recipe)),
+    ):
         if from_main(run.artefact.is_dir):
             logger.info("condense: %s is complete, reusing it", run.artefact)
             from_main(run.drop_states)
@@ -66,7 +76,7 @@ def condense(
     return work.condensed
 
 
-def pretrain(recipe: Recipe, data: LabeledImages, out: Path) -> Path:
+def pretrain(recipe: Recipe, data: LabeledImages, out: Path, track: str | None = None) -> Path:
     """Makes the generator that condensing starts from, and nothing more; returns where it lies.
 
     `condense` with the same recipe, data and folder goes on from it.
@@ -76,7 +86,10 @@ def pretrain(recipe: Recipe, data: LabeledImages, out: Path) -> Path:
     """
     check_fit(recipe, data)
     parts = build(recipe, data, new_accelerator().device)
-    with prepare_run(out, recipe, data, identities_of_weights(recipe, parts)) as run:
+    with (
+        prepare_run(out, recipe, data, identities_of_weights(recipe, parts)) as run,
+        tracked(run, track, to_dict(recipe)),
+    ):
         pretrained_generator(parts, run)
     return run.pretrained
 

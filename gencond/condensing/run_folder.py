@@ -57,6 +57,14 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Any) -> Any: ...
 
 
+class Listener(Protocol):
+    """Who hears of a run while it goes on."""
+
+    def numbers(self, entry: Mapping[str, Any]) -> None: ...
+
+    def picture(self, stage: str, step: int, file: Path) -> None: ...
+
+
 class RunFolder:
     """Paths and records of one run, and in a `with` block the right to write it.
 
@@ -70,6 +78,7 @@ class RunFolder:
         self.samples = path / "samples"
         self.log_file = path / LOG_NAME
         self.weights: dict[str, str] = {}  # what identifies those that came from elsewhere, by their part in the run
+        self.listener: Listener | None = None  # on the main process, which alone logs
         self._descriptor: int | None = None
 
     @classmethod
@@ -156,9 +165,16 @@ class RunFolder:
                 )
 
     def log(self, **entry: Any) -> None:
-        """Appends a line to `log.jsonl`."""
+        """Appends a line to `log.jsonl`, and tells whoever listens."""
         with self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+        if self.listener is not None:
+            self.listener.numbers(entry)
+
+    def show(self, stage: str, step: int, picture: Path) -> None:
+        """Tells whoever listens of a picture that was drawn after so many steps of a stage."""
+        if self.listener is not None:
+            self.listener.picture(stage, step, picture)
 
     def read_log(self) -> list[dict[str, Any]]:
         """The entries of `log.jsonl`."""

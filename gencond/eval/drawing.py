@@ -35,7 +35,7 @@ COLORS = {
     CODEC_REAL: "#30a0a8", WHOLE_SET: "#888888",
 }  # fmt: skip
 PAIRED_ROWS = 2
-NOT_LOSSES = ("stage", "step", "seconds", "memory", "wire_bytes")  # in an entry of the log
+NOT_LOSSES = ("stage", "step", "rates", "seconds", "memory", "wire_bytes")  # in an entry of the log
 REAL_PICTURE, SYN_PICTURE, PAIRS_PICTURE, NEAREST_PICTURE = "real.png", "gencond.png", "grid.png", "nearest.png"
 CLOSEST_PAIRS = 10
 SMALLEST_SPAN = 10.0  # points of accuracy that a curve of quick scores shows: less is noise
