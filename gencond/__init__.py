@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from gencond.api import append, condense, continual, evaluate, search
     from gencond.common.errors import InputError
     from gencond.generator.dataset import CondensedDataset, load
+    from gencond.generator.pipeline import CondensedPipeline
     from gencond.generator.pixels import CondensedPixels
 
 __version__ = "0.1.0"
 __all__ = [
-    "CondensedDataset", "CondensedPixels", "InputError", "append", "condense", "continual", "evaluate", "load",
-    "search", "__version__",
+    "CondensedDataset", "CondensedPipeline", "CondensedPixels", "InputError", "append", "condense", "continual",
+    "evaluate", "load", "search", "__version__",
 ]  # fmt: skip
 _ROOMS = {
     "CondensedDataset": "generator.dataset",
+    "CondensedPipeline": "generator.pipeline",
     "CondensedPixels": "generator.pixels",
     "InputError": "common.errors",
     "append": "api",

@@ -6,7 +6,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
-from gencond.common.errors import InputError
+from gencond.common.errors import InputError, require_count
 from gencond.common.files import alone_in
 from gencond.condensing.append import growth
 from gencond.condensing.checks import recipe_to_append_by
@@ -354,13 +354,6 @@ def require_path(given: Any, name: str) -> None:
     """Raises InputError for what is no path, or an empty one, which would be the folder that one happens to be in."""
     if not isinstance(given, str | Path) or not str(given):
         raise InputError(f"{name} is {given!r}: expected a path")
-
-
-def require_count(given: Any, name: str) -> int:
-    """A whole number as Python's own. Raises InputError for what is none."""
-    if isinstance(given, bool) or not isinstance(given, Integral):
-        raise InputError(f"{name} is {given!r}: expected a whole number")
-    return int(given)
 
 
 def listed(given: Any, name: str, kind: type) -> Any:

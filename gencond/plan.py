@@ -50,6 +50,11 @@ FIELDS = {
 SAVED_AFTER_SECONDS = 60.0
 SMALLEST_HALVED = 48  # pixels of a side; extractors see larger images at the side of their parts, which hold no more
 SMALLEST_CUT = 16  # pixels of a side; smaller images are not cut in four
+CUTS = (
+    4,
+    3,
+)  # parts a side that larger images are cut into: the most that leaves parts of SMALLEST_PART and FEWEST_SLOTS
+SMALLEST_PART, FEWEST_SLOTS = 14, 10
 SCORES_IN_A_RUN, SCORE_IMAGES, SCORED_FROM = 5, 500, 500  # training images, of which a tenth is held out at most
 LEAST_MINUTES = 1.0
 TERMS = {
@@ -58,11 +63,9 @@ TERMS = {
 }  # fmt: skip
 ON_A_CPU = (
     "generator.width=32", "features.train_images=128", "real.batch_size=32", "codes.encode_batch_size=32",
-    "condense.images_per_step=48",
 )  # fmt: skip
 ON_A_GPU = (
     "generator.width=64", "features.train_images=512", "real.batch_size=128", "codes.encode_batch_size=128",
-    "condense.images_per_step=96",
 )  # fmt: skip
 NETWORKS_IN_A_RUN = 8  # at least, one after the other
 OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
@@ -145,13 +148,14 @@ def derived(patient: Patient, asked: Recipe, given: set[str], device: torch.devi
         given: fields that were asked for, which others follow from.
     """
     side, smallest = patient.sample.image_size, int(patient.counts.min())
-    factor = 2 if side >= SMALLEST_CUT and side % 2 == 0 and smallest >= 4 else 1
+    factor = factor_of(side, smallest)
     factor = asked.synthesizer.factor if "synthesizer.factor" in given else factor
     cuts = factor > 1 and asked.synthesizer.by_parts
     slots = max(1, min(MOST_SLOTS, smallest // factor**2))
     slots = asked.codes.num_slots if "codes.num_slots" in given else slots
     lengths = sorted({*(size for size in SIZES if size <= slots), slots})
     judged = [size for size in SIZES if size <= smallest]
+    looked_at = max(4, factor**2) * (12 if device.type == "cpu" else 24)
     compiles = can_compile() and device.type in ("cpu", "cuda")
     precision = "bfloat16" if compiles and not emulates_bfloat16(device) else "float32"
     scored = int(patient.counts.sum()) >= SCORED_FROM
@@ -168,12 +172,21 @@ def derived(patient: Patient, asked: Recipe, given: set[str], device: torch.devi
         f"codes.num_slots={slots}",
         f"codes.representative_sizes={[size for size in lengths if size <= 10]}",
         f"condense.prefix_lengths={lengths}",
+        f"condense.images_per_step={looked_at}",
         f"condense.score_every_steps={score_every if scored else 'null'}",
         f"condense.score_images={SCORE_IMAGES}",
         f"evaluate.ipc={judged}",
         f"evaluate.networks=[convnet{automatic_depth(side)}w64]",
         "evaluate.protocol=dm:100",
     ]
+
+
+def factor_of(side: int, smallest: int) -> int:
+    """How many parts a side an image of so many pixels is cut into, where the smallest class has so many images."""
+    for factor in CUTS:
+        if side % factor == 0 and side // factor >= SMALLEST_PART and smallest // factor**2 >= FEWEST_SLOTS:
+            return factor
+    return 2 if side >= SMALLEST_CUT and side % 2 == 0 and smallest >= 4 else 1
 
 
 def reasons(recipe: Recipe, patient: Patient, device: torch.device) -> list[tuple[str, str]]:

@@ -42,7 +42,11 @@ def patient(side: int, channels: int, num_classes: int, of_class: int) -> Patien
 @pytest.mark.parametrize(
     ("side", "of_class", "factor", "slots", "lengths"),
     [
-        (64, 500, 2, 50, [1, 10, 50]),
+        (64, 500, 4, 31, [1, 10, 31]),
+        (64, 5000, 4, 50, [1, 10, 50]),
+        (64, 150, 2, 37, [1, 10, 37]),
+        (48, 500, 3, 50, [1, 10, 50]),
+        (128, 1000, 4, 50, [1, 10, 50]),
         (28, 6000, 2, 50, [1, 10, 50]),
         (32, 60, 2, 15, [1, 10, 15]),
         (32, 3, 1, 3, [1, 3]),
@@ -57,7 +61,8 @@ def test_parts_slots_and_lengths_follow_from_the_images(
     assert (recipe.synthesizer.factor, recipe.codes.num_slots) == (factor, slots)
     assert recipe.synthesizer.by_parts == (factor > 1) and list(recipe.condense.prefix_lengths) == lengths
     assert max(recipe.evaluate.ipc) <= of_class and recipe.data.image_size == side
-    assert ("4 in one" in dict(reasons(recipe, about, CPU))["made"]) == (factor > 1)
+    assert (f"{factor**2} in one" in dict(reasons(recipe, about, CPU))["made"]) == (factor > 1)
+    assert recipe.condense.images_per_step == 12 * max(4, factor**2)
 
 
 @pytest.mark.parametrize("size", GENERATOR_SIZES)

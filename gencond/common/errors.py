@@ -1,5 +1,8 @@
 """What a user did that cannot work, said in one line."""
 
+from numbers import Integral
+from typing import Any
+
 
 class InputError(ValueError):
     """Bad input from outside: a path, a recipe, a flag, a file.
@@ -16,3 +19,10 @@ class UnfitNetwork(InputError):
 def first_line(error: Exception) -> str:
     """What an error of another library says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def require_count(given: Any, name: str) -> int:
+    """A whole number as Python's own. Raises InputError for what is none."""
+    if isinstance(given, bool) or not isinstance(given, Integral):
+        raise InputError(f"{name} is {given!r}: expected a whole number")
+    return int(given)

@@ -217,7 +217,7 @@ def build(recipe: Recipe, data: LabeledImages, device: torch.device, growth: Gro
         extracting=_pool(recipe, architecture) if recipe.features.kind == "pool" else _changing(recipe, data, maker),
         augmentation=Augmentation(
             recipe.condense.augmentation or recipe.data.augmentation,
-            data.image_size,
+            _side_seen(recipe, data),
             *data.mean_std,
             recipe.condense.augmentation_mode,
         ),
@@ -232,6 +232,15 @@ def build(recipe: Recipe, data: LabeledImages, device: torch.device, growth: Gro
         objective=recipe.objective,
         condense=recipe.condense,
     )
+
+
+def _side_seen(recipe: Recipe, data: LabeledImages) -> int:
+    """At which real and synthetic images are augmented: that which networks see, where it is smaller.
+
+    Statistics were taken of whole images, and so are those that they are compared with.
+    """
+    seen = recipe.features.resize or data.image_size
+    return data.image_size if recipe.real.kind == "statistics" else min(seen, data.image_size)
 
 
 def new_scorer(recipe: Recipe, maker: ExtractorMaker, held_out: LabeledImages) -> QuickScorer:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.func import functional_call
 
@@ -28,7 +28,7 @@ from gencond.losses.gradient import Metric, gradient_matching_loss
 from gencond.losses.kernels import pair_distances
 from gencond.losses.mean import mean_matching_loss
 from gencond.losses.mmd import Kernel, fourier_mmd_loss, mmd_loss
-from gencond.networks.extractor import Extractor, embed_all
+from gencond.networks.extractor import Extractor, embed_all, resized
 
 # --- a step --------------------------------------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ class CachedTargets:
 
 @dataclass(frozen=True)
 class BatchTargets:
-    """As many real images of each class, as they are and augmented; losses as those of `CachedTargets`.
+    """As many real images of each class, before and after augmentation; losses as those of `CachedTargets`.
 
     They are embedded when a feature is first asked for, without gradient, over all classes.
 
@@ -107,7 +107,7 @@ class BatchTargets:
         kernel: of the MMD, see `losses.mmd.mmd_loss`.
     """
 
-    images: UInt8[Tensor, "classes n c h w"]
+    images: Float[Tensor, "classes n c h w"]
     augmented: Float[Tensor, "classes n c h w"]
     extractor: Extractor
     kernel: Kernel = "gaussian"
@@ -122,11 +122,11 @@ class BatchTargets:
 
     @property
     def pooled(self) -> Float[Tensor, "classes p"]:
-        return pooled_pixels(to_signed(self.images)).mean(1)
+        return pooled_pixels(self.images).mean(1)
 
     @property
     def contrast(self) -> Float[Tensor, "classes c"]:
-        return contrast(to_signed(self.images)).mean(1)
+        return contrast(self.images).mean(1)
 
     def mean_loss(self, syn: Float[Tensor, "classes m d"], sets: Sets = None) -> Float[Tensor, ""]:
         return mean_matching_loss(self.features, syn, sets)
@@ -196,8 +196,9 @@ class BatchSide:
         def targets(some: slice, params: AugmentParams) -> BatchTargets:
             images = self.data.images[rows[some]].to(self.device)
             shared = params.rows(torch.arange(len(images)).repeat_interleave(images.shape[1]))
-            augmented = augmentation(to_signed(images.flatten(0, 1)), shared).view(images.shape)
-            return BatchTargets(images, augmented, draw.extractor, self.kernel)
+            seen = resized(to_signed(images.flatten(0, 1)), augmentation.image_size)
+            augmented, shape = augmentation(seen, shared), images.shape[:2]
+            return BatchTargets(seen.unflatten(0, shape), augmented.unflatten(0, shape), draw.extractor, self.kernel)
 
         return targets
 

@@ -192,13 +192,13 @@ class CondenseStep:
 
     def _images(
         self, own: Tensor, chunk: slice, anchors: Tensor
-    ) -> tuple[Float[Tensor, "classes m c h w"], Float[Tensor, "a c h w"]]:
+    ) -> tuple[Float[Tensor, "classes m c h w"], Float[Tensor, "a c s s"]]:
         """The synthetic images that are looked at, and those that are held to their real image."""
         tied = self.representatives
         labels, slots = own.repeat_interleave(self.slots.shape[1]), self.slots[chunk].flatten()
         made = self._synthesized(torch.cat([labels, tied.labels[anchors]]), torch.cat([slots, tied.slots[anchors]]))
         images, images_anchored = made.split([len(labels), len(anchors)])
-        images = decode(images, self.factor).unflatten(0, (len(own), -1))
+        images = decode(images, self.factor, self.augmentation.image_size).unflatten(0, (len(own), -1))
         if self.kept is not None:
             images = images[torch.arange(len(own), device=self.device)[:, None], self.kept[chunk]]
         return images, images_anchored

@@ -10,18 +10,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def decode(images: Float[Tensor, "n c s s"], factor: int) -> Float[Tensor, "m c s s"]:
+def decode(images: Float[Tensor, "n c s s"], factor: int, seen_at: int | None = None) -> Float[Tensor, "m c s2 s2"]:
     """Each image into factor x factor: its crops in reading order, each upsampled to full size (bilinear).
 
     m = n factor^2, the crops of an image one after the other, so that a prefix of images decodes to a prefix. A side
     that does not divide is padded below and to the right with mid-grey (0 in [-1, 1]).
+
+    Args:
+        seen_at: side of the results, smoothed where it is smaller than what they are made of; None: full size.
     """
-    if factor == 1:
-        return images
     size = images.shape[-1]
+    seen_at = seen_at or size
     side = math.ceil(size / factor)
-    padded = F.pad(images, (0, side * factor - size) * 2)
-    return F.interpolate(cut(padded, factor).flatten(0, 1), size=(size, size), mode="bilinear", align_corners=False)
+    if factor > 1:
+        images = cut(F.pad(images, (0, side * factor - size) * 2), factor).flatten(0, 1)
+    if seen_at == side:
+        return images
+    return F.interpolate(
+        images, size=(seen_at, seen_at), mode="bilinear", align_corners=False, antialias=seen_at < side
+    )
 
 
 def pack(images: Float[Tensor, "n k c s s"], factor: int) -> Float[Tensor, "n c s s"]:

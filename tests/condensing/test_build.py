@@ -453,6 +453,43 @@ def test_the_image_gradient_of_an_m3d_step_is_that_of_its_formula(few_digits: La
     torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-3)  # float32 sums in another order
 
 
+def test_images_are_augmented_and_compared_at_the_side_that_networks_see(few_digits: LabeledImages) -> None:
+    """Parts of that side are looked at as they are made, and real images are shrunk to it first."""
+    data = replace(few_digits, images=few_digits.images.repeat_interleave(2, 2).repeat_interleave(2, 3))  # 16 px
+    overrides = ["synthesizer.factor=2", "features.resize=8", "real.kind=random", "features.kind=fresh"]
+    assert parts_of(tiny_recipe(*overrides), data).augmentation.image_size == 8
+    assert (
+        parts_of(tiny_recipe("features.resize=8"), data).augmentation.image_size == 16
+    )  # statistics are of whole images
+    assert parts_of(tiny_recipe(*overrides[2:], "features.resize=32"), data).augmentation.image_size == 16
+    torch.manual_seed(0)
+    extractor = Extractor(ConvNet(1, 10, 8, width=4, depth=2), *data.mean_std, resize=8)
+    pixels = CondensedPixels(data.class_names, 2, 16, 1, 2)
+    pixels.fill_(torch.rand(20, 1, 16, 16) * 2 - 1)
+    augmentation = Augmentation("none", 8, *data.mean_std)
+    draw = a_draw(0, torch.arange(10), extractor)
+    objective = Objective(
+        pixels,
+        BatchSide(data, 4, torch.device("cpu")),
+        augmentation,
+        choose_nothing(),
+        {"mean": 1.0},
+        factor=2,
+        scale="sum",
+    )
+    loss, _ = whole(objective.at(draw))
+    expected = torch.tensor(0.0)
+    rng = torch.Generator().manual_seed(3)
+    augmentation.draw(10, rng)
+    rows = class_batches(data, torch.arange(10), 4, rng)
+    for label in range(10):
+        tiles = pixels.pixels[2 * label : 2 * label + 2]
+        parts = torch.cat([tiles[:, :, top : top + 8, left : left + 8] for top in (0, 8) for left in (0, 8)])
+        real = F.interpolate(to_signed(data.images[rows[label]]), size=(8, 8), mode="bilinear", antialias=True)
+        expected = expected + (extractor(parts).mean(0) - extractor(real).mean(0)).square().sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)  # float32 sums in another order
+
+
 def test_an_idc_step_matches_convolution_gradients_of_each_class(few_digits: LabeledImages) -> None:
     pixels, gradient, given = paper_step(few_digits, {"gradient": 1.0}, 2)
     network = given["extractor"].network.requires_grad_(True)

@@ -31,7 +31,8 @@ def embed_batch(
     images: Tensor, extractor: Extractor, augmentation: Augmentation, params: AugmentParams
 ) -> BatchTargets:
     """Real images of three classes, augmented by a row of parameters each."""
-    return BatchTargets(images, augmentation(to_signed(images.flatten(0, 1)), params).view(images.shape), extractor)
+    signed = to_signed(images)
+    return BatchTargets(signed, augmentation(signed.flatten(0, 1), params).view(images.shape), extractor)
 
 
 def synthetic() -> Tensor:

@@ -11,9 +11,8 @@ import torch
 from conftest import TINY
 
 import gencond
-from gencond.api import require_count
 from gencond.cli import main
-from gencond.common.errors import InputError
+from gencond.common.errors import InputError, require_count
 from gencond.data.images import LabeledImages
 from gencond.eval.records import Scores
 from gencond.uses.continual import AfterStep, Continual
