@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from gencond.generator.dataset import CondensedDataset, load
     from gencond.generator.pipeline import CondensedPipeline
     from gencond.generator.pixels import CondensedPixels
+    from gencond.publish import push
 
 __version__ = "0.1.0"
 __all__ = [
     "CondensedDataset", "CondensedPipeline", "CondensedPixels", "InputError", "append", "condense", "continual",
-    "evaluate", "load", "search", "__version__",
+    "evaluate", "load", "push", "search", "__version__",
 ]  # fmt: skip
 _ROOMS = {
     "CondensedDataset": "generator.dataset",
@@ -32,6 +33,7 @@ _ROOMS = {
     "continual": "api",
     "evaluate": "api",
     "load": "generator.dataset",
+    "push": "publish",
     "search": "api",
 }
 

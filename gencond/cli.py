@@ -220,6 +220,13 @@ def build_parser() -> argparse.ArgumentParser:
     store.add_argument("--out", type=_path, required=True, help="a new artefact folder, which is loaded like any other")
     store.set_defaults(command=run_store)
 
+    push = commands.add_parser("push", help="put an artefact on the Hub, with a model card")
+    push.add_argument("path", help="run folder, whose scores go into the card, or artefact folder")
+    push.add_argument("name", help="owner/name; the repository is made where there is none")
+    push.add_argument("--private", action="store_true", help="a repository that is made is private")
+    push.add_argument("--license", help="of the artefact, as the Hub calls it: mit, cc-by-4.0, ...")
+    push.set_defaults(command=run_push)
+
     evaluate = commands.add_parser("evaluate", help="train on samples, test on real images, beside the baselines")
     evaluate.add_argument(
         "path", help="run folder, artefact folder or Hub id; or anybody's set: image folder, .npz, .pt, .safetensors"
@@ -533,6 +540,12 @@ def run_store(args: argparse.Namespace) -> None:
         f"{args.out}: {stored.num_bytes:,} bytes instead of {condensed.num_bytes:,}.   "
         f"gencond evaluate {args.out} --out {args.out}_judged"
     )
+
+
+def run_push(args: argparse.Namespace) -> None:
+    _require_one_process("push")
+    print(f"Look at   {gencond.push(args.path, args.name, private=args.private, license=args.license)}")
+    print(f"Use       python -c 'import gencond; print(gencond.load(\"{args.name}\").sample(ipc=1)[0].shape)'")
 
 
 def run_evaluate(args: argparse.Namespace) -> None:

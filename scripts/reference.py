@@ -28,6 +28,8 @@ Written by `python scripts/reference.py` from the code; edit the docstrings and 
 LIBRARY = (
     ("generator/dataset.py", ("load",)),
     ("api.py", ("condense", "append", "evaluate", "continual", "search")),
+    ("publish.py", ("push",)),
+    ("generator/pipeline.py", ("CondensedPipeline", "CondensedPipeline.__call__", "CondensedPipelineOutput")),
     ("generator/dataset.py", ("CondensedDataset",)),
     ("generator/pixels.py", ("CondensedPixels",)),
     ("generator/artefact.py", (

@@ -17,7 +17,7 @@ ALLOWED = {
     "eval": {"common", "config", "generator", "data", "networks"},
     "uses": {"common", "config", "generator", "data", "networks", "condensing", "eval"},
 }
-GLUE = {"api", "cli", "doctor", "examine", "plan", "__init__"}
+GLUE = {"api", "cli", "doctor", "examine", "plan", "publish", "__init__"}
 
 
 def rooms() -> list[str]:

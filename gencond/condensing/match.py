@@ -10,8 +10,6 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor
 
 from gencond.common.distributed import from_main, new_accelerator
-from gencond.common.pictures import PICTURED_CLASSES, PICTURED_IMAGES, grid, screen_scale, write_png
-from gencond.common.ranges import to_uint8
 from gencond.condensing.build import Parts
 from gencond.condensing.extractors import Extractors
 from gencond.condensing.loop import step_rng
@@ -156,11 +154,7 @@ class Matching:
 
     def picture(self, path: Path) -> None:
         """Writes a grid of samples as a PNG."""
-        condensed = self.learned()
-        classes = self.parts.learned[:PICTURED_CLASSES].tolist()
-        images, _ = condensed.sample(min(PICTURED_IMAGES, condensed.largest_ipc or PICTURED_IMAGES), classes)
-        rows = to_uint8(images).cpu().unflatten(0, (len(classes), -1))[:, :PICTURED_IMAGES]
-        write_png(path, grid(rows, screen_scale(condensed.image_size)))
+        self.learned().draw(path, self.parts.learned.tolist())
 
     def result(self) -> Condensed:
         """The artefact once all steps are done, on the CPU."""

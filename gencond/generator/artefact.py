@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gencond.common.errors import InputError
 from gencond.common.files import short_hash, state_fingerprint
+from gencond.common.pictures import PICTURED_CLASSES, PICTURED_IMAGES, grid, screen_scale, write_png
 from gencond.common.ranges import require_finite, to_uint8
 from gencond.common.room import require_disk, require_memory, require_place
 from gencond.generator.exporting import FILE_WRITERS, PART_WRITERS, check_export, export_images
@@ -196,6 +197,17 @@ class Condensed(FiniteModel, ABC):
         return sample_class_major(
             self._synthesizer(seed), list(wanted), ipc, self.class_groups, self.image_size, threads_for(self.device)
         )
+
+    def draw(self, file: Path, classes: Sequence[int] | None = None) -> None:
+        """Writes a PNG of the first samples, a class a row.
+
+        Args:
+            classes: of which the first are drawn; None: of all.
+        """
+        chosen = list(range(self.num_classes) if classes is None else classes)[:PICTURED_CLASSES]
+        images, _ = self.sample(min(PICTURED_IMAGES, self.largest_ipc or PICTURED_IMAGES), chosen)
+        rows = to_uint8(images).cpu().unflatten(0, (len(chosen), -1))[:, :PICTURED_IMAGES]
+        write_png(file, grid(rows, screen_scale(self.image_size)))
 
     def as_dataset(
         self, ipc: SupportsIndex, transform: Callable | None = None, seed: int | None = None

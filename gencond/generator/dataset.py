@@ -1,7 +1,6 @@
 """The artefact: a condensed dataset is a folder of weights from which any number of images per class is sampled."""
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from gencond.generator.backbone import Backbone, own_truncation
 from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.biggan_deep import BigGANDeepGenerator
 from gencond.generator.codes import Codes, Fresh
-from gencond.generator.loading import HUB_ID, WEIGHTS_NAME, arguments_of, hub_file, read_model
+from gencond.generator.loading import WEIGHTS_NAME, arguments_of, hub_file, hub_place, read_model
 from gencond.generator.packing import cut, tile
 from gencond.generator.pixels import CondensedPixels
 from gencond.generator.transform import TransformGenerator
@@ -148,7 +147,10 @@ KINDS: dict[str, type[Condensed]] = {kind.__name__: kind for kind in (CondensedD
 
 
 def load(name_or_path: str | Path, device: str | torch.device | None = None) -> Condensed:
-    """A condensed dataset from a run folder, an artefact folder or a Hub id ("owner/name"), in eval mode.
+    """A condensed dataset from a run folder, an artefact folder or a Hub id, in eval mode.
+
+    A Hub id is "owner/name" or "owner/name@revision", a branch, a tag or a commit. What was loaded once stays in the
+    Hub's cache (`HF_HOME`) and is loaded from there without a network; only a commit is then known to be the newest.
 
     A `CondensedDataset` (a generator) or `CondensedPixels`; both sample, stream and export alike.
 
@@ -161,21 +163,22 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
         folder = path / ARTEFACT_FOLDER if (path / ARTEFACT_FOLDER).is_dir() else path
         kind = _require_artefact(folder)
         source = str(folder)
-    elif not path.exists() and not path.parent.is_dir() and re.fullmatch(HUB_ID, str(name_or_path)):
+    elif not path.exists() and not path.parent.is_dir() and hub_place(str(name_or_path)):
         source = str(name_or_path)
         kind = KINDS.get(_name_on_hub(source), CondensedDataset)
     else:
         raise InputError(
-            f"no folder {name_or_path}: expected a run folder, an artefact folder or a Hub id (owner/name)"
+            f"no folder {name_or_path}: expected a run folder, an artefact folder or a Hub id (owner/name[@revision])"
         )
     condensed = read_model(kind, source, "a condensed dataset")
     return condensed.to(device) if device is not None else condensed
 
 
-def _name_on_hub(hub_id: str) -> str:
+def _name_on_hub(source: str) -> str:
     """The class that a Hub model's config names; empty where it cannot be read, which reading the model will tell."""
     try:
-        return str(read_json(hub_file(hub_id, "config.json")).get("_class_name", ""))
+        hub_id, revision = hub_place(source) or (source, None)
+        return str(read_json(hub_file(hub_id, "config.json", revision)).get("_class_name", ""))
     except Exception:  # whatever can go wrong with a Hub
         return ""
 

@@ -57,27 +57,33 @@ def arguments_of(model: FiniteModel) -> dict[str, Any]:
     return {name: value for name, value in model.config.items() if not name.startswith("_")}
 
 
-def hub_file(hub_id: str, name: str) -> Path:
+def hub_place(source: str) -> tuple[str, str | None] | None:
+    """(id, revision) of `owner/name` or `owner/name@revision`; None for what is neither."""
+    found = re.fullmatch(rf"({HUB_ID})(@([\w./-]+))?", source)
+    return (found[1], found[3]) if found else None
+
+
+def hub_file(hub_id: str, name: str, revision: str | None = None) -> Path:
     """A file of a Hub repository, from the cache or else from the Hub.
 
     Raises:
         ConnectionError: see `require_network`.
         Exception: what else the Hub's library raises.
     """
-    require_network(hub_id, name)
-    return Path(hf_hub_download(hub_id, name))
+    require_network(hub_id, name, revision)
+    return Path(hf_hub_download(hub_id, name, revision=revision))
 
 
-def require_network(hub_id: str, name: str) -> None:
+def require_network(hub_id: str, name: str, revision: str | None = None) -> None:
     """Raise ConnectionError at once where a file is to come from the Hub and there is no network.
 
     The Hub's library asks six times over 23 s instead, and so for each file. What another question may mend is left
     to it.
     """
-    if isinstance(try_to_load_from_cache(hub_id, name), str):
+    if isinstance(try_to_load_from_cache(hub_id, name, revision=revision), str):
         return
     try:
-        get_hf_file_metadata(hf_hub_url(hub_id, name))
+        get_hf_file_metadata(hf_hub_url(hub_id, name, revision=revision))
     except Exception as error:  # of many kinds, which differ between versions of the library
         cause: BaseException | None = error
         while cause is not None:
@@ -88,7 +94,7 @@ def require_network(hub_id: str, name: str) -> None:
 
 
 def read_model(kind: type[Model], source: str | Path, what: str) -> Model:
-    """A model from a folder or a Hub id, in eval mode.
+    """A model from a folder or a Hub id with or without `@revision`, in eval mode.
 
     diffusers alone fills missing weights with whatever memory holds, and falls back to pickles.
 
@@ -98,9 +104,12 @@ def read_model(kind: type[Model], source: str | Path, what: str) -> Model:
         InputError: unreadable, incomplete, of another layout, or not safetensors.
     """
     try:
-        if re.fullmatch(HUB_ID, str(source)) and not Path(source).exists():
-            require_network(str(source), "config.json")
-        model, info = kind.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+        options: dict[str, Any] = {}
+        if (place := hub_place(str(source))) and not Path(source).exists():
+            source, revision = place
+            require_network(source, "config.json", revision)
+            options = {"revision": revision} if revision else {}
+        model, info = kind.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
     except Exception as error:  # diffusers, safetensors and the Hub raise many kinds; all mean the same here
         raise InputError(f"{source} cannot be loaded as {what}: {first_line(error)}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
