@@ -50,11 +50,9 @@ FIELDS = {
 SAVED_AFTER_SECONDS = 60.0
 SMALLEST_HALVED = 48  # pixels of a side; extractors see larger images at the side of their parts, which hold no more
 SMALLEST_CUT = 16  # pixels of a side; smaller images are not cut in four
-CUTS = (
-    4,
-    3,
-)  # parts a side that larger images are cut into: the most that leaves parts of SMALLEST_PART and FEWEST_SLOTS
-SMALLEST_PART, FEWEST_SLOTS = 14, 10
+# Parts a side that an image is cut into: the most that leaves parts of so many pixels and codes of a class.
+CUTS, SMALLEST_PART, FEWEST_SLOTS = (4, 3), 8, 10
+SMALLEST_SEEN = 16  # pixels of a side at which networks see images that are cut into so many
 SCORES_IN_A_RUN, SCORE_IMAGES, SCORED_FROM = 5, 500, 500  # training images, of which a tenth is held out at most
 LEAST_MINUTES = 1.0
 TERMS = {
@@ -166,7 +164,7 @@ def derived(patient: Patient, asked: Recipe, given: set[str], device: torch.devi
         f"synthesizer.by_parts={'true' if cuts else 'false'}",
         *(ON_A_CPU if device.type == "cpu" else ON_A_GPU),
         "features.width=64",
-        f"features.resize={side // factor if cuts and side >= SMALLEST_HALVED else 'null'}",
+        f"features.resize={_seen_at(side, factor) if cuts else 'null'}",
         f"features.precision={precision}",
         f"features.compile={'true' if compiles else 'false'}",
         f"codes.num_slots={slots}",
@@ -187,6 +185,13 @@ def factor_of(side: int, smallest: int) -> int:
         if side % factor == 0 and side // factor >= SMALLEST_PART and smallest // factor**2 >= FEWEST_SLOTS:
             return factor
     return 2 if side >= SMALLEST_CUT and side % 2 == 0 and smallest >= 4 else 1
+
+
+def _seen_at(side: int, factor: int) -> int | str:
+    """At which networks see images that are cut into parts, or null: at their own side."""
+    if factor in CUTS:
+        return max(SMALLEST_SEEN, side // factor)
+    return side // factor if side >= SMALLEST_HALVED else "null"
 
 
 def reasons(recipe: Recipe, patient: Patient, device: torch.device) -> list[tuple[str, str]]:

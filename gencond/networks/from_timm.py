@@ -58,15 +58,20 @@ class TimmNetwork(nn.Module):
                 self.feature_dim = self._probed(channels, image_size)
                 break
             except Exception as error:  # whatever a model says of images that it cannot take
-                if options or not self.model.pretrained_cfg.get("fixed_input_size"):
+                if options or not self._about.get("fixed_input_size"):
                     raise UnfitNetwork(
                         f"network {name} cannot take {image_size} px images: {first_line(error)}"
                     ) from None
-        known = self.model.pretrained_cfg.get("num_classes")
+        known = self._about.get("num_classes")
         if from_hub and with_head and known != num_classes:  # timm then draws the head
             raise InputError(f"network {name}: its head knows {known} classes, the data has {num_classes}")
         if weights is not None and not from_hub:
             load_weights(self.model, Path(weights), None if with_head else self.model.get_classifier())
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        """What timm knows of the model; nothing of one that somebody registered without it."""
+        return getattr(self.model, "pretrained_cfg", None) or {}
 
     @torch.no_grad()
     def _probed(self, channels: int, image_size: int) -> int:
