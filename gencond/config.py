@@ -364,6 +364,10 @@ class Objective:
     pixel_weight: Weight = Field(
         0.0, description="Weight of the term that holds mean thumbnails and contrasts of a class at the real ones."
     )
+    own_term: str | None = Field(
+        None, description="A term of your own, by the name that `gencond.losses.register_term` was given in Python."
+    )
+    own_weight: Weight = Field(0.0, description="Weight of that term.")
 
 
 @part

@@ -57,7 +57,7 @@ SCORES_IN_A_RUN, SCORE_IMAGES, SCORED_FROM = 5, 500, 500  # training images, of 
 LEAST_MINUTES = 1.0
 TERMS = {
     "mean": "means", "mmd": "MMD", "gradient": "gradients", "diversity": "intra-class diversity",
-    "center": "inter-class centers", "classification": "classification",
+    "center": "inter-class centers", "classification": "classification", "own": "a term of one's own",
 }  # fmt: skip
 ON_A_CPU = (
     "generator.width=32", "features.train_images=128", "real.batch_size=32", "codes.encode_batch_size=32",

@@ -129,7 +129,7 @@ def losses() -> list[str]:
     files = {}
     for file in sorted((ROOT / "gencond" / "losses").glob("*.py")):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and node.name in LOSSES:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in LOSSES:
                 files[node.name] = f"losses/{file.name}"
     intro = 'All are imported from `gencond.losses`. `Float[Tensor, "n d"]` is a float tensor of n rows of length d.'
     return [intro, *(documented(files[name], name) for name in LOSSES)]

@@ -48,6 +48,13 @@ def test_a_network_of_ones_own_is_an_extractor(tmp_path: Path) -> None:
     assert re.search(r"^dm:digits: [\d.]+ %", printed, re.MULTILINE) and "random_real" in printed
 
 
+def test_a_term_of_ones_own_stands_beside_the_others(tmp_path: Path) -> None:
+    printed = run("own_loss.py", str(tmp_path / "out"))
+    assert re.search(r"^means: [\d.]+ %", printed, re.MULTILINE)
+    assert re.search(r"^means_and_spreads: [\d.]+ %", printed, re.MULTILINE)
+    assert '"own": ' in (tmp_path / "out" / "means_and_spreads" / "log.jsonl").read_text()
+
+
 def test_datasets_reads_what_is_exported_and_what_it_saves_is_condensed(tmp_path: Path) -> None:
     printed = run("with_datasets.py", str(tmp_path / "out"))
     assert "200 rows, the first is of class 0" in printed and "10 classes, condensed to one image each" in printed

@@ -17,6 +17,7 @@ from gencond.config import Recipe, first_difference, parse_recipe, to_dict
 from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
 from gencond.generator.artefact import Condensed
+from gencond.losses.own import own_term
 
 
 def check_fit(recipe: Recipe, data: LabeledImages) -> None:
@@ -26,6 +27,8 @@ def check_fit(recipe: Recipe, data: LabeledImages) -> None:
         InputError: a combination that means nothing, or a part that does not fit the images.
     """
     check_parts(recipe)
+    if recipe.objective.own_term is not None:
+        own_term(recipe.objective.own_term)
     check_networks(recipe, data)
     check_counts(recipe, data.counts, data.class_names)
 
@@ -183,6 +186,10 @@ def check_parts(recipe: Recipe) -> None:
         "the objective is empty: give one of its terms a weight": not any(
             value for name, value in asdict(objective).items() if name.endswith("_weight")
         ),
+        "objective.own_weight weighs no term: name one, objective.own_term=NAME": bool(objective.own_weight)
+        and objective.own_term is None,
+        "objective.own_term has no weight: set objective.own_weight": objective.own_term is not None
+        and not objective.own_weight,
         "the pool of extractors is empty: set features.num_trajectories or features.num_random": has_pool
         and features.num_trajectories + features.num_random == 0,
         f"statistics cannot be kept for extractors that change: real.kind=statistics needs features.kind=pool, not "

@@ -21,6 +21,7 @@ from gencond.condensing.step import Objective
 from gencond.generator.artefact import Condensed
 from gencond.generator.dataset import CondensedDataset
 from gencond.generator.pixels import CondensedPixels
+from gencond.losses.own import own_term
 
 
 class Matching:
@@ -61,6 +62,7 @@ class Matching:
             parts.augmentation,
             representatives,
             parts.term_weights,
+            own=None if parts.objective.own_term is None else own_term(parts.objective.own_term),
             factor=parts.synthesizer.factor,
             images_per_step=parts.condense.images_per_step,
             images_at_once=parts.condense.images_at_once,

@@ -24,9 +24,10 @@ from gencond.losses.center import center_loss
 from gencond.losses.classification import classification_loss
 from gencond.losses.diversity import diversity_loss
 from gencond.losses.gradient import Metric
+from gencond.losses.own import Seen, Term
 from gencond.losses.total import total_loss
 
-OF_FEATURES = frozenset(("mean", "mmd", "diversity", "center", "classification"))
+OF_FEATURES = frozenset(("mean", "mmd", "diversity", "center", "classification", "own"))
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class Objective:
         real: the real side of every step.
         augmentation: what real and synthetic images go through before they are compared.
         representatives: what slots start from and may be held to.
-        weights: of the terms by name: mean, mmd, gradient, diversity, center, classification, pixel, representative.
+        weights: of the terms by name: mean, mmd, gradient, diversity, center, classification, pixel, representative,
+            own.
+        own: the term of that name, see `losses.own`.
         factor: every image is cut into factor x factor before it is looked at.
         images_per_step: at most, of a class; more are drawn from at random. None takes all.
         images_at_once: bounds memory: a chunk holds as many classes as have this many images together, synthetic ones
@@ -59,6 +62,7 @@ class Objective:
     augmentation: Augmentation
     representatives: Representatives
     weights: Mapping[str, float]
+    own: Term | None = None
     factor: int = 1
     images_per_step: int | None = None
     images_at_once: int | None = None
@@ -82,7 +86,7 @@ class CondenseStep:
         self.draw, self.num_processes = draw, objective.num_processes
         self.synthesize, self.real, self.augmentation = objective.synthesize, objective.real, objective.augmentation
         self.representatives, self.weights, self.factor = objective.representatives, objective.weights, objective.factor
-        self.scale = objective.scale
+        self.scale, self.own_term = objective.scale, objective.own
         self.gradient_metric: Metric = objective.gradient_metric
         self.images_at_once = objective.images_at_once
         self.extractor, self.device = draw.extractor, draw.extractor.mean.device
@@ -167,6 +171,9 @@ class CondenseStep:
             parts["classification"] = classification_loss(self.extractor.logits(features), labels)
         if "pixel" in on:
             parts["pixel"] = pixel_anchor_loss(targets.pooled, targets.contrast, images)
+        if "own" in on and self.own_term is not None:
+            real = targets.features if isinstance(targets, BatchTargets) else None
+            parts["own"] = self.own_term(Seen(images, features_syn, targets.centers, real, own))
         parts = {name: part * share_of_mean for name, part in parts.items()}
         if "representative" in on and len(self.draw.anchors):
             anchored = self.representatives.read(anchors)

@@ -8,9 +8,11 @@ from gencond.losses.diversity import diversity_loss
 from gencond.losses.gradient import gradient_matching_loss
 from gencond.losses.mean import mean_matching_loss
 from gencond.losses.mmd import fourier_mmd_loss, mmd_loss, squared_mmd
+from gencond.losses.own import Seen, register_term
 from gencond.losses.total import total_loss
 
 __all__ = [
+    "Seen",
     "center_loss",
     "classification_loss",
     "discriminator_hinge_loss",
@@ -21,6 +23,7 @@ __all__ = [
     "mean_matching_loss",
     "mmd_loss",
     "pixel_anchor_loss",
+    "register_term",
     "representative_loss",
     "squared_mmd",
     "total_loss",
