@@ -23,6 +23,7 @@ from gencond.common.errors import InputError
 from gencond.common.files import alone_in, write_text
 from gencond.common.progress import spoken_time
 from gencond.common.room import require_place
+from gencond.condensing.backbones import usual_blocks
 from gencond.condensing.checks import check_fit
 from gencond.condensing.encode import Encoding
 from gencond.condensing.forecast import Forecast, Stage, forecast
@@ -31,6 +32,7 @@ from gencond.condensing.pretrain import Pretraining
 from gencond.condensing.quick_score import num_held_out
 from gencond.condensing.run_folder import PLAN_LOCK, RunFolder
 from gencond.config import DEFAULT_RECIPE, Recipe, load_recipe, parse_recipe, read_recipe_file, to_dict, to_yaml
+from gencond.data.images import LabeledImages
 from gencond.examine import Patient, examine
 from gencond.networks.convnet import automatic_depth
 from gencond.networks.extractor import can_compile, emulates_bfloat16
@@ -52,6 +54,8 @@ SMALLEST_HALVED = 48  # pixels of a side; extractors see larger images at the si
 SMALLEST_CUT = 16  # pixels of a side; smaller images are not cut in four
 # Parts a side that an image is cut into: the most that leaves parts of so many pixels and codes of a class.
 CUTS, SMALLEST_PART, FEWEST_SLOTS = (4, 3), 8, 10
+CODE_SHARE = 0.25  # of the values of such a part: as many numbers has its code at most
+LONGEST_CHUNK = 64
 SMALLEST_SEEN = 16  # pixels of a side at which networks see images that are cut into so many
 SCORES_IN_A_RUN, SCORE_IMAGES, SCORED_FROM = 5, 500, 500  # training images, of which a tenth is held out at most
 LEAST_MINUTES = 1.0
@@ -164,6 +168,7 @@ def derived(patient: Patient, asked: Recipe, given: set[str], device: torch.devi
         f"synthesizer.by_parts={'true' if cuts else 'false'}",
         *(ON_A_CPU if device.type == "cpu" else ON_A_GPU),
         "features.width=64",
+        *([f"generator.chunk_dim={_chunk_dim(patient.sample, factor)}"] if cuts and factor in CUTS else []),
         f"features.resize={_seen_at(side, factor) if cuts else 'null'}",
         f"features.precision={precision}",
         f"features.compile={'true' if compiles else 'false'}",
@@ -185,6 +190,13 @@ def factor_of(side: int, smallest: int) -> int:
         if side % factor == 0 and side // factor >= SMALLEST_PART and smallest // factor**2 >= FEWEST_SLOTS:
             return factor
     return 2 if side >= SMALLEST_CUT and side % 2 == 0 and smallest >= 4 else 1
+
+
+def _chunk_dim(sample: LabeledImages, factor: int) -> int:
+    """Numbers of each chunk of a part's code, which has one for each block of the generator and one more."""
+    side = sample.image_size // factor
+    chunks = usual_blocks(side) + 1
+    return max(1, min(LONGEST_CHUNK, int(CODE_SHARE * sample.channels * side**2 / chunks)))
 
 
 def _seen_at(side: int, factor: int) -> int | str:

@@ -11,6 +11,7 @@ from conftest import TINY
 import gencond
 from gencond.cli import main
 from gencond.common.errors import InputError
+from gencond.condensing.build import generator_maker
 from gencond.condensing.checks import check_fit
 from gencond.condensing.forecast import Amount, Cost, Forecast, Stage
 from gencond.config import load_recipe, parse_recipe, to_dict, to_yaml
@@ -66,6 +67,9 @@ def test_parts_slots_and_lengths_follow_from_the_images(
     assert max(recipe.evaluate.ipc) <= of_class and recipe.data.image_size == side
     assert (f"{factor**2} in one" in dict(reasons(recipe, about, CPU))["made"]) == (factor > 1)
     assert recipe.condense.images_per_step == 12 * max(4, factor**2)
+    if factor > 2:  # codes of small parts are no longer than a quarter of what they stand for
+        maker = generator_maker(recipe, about.sample)
+        assert maker.new().config.latent_dim <= 3 * (side // factor) ** 2 / 4
 
 
 @pytest.mark.parametrize("size", GENERATOR_SIZES)

@@ -42,6 +42,11 @@ def made_size(image_size: int, factor: int, by_parts: bool) -> int:
     return size
 
 
+def usual_blocks(size: int) -> int:
+    """Blocks of a generator of a size in pixels, so that its first feature map has 4 to 7."""
+    return max(1, (size // 4).bit_length() - 1)
+
+
 @dataclass(frozen=True)
 class GeneratorMaker:
     """Makes the generators that condensing may start from, all of one shape, for one data set.
@@ -72,7 +77,7 @@ class GeneratorMaker:
             ValueError: a size that the blocks cannot make.
         """
         part, size = self.part, self.size
-        num_blocks = part.num_blocks or max(1, (size // 4).bit_length() - 1)  # a first feature map of 4 to 7 pixels
+        num_blocks = part.num_blocks or usual_blocks(size)
         with seeded(self.seed):
             if part.backbone == "biggan_deep":
                 return BigGANDeepGenerator(

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -156,7 +156,7 @@ def find_in_tables(source: str | Path, columns: Columns = THE_ONLY_ONES) -> Tabl
             raise InputError(f"{source}: {missing} of {len(read)} rows of split {split!r} have no {label!r}")
         if not tables:
             names_of = given
-            logger.info("data: columns %r and %r of %s are its images and classes", image, label, source)
+            _say_columns(str(source), image, label)
         elif given != names_of:
             read = _renumbered(f"{source}: split {split!r}", read, given, names_of)
         tables.append(_encoded(table, image))
@@ -168,6 +168,12 @@ def find_in_tables(source: str | Path, columns: Columns = THE_ONLY_ONES) -> Tabl
         Path(source), class_names, names, rank[torch.cat(labels)], num_train, len(tables) > 1, tuple(rank.tolist()),
         tables=tuple(tables),
     )  # fmt: skip
+
+
+@cache
+def _say_columns(source: str, image: str, label: str) -> None:
+    """What is read: once, though a plan looks at a set before a run."""
+    logger.info("data: columns %r and %r of %s are its images and classes", image, label, source)
 
 
 def _opened(source: str | Path) -> Mapping[str, "Dataset"]:
