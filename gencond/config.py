@@ -580,7 +580,7 @@ def _is_same_source(named: Any, given: str) -> bool:
 def column_overrides(image: str | None, label: str | None) -> list[str]:
     """Overrides that name the columns of a table; none where both are None."""
     given = zip(COLUMNS, (image, label), strict=True)
-    return [f"data.{field}={json.dumps(name)}" for field, name in given if name is not None]
+    return [f"data.{field}={json.dumps(name, ensure_ascii=False)}" for field, name in given if name is not None]
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:

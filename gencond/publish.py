@@ -23,10 +23,6 @@ from gencond.generator.loading import HUB_ID
 logger = logging.getLogger(__name__)
 
 PICTURE = "samples.png"
-ON_HUB = {  # named sets, as the Hub calls them
-    "cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "mnist": "ylecun/mnist",
-    "fashion_mnist": "zalando-datasets/fashion_mnist",
-}  # fmt: skip
 
 
 def push(path: str | Path, name: str, *, private: bool = False, license: str | None = None) -> str:
@@ -71,8 +67,8 @@ def hub_card(condensed: Condensed, name: str, report: Evaluation | None, license
     text = model_card(condensed, markdown_results(rows) if rows else "")
     text = text.replace('gencond.load("path/to/this/folder")', f'gencond.load("{name}")', 1)
     card = ModelCard(text.replace("\n```python\n", f"\n![samples, a class a row]({PICTURE})\n\n```python\n", 1))
-    source = str(((condensed.config.provenance or {}).get("data") or {}).get("source", ""))
-    dataset = _dataset_on_hub(source)
+    data = (condensed.config.provenance or {}).get("data") or {}
+    source, dataset = str(data.get("source", "")), data.get("on_hub")
     about = cast(ModelCardData, card.data)  # which its class calls by another name
     about.license = license
     about.datasets = [dataset] if dataset else None
@@ -81,14 +77,6 @@ def hub_card(condensed: Condensed, name: str, report: Evaluation | None, license
         about.model_name = name.partition("/")[2]
         about.eval_results = [_result(row, report, dataset or source) for row in own]
     return card
-
-
-def _dataset_on_hub(source: str) -> str | None:
-    """The id of a set on the Hub, where the source is one."""
-    if source in ON_HUB:
-        return ON_HUB[source]
-    of_hub = re.fullmatch(rf"hf:({HUB_ID})(:[^@]*)?(@.*)?", source)
-    return of_hub[1] if of_hub else None
 
 
 def _result(row: Row, report: Evaluation, dataset: str) -> EvalResult:

@@ -13,6 +13,8 @@ from huggingface_hub import ModelCard
 
 import gencond
 from gencond.common.errors import InputError
+from gencond.condensing.run_folder import provenance as provenance_of
+from gencond.config import load_recipe
 from gencond.data.images import LabeledImages
 from gencond.eval.results import GENCOND
 from gencond.publish import hub_card, push
@@ -101,16 +103,20 @@ def test_the_card_has_metadata_that_the_hub_reads_and_the_measured_scores(
 
 
 @pytest.mark.parametrize(
-    ("source", "expected"),
+    ("source", "expected", "called"),
     [
-        ("cifar10", ["uoft-cs/cifar10"]),
-        ("hf:owner/set", ["owner/set"]),
-        ("hf:owner/set:fine@main", ["owner/set"]),
-        ("photos", None),
+        ("cifar10", ["uoft-cs/cifar10"], "cifar10"),
+        ("hf:owner/set", ["owner/set"], "hf:owner/set"),
+        ("hf:owner/set:fine@main", ["owner/set"], "hf:owner/set:fine@main"),
+        ("/somewhere/cifar10", None, "cifar10"),
     ],
 )
-def test_the_card_names_a_set_of_the_hub(source: str, expected: list[str] | None, few_digits: LabeledImages) -> None:
-    provenance = {"data": {"source": source, "num_images": 1, "fingerprint": "?"}}
+def test_the_card_names_a_set_of_the_hub_and_no_folder_that_is_called_like_one(
+    source: str, expected: list[str] | None, called: str, few_digits: LabeledImages
+) -> None:
+    made_by = load_recipe("dm:digits", source=source)
+    provenance = provenance_of(made_by, few_digits)
+    assert provenance["data"]["source"] == provenance["recipe"]["data"]["source"] == called
     condensed = gencond.CondensedPixels(few_digits.class_names, 1, 8, 1, provenance=provenance)
     assert hub_card(condensed, NAME, None, None).data.to_dict().get("datasets") == expected
 

@@ -38,6 +38,7 @@ from gencond.common.files import (
 from gencond.common.provenance import current_commit, library_versions
 from gencond.config import Recipe, first_difference, load_recipe, to_dict, to_yaml
 from gencond.data.images import LabeledImages
+from gencond.data.tables import hub_id, name_of_source
 from gencond.generator.artefact import Condensed
 from gencond.generator.dataset import ARTEFACT_FOLDER
 
@@ -304,7 +305,8 @@ def prepare_run(path: Path, recipe: Recipe, data: LabeledImages, weights: Mappin
 def describe_data(source: str, data: LabeledImages) -> dict[str, Any]:
     """What was condensed, without its path."""
     return {
-        "source": Path(source).name,
+        "source": name_of_source(source),
+        **({"on_hub": found} if (found := hub_id(source)) else {}),
         "fingerprint": data.fingerprint,
         "num_images": len(data),
         "num_classes": data.num_classes,
@@ -323,7 +325,7 @@ def provenance(
         weights: see `RunFolder.prepare`; `pretrained` among them says that the recipe's own pretraining was left out.
     """
     values = to_dict(recipe)
-    values["data"]["source"] = Path(recipe.data.source).name
+    values["data"]["source"] = name_of_source(recipe.data.source)
     for part in ("features", "generator"):
         if values[part]["weights"] is not None:
             values[part]["weights"] = Path(values[part]["weights"]).name

@@ -24,7 +24,7 @@ from gencond.losses.center import center_loss
 from gencond.losses.classification import classification_loss
 from gencond.losses.diversity import diversity_loss
 from gencond.losses.gradient import Metric
-from gencond.losses.own import Seen, Term
+from gencond.losses.own import Seen, Term, value_of
 from gencond.losses.total import total_loss
 
 OF_FEATURES = frozenset(("mean", "mmd", "diversity", "center", "classification", "own"))
@@ -173,7 +173,7 @@ class CondenseStep:
             parts["pixel"] = pixel_anchor_loss(targets.pooled, targets.contrast, images)
         if "own" in on and self.own_term is not None:
             real = targets.features if isinstance(targets, BatchTargets) else None
-            parts["own"] = self.own_term(Seen(images, features_syn, targets.centers, real, own))
+            parts["own"] = value_of(self.own_term, Seen(images, features_syn, targets.centers, real, own))
         parts = {name: part * share_of_mean for name, part in parts.items()}
         if "representative" in on and len(self.draw.anchors):
             anchored = self.representatives.read(anchors)

@@ -24,7 +24,7 @@ from gencond.data.source import (
     split_named,
     unpack_first,
 )
-from gencond.data.tables import THE_ONLY_ONES, Columns, find_in_tables, is_table
+from gencond.data.tables import PARQUET, THE_ONLY_ONES, Columns, find_in_tables, is_table
 
 logger = logging.getLogger(__name__)
 
@@ -182,9 +182,10 @@ def _folders(root: Path, left_out: LeftOut | None = None) -> list[Path]:
                 continue
             if entry.is_symlink() and not os.path.exists(entry.path):
                 raise InputError(f"{entry.path} is a link to nothing: mend or remove it")
-            if Path(entry).suffix.lower() not in image_extensions():
+            suffix = Path(entry).suffix.lower()
+            if suffix not in (*image_extensions(), PARQUET):
                 continue
-            kind = "image(s) that lie in no class folder"
+            kind = "parquet file(s) beside folders" if suffix == PARQUET else "image(s) that lie in no class folder"
         elif (real := os.path.realpath(entry.path)) in above:
             kind = LINKS_BACK
         elif is_ours(entry.path):

@@ -68,6 +68,8 @@ def load_real(
     Raises:
         InputError: nothing there, classes without images, unreadable images, sets that do not fit each other.
     """
+    if any(columns) and not holds_encoded(source):
+        raise InputError(f"{source} has no columns: leave --image-column and --label-column out")
     if source in NAMED_SETS:
         if Path(source).exists():
             logger.info("data: %s is the named set; the folder or file of that name is ./%s", source, source)

@@ -253,6 +253,10 @@ def numbered_classes(
         InputError: numbers without a name, a class without training images.
     """
     low, high = int(labels.min()), int(labels.max())
+    if given is None and low == 1:
+        raise InputError(f"{where}: class indices go from 1 to {high}: number the classes from 0")
+    if given is not None and (empty := next((n for n, name in enumerate(given) if not name.strip()), None)) is not None:
+        raise InputError(f"{where}: class number {empty} has an empty name: give it one")
     if given is None and 0 <= low and high < num_train:  # each class has an image: no more names than that are made
         width = len(str(high))
         given = [f"{label:0{width}d}" for label in range(high + 1)]

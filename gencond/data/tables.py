@@ -4,6 +4,7 @@
 may be larger than that.
 """
 
+import glob
 import hashlib
 import io
 import logging
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HUB = "hf:"
+ON_HUB = {  # named sets, as the Hub calls them
+    "cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "mnist": "ylecun/mnist",
+    "fashion_mnist": "zalando-datasets/fashion_mnist",
+}  # fmt: skip
 HUB_NAME = re.compile(r"hf:(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[^:@]+))?(@(?P<revision>[^@]+))?")
 SAVED = (("dataset_dict.json",), ("dataset_info.json", "state.json"))  # by `save_to_disk` of several splits, of one
 PARQUET = ".parquet"
@@ -48,6 +53,17 @@ class Columns(NamedTuple):
 
 
 THE_ONLY_ONES = Columns()
+
+
+def name_of_source(source: str) -> str:
+    """What a source is called where its path is nobody's business: a set of the Hub is named whole."""
+    return source if source.startswith(HUB) else Path(source).name
+
+
+def hub_id(source: str) -> str | None:
+    """The id on the Hub of the set that a source is; None where it is none of the Hub."""
+    found = HUB_NAME.fullmatch(source)
+    return found["name"] if found else ON_HUB.get(source)
 
 
 def columns_of(part: Data) -> Columns:
@@ -74,8 +90,8 @@ class TableSource(ImageSource):
         cell = next(iter(self.tables[number][row - number * self.num_train].values()))
         if cell is None:
             return b""
-        if cell["bytes"] is None:
-            file = Path(cell["path"] or "")
+        if cell["bytes"] is None:  # a path, from where the table lies unless it is absolute
+            file = (self.root if self.root.is_dir() else self.root.parent) / (cell["path"] or "")
             content = file.read_bytes() if file.is_file() else b""
         else:
             content = cell["bytes"]
@@ -91,7 +107,7 @@ class TableSource(ImageSource):
     def identities(self) -> UInt64[np.ndarray, " n"]:
         digests = []
         for table in self.tables:
-            of_files = hashlib.blake2b(digest_size=16)
+            of_files = hashlib.blake2b(table.column_names[0].encode(), digest_size=16)
             for file in table.cache_files:
                 about = os.stat(file["filename"])
                 of_files.update(os.fsencode(f"{file['filename']}\0{about.st_size}\0{about.st_mtime_ns}\0"))
@@ -144,24 +160,35 @@ def find_in_tables(source: str | Path, columns: Columns = THE_ONLY_ONES) -> Tabl
     if find_spec("datasets") is None:
         raise InputError(f"{source} is read by `datasets`, which is not installed: pip install 'gencond[hf]'")
     with main_process_first():  # one process downloads and converts, the others find it
-        train, test = _parts(str(source), _opened(source))
-    names_of, tables, labels, names = None, [], [], []
-    for split, table in filter(None, (train, test)):
-        image, label = _columns_of(str(source), table, columns)
-        read, given = _labels_of(f"{source}: split {split!r}", table, label)
-        if tables and (read == UNLABELLED).all():
+        splits = _opened(source)
+    train, held_out = _parts(str(source), splits)
+    image, label = _columns_of(str(source), splits[train], columns)
+    _say_columns(str(source), image, label)
+    names_of, tables, labels, names, looked_at, read_from = None, [], [], [], [], []
+    for split in (train, *held_out):
+        looked_at.append(split)
+        table, where = splits[split], f"{source}: split {split!r}"
+        if image not in table.features or not _holds_images(table.features[image]):
+            raise InputError(f"{where} has no images in column {image!r}, as {train!r} has")
+        read, given = _labels_of(where, table, label) if label in table.features else (None, None)
+        if tables and (read is None or (read == UNLABELLED).all()):
             logger.info("data: split %r of %s is left out: its images have no labels", split, source)
-            break
-        if (missing := int((read == UNLABELLED).sum())) > 0:
-            raise InputError(f"{source}: {missing} of {len(read)} rows of split {split!r} have no {label!r}")
+            continue
+        missing = len(table) if read is None else int((read == UNLABELLED).sum())
+        if read is None or missing:
+            raise InputError(f"{where}: {missing} of {len(table)} rows have no {label!r}")
         if not tables:
             names_of = given
-            _say_columns(str(source), image, label)
         elif given != names_of:
-            read = _renumbered(f"{source}: split {split!r}", read, given, names_of)
+            read = _renumbered(where, read, given, names_of)
+        read_from.append(split)
         tables.append(_encoded(table, image))
         labels.append(read)
         names += _names_of_rows(split, tables[-1], image)
+        if len(tables) == 2:
+            break
+    if left := [split for split in splits if split not in looked_at]:
+        logger.info("data: of %s only splits %s are read, not %s", source, ", ".join(read_from), left)
     num_train = len(labels[0])
     class_names, rank = numbered_classes(torch.cat(labels), names_of, num_train, str(source))
     return TableSource(
@@ -191,7 +218,11 @@ def _opened(source: str | Path) -> Mapping[str, "Dataset"]:
             opened = datasets.load_from_disk(str(path))
         else:
             opened = datasets.load_dataset(
-                "parquet", data_files={split: list(map(str, files)) for split, files in _files_by_split(path).items()}
+                "parquet",
+                data_files={
+                    split: [glob.escape(str(file)) for file in files]  # which `datasets` takes for patterns
+                    for split, files in _files_by_split(path).items()
+                },
             )
     except InputError:
         raise
@@ -231,19 +262,15 @@ def _files_by_split(path: Path) -> dict[str, list[Path]]:
     return {split or "train": files for split, files in found.items()}
 
 
-def _parts(source: str, splits: Mapping[str, "Dataset"]) -> tuple[tuple[str, "Dataset"], tuple[str, "Dataset"] | None]:
-    """(training split, test split), each with its name. Raises InputError where it is not clear which these are."""
+def _parts(source: str, splits: Mapping[str, "Dataset"]) -> tuple[str, list[str]]:
+    """(training split, those that may be the test set, the likeliest first). Raises InputError where none is train."""
     if len(splits) == 1:
-        return next(iter(splits.items())), None
+        return next(iter(splits)), []
     meant = {name: split_named(name) for name in splits}
     train = [name for name, split in meant.items() if split == "train"]
     if len(train) != 1:
         raise InputError(f"{source} has splits {', '.join(splits)}: one of them has to be called train")
-    held_out = [name for split in ("test", "validation") for name in splits if meant[name] == split]
-    left = [name for name in splits if name not in (train[0], *held_out[:1])]
-    if left:
-        logger.info("data: of %s only splits %s are read, not %s", source, ", ".join([train[0], *held_out[:1]]), left)
-    return (train[0], splits[train[0]]), (held_out[0], splits[held_out[0]]) if held_out else None
+    return train[0], [name for split in ("test", "validation") for name in splits if meant[name] == split]
 
 
 def _columns_of(source: str, table: "Dataset", columns: Columns) -> tuple[str, str]:
@@ -285,7 +312,8 @@ def _chosen(
         return given
     if len(likely) != 1:
         found = f"columns {', '.join(likely)} can all hold {what}" if likely else f"no column holds {what}"
-        mend = f": name one with --{kind}-column" if likely else f": it has {', '.join(table.features) or 'none'}"
+        has = ", ".join(f"{name} ({getattr(feature, 'dtype', feature)})" for name, feature in table.features.items())
+        mend = f": name one with --{kind}-column" if likely else f": it has {has or 'none'}"
         raise InputError(f"{source}: {found}{mend}")
     return likely[0]
 
@@ -297,8 +325,13 @@ def _labels_of(where: str, table: "Dataset", column: str) -> tuple[Int64[Tensor,
     feature = table.features[column]
     cells = _cells(table, column)
     if isinstance(feature, ClassLabel) or feature.dtype in INTEGERS:
-        numbers = torch.from_numpy(cells.fill_null(UNLABELLED).to_numpy().astype(np.int64))
-        return numbers, list(feature.names) if isinstance(feature, ClassLabel) and feature.names else None
+        numbers = torch.from_numpy(cells.cast("int64").fill_null(UNLABELLED).to_numpy().copy())
+        names = list(feature.names) if isinstance(feature, ClassLabel) and feature.names else None
+        end = len(names) if names else torch.iinfo(numbers.dtype).max
+        if len(odd := numbers[(numbers < UNLABELLED) | (numbers >= end)]):
+            known = f"0 to {end - 1}" if names else "0 and more"
+            raise InputError(f"{where} has {column!r} {int(odd[0])}: classes are numbered {known}")
+        return numbers, names
     texts = [None if text is None else str(text) for text in cells.to_pylist()]
     names = sorted({text for text in texts if text is not None})
     if any(not name.strip() for name in names):

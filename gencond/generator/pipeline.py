@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -58,10 +58,18 @@ class CondensedPipeline(DiffusionPipeline):
         """
         return cls(load(name_or_path, device))
 
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # the same, by name
+        self, save_directory: str | Path, **options: Any
+    ) -> None:
+        """diffusers' own, into a folder. Raises InputError for `push_to_hub`, which `gencond.push` does."""
+        if options.pop("push_to_hub", False):
+            raise InputError('gencond.push(folder, "owner/name") puts an artefact on the Hub: leave push_to_hub out')
+        super().save_pretrained(save_directory, **options)
+
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: Sequence[SupportsIndex | str] | None = None,
+        class_labels: SupportsIndex | str | Sequence[SupportsIndex | str] | None = None,
         num_images_per_class: SupportsIndex = 1,
         generator: torch.Generator | None = None,
         output_type: str = "pil",
@@ -70,7 +78,7 @@ class CondensedPipeline(DiffusionPipeline):
         """The first images of each class: those of 2 are the first two of those of 10.
 
         Args:
-            class_labels: indices or names, in the order wanted, each once; None for all classes.
+            class_labels: indices or names, in the order wanted, each once, or a single one; None for all classes.
             num_images_per_class: at least 1. An artefact whose images are several in one counts each of them here.
             generator: its seed is that of the images past the learned codes; None: the artefact's own.
             output_type: `"pil"`, `"np"` or `"pt"`.
@@ -84,7 +92,8 @@ class CondensedPipeline(DiffusionPipeline):
         if count < 1:
             raise InputError(f"num_images_per_class is {count}: at least 1")
         seed = None if generator is None else generator.initial_seed()
-        images, labels = self.condensed.sample(-(-count // in_one), class_labels, seed)
+        wanted = [class_labels] if isinstance(class_labels, str | SupportsIndex) else class_labels
+        images, labels = self.condensed.sample(-(-count // in_one), wanted, seed)
         kept = torch.arange(len(labels), device=labels.device) % (-(-count // in_one) * in_one) < count
         images, labels = images[kept], labels[kept]
         made: list[Image.Image] | np.ndarray | Tensor = images

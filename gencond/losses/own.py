@@ -38,9 +38,23 @@ def register_term(name: str, term: Term) -> None:
     A run that goes on needs it again under the same name; that it is the same function is the caller's affair.
 
     Args:
-        term: `Seen` -> a scalar, the mean over the classes that it is given.
+        term: `Seen` -> a scalar with gradient, the mean over the classes that it is given.
+    Raises:
+        InputError: a name that is no text, a term that is no function.
     """
+    if not isinstance(name, str) or not callable(term):
+        raise InputError(f"register_term({name!r}, {term!r}): expected a name and a function of what is seen")
     _TERMS[name] = term
+
+
+def value_of(term: Term, seen: Seen) -> Tensor:
+    """What a term says. Raises InputError where it is no scalar that can be learned from."""
+    value = term(seen)
+    if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
+        got = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        got += " without gradient" if isinstance(value, Tensor) and not value.requires_grad else ""
+        raise InputError(f"objective.own_term returned {got}: expected a scalar with gradient")
+    return value
 
 
 def own_term(name: str) -> Term:

@@ -15,13 +15,13 @@ import gencond
 from gencond.cli import main
 from gencond.common.errors import InputError
 from gencond.common.ranges import to_uint8
-from gencond.config import parse_recipe
+from gencond.config import column_overrides, load_recipe, parse_recipe
 from gencond.data import decode
 from gencond.data.decode import read_into_memory
 from gencond.data.find import find_images
 from gencond.data.load import load_real
 from gencond.data.mapped import MappedImages
-from gencond.data.tables import Columns, TableSource, find_in_tables
+from gencond.data.tables import Columns, TableSource, columns_of, find_in_tables
 
 CLASSES = ["zebra", "ant", "10", "2"]  # in no order: as text "10" < "2" < "ant" < "zebra"
 SIDE = 8
@@ -148,8 +148,11 @@ def test_a_column_of_classes_goes_before_other_numbers(tmp_path: Path) -> None:
     [
         ({"train": table([0, 1, 2])}, "class '2' of .* has no images: add some or remove the class"),
         ({"a": table(range(4)), "b": table(range(4))}, "has splits a, b: one of them has to be called train"),
-        ({"train": table(range(4), label=datasets.ClassLabel(names=CLASSES))}, "no column holds images: it has label"),
-        ({"train": table(range(4), image=datasets.Image())}, "no column holds classes: it has image"),
+        (
+            {"train": table(range(4), label=datasets.ClassLabel(names=CLASSES))},
+            "no column holds images: it has label .int64.",
+        ),
+        ({"train": table(range(4), image=datasets.Image())}, "no column holds classes: it has image .PIL"),
         (
             {
                 "train": table(range(4), image=datasets.Image(), label=datasets.Value("string")),
@@ -174,8 +177,85 @@ def test_images_without_a_label_are_left_out_as_a_test_set_and_refused_otherwise
     with caplog.at_level("INFO", logger="gencond"):
         found = assert_read(saved(tmp_path / "one", train=table(range(8)), test=hidden), range(8))
     assert not found.has_test and "split 'test' of" in caplog.text and "its images have no labels" in caplog.text
-    with pytest.raises(InputError, match="4 of 12 rows of split 'train' have no 'label'"):
+    with pytest.raises(InputError, match="split 'train': 4 of 12 rows have no 'label'"):
         find_in_tables(saved(tmp_path / "two", train=datasets.concatenate_datasets([table(range(8)), hidden])))
+
+
+def test_the_validation_split_is_the_test_set_where_the_other_has_no_labels(tmp_path: Path) -> None:
+    unlabelled = table(range(30, 34), image=datasets.Image())
+    of = {"train": table(range(8)), "test": unlabelled, "validation": table(range(20, 24))}
+    found = assert_read(saved(tmp_path / "set", **of), [*range(8), *range(20, 24)])
+    assert found.has_test and found.num_train == 8
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "uint32", "int64"])
+def test_whole_numbers_of_every_kind_are_classes(kind: str, tmp_path: Path) -> None:
+    table(range(8), image=datasets.Image(), label=datasets.Value(kind)).to_parquet(tmp_path / "set.parquet")
+    assert find_in_tables(tmp_path / "set.parquet").labels.tolist() == [0, 1, 2, 3] * 2
+
+
+def test_numbers_that_mean_no_class_are_refused_in_every_split(tmp_path: Path) -> None:
+    for number, odd in enumerate((-2, 7)):
+        strange = table(range(4)).cast_column("label", datasets.Value("int64"))
+        strange = strange.map(lambda row, odd=odd: {"label": odd}, features=strange.features)
+        other = datasets.ClassLabel(names=CLASSES[::-1])
+        strange._info.features["label"] = other  # as files say that were written by something else
+        root = saved(tmp_path / str(number), train=table(range(8)), test=strange)
+        with pytest.raises(InputError, match=f"split 'test' has 'label' {odd}: classes are numbered 0 to 3"):
+            find_in_tables(root)
+    from_one = table(range(8), image=datasets.Image(), label=datasets.Value("int64"))
+    from_one = from_one.map(lambda row: {"label": row["label"] + 1})
+    from_one.save_to_disk(str(tmp_path / "from_one"))
+    with pytest.raises(InputError, match="class indices go from 1 to 4: number the classes from 0"):
+        find_in_tables(tmp_path / "from_one")
+    nameless = table(range(8), image=datasets.Image(), label=datasets.ClassLabel(names=["a", " ", "c", "d"]))
+    nameless.save_to_disk(str(tmp_path / "nameless"))
+    with pytest.raises(InputError, match="class number 1 has an empty name"):
+        find_in_tables(tmp_path / "nameless")
+
+
+def test_names_of_files_are_no_patterns(tmp_path: Path) -> None:
+    (tmp_path / "x[1]").mkdir()
+    table(range(8)).to_parquet(tmp_path / "x[1]" / "set*.parquet")
+    table(range(8, 16)).to_parquet(tmp_path / "x[1]" / "set2.parquet")
+    assert_read(tmp_path / "x[1]" / "set*.parquet", range(8))
+    assert_read(tmp_path / "x[1]" / "set2.parquet", range(8, 16))
+
+
+def test_another_column_of_images_is_decoded_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "MAPPED_ABOVE_BYTES", 0)
+    rows = [{"one": {"bytes": png(k)}, "two": {"bytes": png(k + 50)}, "label": k % 4} for k in range(16)]
+    known = {"one": datasets.Image(), "two": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)}
+    datasets.Dataset.from_list(rows, features=datasets.Features(known)).save_to_disk(str(tmp_path / "set"))
+    first, second = (load_real(str(tmp_path / "set"), columns=Columns(name))[0].images[:] for name in ("one", "two"))
+    assert not torch.equal(first[: len(second)], second[: len(first)])
+
+
+def test_paths_in_a_table_are_those_from_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    (tmp_path / "there" / "pictures").mkdir(parents=True)
+    for k in range(8):
+        (tmp_path / "there" / "pictures" / f"{k}.png").write_bytes(png(k))
+    cells = [{"bytes": None, "path": f"pictures/{k}.png"} for k in range(8)]
+    cells = pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    plain = pa.table({"image": cells, "label": [CLASSES[k % 4] for k in range(8)]})
+    pyarrow.parquet.write_table(plain, tmp_path / "there" / "set.parquet")
+    monkeypatch.chdir(tmp_path)
+    assert_read(tmp_path / "there" / "set.parquet", range(8))
+
+
+def test_a_column_of_any_name_can_be_named(tmp_path: Path) -> None:
+    for number, name in enumerate(("a = b: c", "10", "null", "ä", "\U0001f600")):
+        known = {
+            "image": datasets.Image(),
+            name: datasets.ClassLabel(names=CLASSES),
+            "x": datasets.ClassLabel(names=CLASSES),
+        }
+        table(range(8), **known).save_to_disk(str(tmp_path / str(number)))
+        recipe = load_recipe("demo", column_overrides(None, name))
+        assert_read(tmp_path / str(number), range(8), columns_of(recipe.data))
 
 
 def test_further_splits_are_left_out_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -257,3 +337,5 @@ def test_columns_of_what_has_none_are_refused(tmp_path: Path) -> None:
         load_real(str(tmp_path), columns=Columns(label="x"))
     with pytest.raises(InputError, match="names no set of the Hub: expected hf:owner/name"):
         load_real("hf:owner//name")
+    with pytest.raises(InputError, match="digits has no columns: leave --image-column and --label-column out"):
+        load_real("digits", columns=Columns(label="x"))

@@ -36,6 +36,7 @@ def test_fewer_images_are_the_first_of_more_in_every_kind_of_output(pipeline: ge
     assert np.array_equal(arrays, many[:5].permute(0, 2, 3, 1).numpy())
     assert torch.equal(pipeline([1], 5, output_type="pt", return_dict=False)[0], many[:5])
     assert len(pipeline().images) == 10
+    assert pipeline(8).class_labels == pipeline("ship").class_labels == [8]
 
 
 def test_a_generator_seeds_what_comes_after_the_learned_codes() -> None:
@@ -65,6 +66,8 @@ def test_what_cannot_be_made_is_a_line(pipeline: gencond.CondensedPipeline, tmp_
         pipeline([0], output_type="png")
     with pytest.raises(InputError, match="num_images_per_class is 0: at least 1"):
         pipeline([0], 0)
+    with pytest.raises(InputError, match="gencond.push"):
+        pipeline.save_pretrained(tmp_path / "saved", push_to_hub=True)
     with pytest.raises(InputError, match="zebra"):
         pipeline(["zebra"])
     with pytest.raises(InputError, match="expected a run folder, an artefact folder or a Hub id"):

@@ -44,6 +44,22 @@ def test_a_term_sees_images_features_and_the_real_side_and_moves_what_is_learned
     assert logged and all(value > 0 for value in logged)
 
 
+@pytest.mark.parametrize(
+    ("term", "got"),
+    [
+        (lambda seen: seen.features.mean(0).sum(1), "a tensor of shape"),
+        (lambda seen: None, "NoneType"),
+        (lambda seen: 1.0, "float"),
+        (lambda seen: torch.tensor(1.0), r"a tensor of shape \[\] without gradient"),
+    ],
+    ids=["vector", "nothing", "float", "constant"],
+)
+def test_what_is_no_scalar_to_learn_from_is_said(term: object, got: str, tmp_path: Path) -> None:
+    register_term("mine", term)
+    with pytest.raises(InputError, match=f"objective.own_term returned {got}.*: expected a scalar with gradient"):
+        gencond.condense("digits", tmp_path / "run", tiny_recipe(*FEW, *CHANGES))
+
+
 def test_a_term_that_nobody_registered_is_named_before_anything_begins(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"objective.own_term=mine: call gencond.losses.register_term\('mine'"):
         gencond.condense("digits", tmp_path / "run", tiny_recipe(*FEW, *CHANGES))
