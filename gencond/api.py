@@ -80,8 +80,7 @@ def condense(
         require_path(pretrained, "pretrained")
     if data is not None and not isinstance(data, str | Path):
         raise InputError(f"data is a path or the name of a named set, not {type(data).__name__}")
-    if track is not None:
-        require_tracker(track)
+    require_tracker(track)
     overrides = listed(overrides, "overrides", str)
     source = None if data is None else data_source(str(data))
     if minutes is not None and recipe is not None:
@@ -129,8 +128,7 @@ def append(
         require_path(given, name)
     if Path(out).resolve() in (Path(path).resolve(), Path(path).resolve().parent):
         raise InputError(f"{out} is what is appended to, which stays as it is: choose another --out")
-    if track is not None:
-        require_tracker(track)
+    require_tracker(track)
     onto = load(path)
     recipe = recipe_to_append_by(onto, data_source(str(data)), listed(overrides, "overrides", str))
     new, _ = load_data(recipe.data, fewest_classes=1)

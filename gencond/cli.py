@@ -472,8 +472,7 @@ def run_pretrain(args: argparse.Namespace) -> None:
 
     out = _out(args)
     _require_generator(recipe, "is pretrained")
-    if args.track is not None:
-        require_tracker(args.track)
+    require_tracker(args.track)
     pretrained = pretrain(recipe, load_data(recipe.data)[0], out, args.track)
     if is_main_process():
         print(f"\n{pretrained} is ready; `gencond condense` with the same arguments goes on from it")

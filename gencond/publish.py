@@ -17,7 +17,7 @@ from gencond.eval.subject import judged_artefact
 from gencond.eval.wording import markdown_results
 from gencond.generator.artefact import Condensed
 from gencond.generator.card import model_card
-from gencond.generator.dataset import ARTEFACT_FOLDER, load
+from gencond.generator.dataset import artefact_folder, load
 from gencond.generator.loading import HUB_ID
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def push(path: str | Path, name: str, *, private: bool = False, license: str | N
     if not path.is_dir():
         raise InputError(f"no folder {path}: expected a run folder or an artefact folder")
     condensed = load(path)
-    folder = path / ARTEFACT_FOLDER if (path / ARTEFACT_FOLDER).is_dir() else path
+    folder = artefact_folder(path)
     card = hub_card(condensed, name, _report_of(path, condensed), license)
     with tempfile.TemporaryDirectory() as made:
         for file in (folder / "config.json", *folder.glob("*.safetensors*")):
@@ -64,9 +64,7 @@ def hub_card(condensed: Condensed, name: str, report: Evaluation | None, license
         license: see `push`.
     """
     rows = () if report is None else report.rows
-    text = model_card(condensed, markdown_results(rows) if rows else "")
-    text = text.replace('gencond.load("path/to/this/folder")', f'gencond.load("{name}")', 1)
-    card = ModelCard(text.replace("\n```python\n", f"\n![samples, a class a row]({PICTURE})\n\n```python\n", 1))
+    card = ModelCard(model_card(condensed, markdown_results(rows) if rows else "", name, PICTURE))
     data = (condensed.config.provenance or {}).get("data") or {}
     source, dataset = str(data.get("source", "")), data.get("on_hub")
     about = cast(ModelCardData, card.data)  # which its class calls by another name

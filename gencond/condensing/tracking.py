@@ -29,8 +29,10 @@ FOLDER = "track"  # of a run, for trackers that write files
 PACKAGES = {"comet_ml": "comet-ml"}  # where a tracker's package has another name
 
 
-def require_tracker(name: str) -> None:
-    """Raises InputError where accelerate knows no tracker of this name, or its package is not installed."""
+def require_tracker(name: str | None) -> None:
+    """Raises InputError where accelerate knows no tracker of a name, or its package is missing; None asks for none."""
+    if name is None:
+        return
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     if name not in LOGGER_TYPE_TO_CLASS:

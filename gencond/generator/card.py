@@ -12,11 +12,15 @@ if TYPE_CHECKING:
 LISTED_CLASSES = 12
 
 
-def model_card(condensed: "Condensed", results: str = "") -> str:
+def model_card(
+    condensed: "Condensed", results: str = "", place: str = "path/to/this/folder", picture: str | None = None
+) -> str:
     """Markdown with the front matter that the Hub reads.
 
     Args:
         results: of an evaluation, in Markdown; none leaves the section out.
+        place: what `gencond.load` takes to read it.
+        picture: a file of samples beside the card.
     """
     made = condensed.config.provenance or {}
     recipe, data = made.get("recipe", {}), made.get("data", {})
@@ -72,6 +76,7 @@ def model_card(condensed: "Condensed", results: str = "") -> str:
         else f"A data set condensed into {condensed.largest_ipc} images per class (IPC) by gencond"
     )
     ipc = condensed.largest_ipc or 10
+    shown = f"\n![samples, a class a row]({picture})\n" if picture else ""
     section = f"\n## Results\n\n{results}\n" if results else ""
     return f"""---
 library_name: gencond
@@ -85,11 +90,11 @@ pipeline_tag: unconditional-image-generation
 # {source}, condensed
 
 {what}, and a classifier trained on the samples alone should come close to one trained on the real images.
-
+{shown}
 ```python
 import gencond
 
-condensed = gencond.load("path/to/this/folder")
+condensed = gencond.load("{place}")
 images, labels = condensed.sample(ipc={ipc})        # [{ipc * condensed.images_per_slot * condensed.num_classes}, \
 {condensed.channels}, {condensed.image_size}, {condensed.image_size}] float in [0, 1], class-major
 dataset = condensed.as_dataset(ipc={ipc})           # map-style Dataset; a smaller IPC is a prefix of a larger one

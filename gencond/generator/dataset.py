@@ -160,7 +160,7 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
     path = Path(name_or_path)
     kind: type[Condensed] = CondensedDataset
     if path.is_dir():
-        folder = path / ARTEFACT_FOLDER if (path / ARTEFACT_FOLDER).is_dir() else path
+        folder = artefact_folder(path)
         kind = _require_artefact(folder)
         source = str(folder)
     elif not path.exists() and not path.parent.is_dir() and hub_place(str(name_or_path)):
@@ -172,6 +172,11 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
         )
     condensed = read_model(kind, source, "a condensed dataset")
     return condensed.to(device) if device is not None else condensed
+
+
+def artefact_folder(path: Path) -> Path:
+    """Where an artefact lies: in a folder of a run, or in the folder itself."""
+    return path / ARTEFACT_FOLDER if (path / ARTEFACT_FOLDER).is_dir() else path
 
 
 def _name_on_hub(source: str) -> str:

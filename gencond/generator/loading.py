@@ -104,12 +104,11 @@ def read_model(kind: type[Model], source: str | Path, what: str) -> Model:
         InputError: unreadable, incomplete, of another layout, or not safetensors.
     """
     try:
-        options: dict[str, Any] = {}
+        revision = None
         if (place := hub_place(str(source))) and not Path(source).exists():
             source, revision = place
             require_network(source, "config.json", revision)
-            options = {"revision": revision} if revision else {}
-        model, info = kind.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
+        model, info = kind.from_pretrained(source, use_safetensors=True, output_loading_info=True, revision=revision)
     except Exception as error:  # diffusers, safetensors and the Hub raise many kinds; all mean the same here
         raise InputError(f"{source} cannot be loaded as {what}: {first_line(error)}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
