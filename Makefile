@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow format check pages clean
+.PHONY: help demo test test-slow test-oldest format check pages clean
 help:
 	@echo "make demo       install, then condense real digits, score and report (minutes, CPU)"
 	@echo "make test       install, then run the tests (minutes, no network, no GPU)"
 	@echo "make test-slow  the long tests too"
+	@echo "make test-oldest  the tests with the oldest versions that pyproject.toml allows"
 	@echo "make format     rewrite the code in the house format"
 	@echo "make pages      write docs/reference.md from the code, and the tables of results/"
 	@echo "make check      look whether either is needed, and at types"
@@ -31,6 +32,18 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(PYTEST) -m "slow or not slow"
+
+# pip has no word for the oldest versions that fit each other; uv has.
+OLDEST := .venv-oldest
+$(OLDEST)/installed: .venv/installed
+	@echo "Installing the oldest versions into $(OLDEST) (some GB: a few minutes the first time)"
+	.venv/bin/uv venv --quiet --clear --seed --python .venv/bin/python $(OLDEST)
+	.venv/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable ".[dev]"
+	@touch $@
+
+# Warnings are no errors there: old packages use what newer ones have deprecated since.
+test-oldest: $(OLDEST)/installed
+	$(MAKE) --no-print-directory test BIN=$(OLDEST)/bin PYTEST_ADDOPTS="-W default"
 
 format: .venv/installed
 	$(BIN)/ruff format .

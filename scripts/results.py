@@ -21,7 +21,7 @@ from gencond.common.errors import InputError
 from gencond.common.files import write_text, written_whole
 from gencond.eval import results as measured
 from gencond.eval.baselines import CODEC_REAL
-from gencond.eval.drawing import plot_accuracy, plot_any_number
+from gencond.eval.plots import plot_accuracy, plot_any_number
 from gencond.eval.published import PUBLISHED
 from gencond.eval.records import Scores
 from gencond.eval.wording import markdown_table
@@ -256,7 +256,7 @@ def outdated(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def drawn_rows(table: Table) -> list[measured.Row]:
-    """Rows as `eval.drawing` takes them: one for each score of a row that has `images`."""
+    """Rows as `eval.plots` takes them: one for each score of a row that has `images`."""
     rows: list[measured.Row] = []
     ipcs = [column.ipc for column in table.columns if column.ipc]
     for row in table.rows:

@@ -38,8 +38,9 @@ from gencond.data.select import random_subset
 from gencond.eval.baselines import CODEC_REAL, WHOLE_SET, CodecFacts, RealImages
 from gencond.eval.classifier import FreshImages, RepeatedImages, train_and_test
 from gencond.eval.codec import QUALITIES, decode_mosaic, encode_mosaic, encoder_version
-from gencond.eval.drawing import plot_any_number, write_first_images
+from gencond.eval.drawing import write_first_images
 from gencond.eval.networks import build_network
+from gencond.eval.plots import plot_any_number
 from gencond.eval.protocols import check_protocol, get_protocol
 from gencond.eval.published import curves_of
 from gencond.eval.records import Scores

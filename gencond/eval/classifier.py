@@ -7,6 +7,7 @@ from functools import partial
 from typing import Literal
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from gencond.common.ranges import to_signed
@@ -26,14 +27,14 @@ PIXELS_SIDE_BY_SIDE, PIXELS_ON_ONE_THREAD = 20_000, 3_000
 
 
 @torch.no_grad()
-def top1_on_real(
+def confusion_on_real(
     network: nn.Module,
     test: LabeledImages,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     forward: Callable[[nn.Module, Tensor], Tensor] | None = None,
-) -> float:
-    """The share of test images classified rightly, in [0, 1].
+) -> Int[Tensor, "classes classes"]:
+    """How often test images of each class (rows) are taken for each class (columns).
 
     Args:
         mean, std: those of the training.
@@ -42,14 +43,20 @@ def top1_on_real(
     network.eval()
     device = next(network.parameters()).device
     shift, scale = (torch.tensor(value).view(1, -1, 1, 1) for value in (mean, std))
-    right = 0
+    confusion = torch.zeros(test.num_classes, test.num_classes, dtype=torch.int64)
     for rows in torch.arange(len(test)).split(TESTED_AT_ONCE):
         # As many at once always, by taking some again: compiled code meets one size.
         filled = torch.arange(TESTED_AT_ONCE) % len(rows) if len(test) > len(rows) else torch.arange(len(rows))
         images = ((to_signed(test.images[rows[filled]]) - shift) / scale).to(device)
         logits = forward(network, images) if forward else network(images)
-        right += int((logits[: len(rows)].argmax(1).cpu() == test.labels[rows]).sum())
-    return right / len(test)
+        answers = logits[: len(rows)].argmax(1).cpu()
+        confusion.index_put_((test.labels[rows], answers), torch.ones_like(answers), accumulate=True)
+    return confusion
+
+
+def top1_of(confusion: Int[Tensor, "classes classes"]) -> float:
+    """The share of test images classified rightly, in [0, 1]."""
+    return int(confusion.trace()) / int(confusion.sum())
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,7 @@ def train_and_test(
     device: torch.device,
     teacher: Callable[[Tensor], Tensor] | None = None,
     on_share: Callable[[float], None] = lambda share: None,
+    on_tested: Callable[[Tensor], None] = lambda confusion: None,
 ) -> list[float]:
     """Top-1 on `test`, in [0, 1], of the last iterates of classifiers, each trained on images of its own alone.
 
@@ -131,6 +139,7 @@ def train_and_test(
         seeds: of the initial weights, the order and the augmentation.
         teacher: images in [-1, 1] -> logits, for a protocol with a temperature.
         on_share: called with the share of the training that is done, in [0, 1].
+        on_tested: called with each classifier's `confusion_on_real`.
     """
     classifiers = [
         build_network(network, test.channels, test.num_classes, test.image_size, seed).to(device) for seed in seeds
@@ -164,7 +173,10 @@ def train_and_test(
                 optimizer=new_optimizer(protocol, list(classifier.parameters())),
                 on_step=lambda step, number=number: on_share((number + step / num_steps) / len(seeds)), **options,
             )  # fmt: skip
-    return [top1_on_real(classifier, test, mean, std, forward) for classifier in classifiers]
+    confusions = [confusion_on_real(classifier, test, mean, std, forward) for classifier in classifiers]
+    for confusion in confusions:
+        on_tested(confusion)
+    return list(map(top1_of, confusions))
 
 
 def _teacher_of(protocol: Protocol, logits: Callable[[Tensor], Tensor] | None) -> Teacher | None:

@@ -15,7 +15,7 @@ from gencond.common.errors import InputError, first_line
 from gencond.common.files import all_finite, cache_dir, short_hash, state_fingerprint
 from gencond.common.ranges import as_bytes
 from gencond.data.images import LabeledImages
-from gencond.eval.classifier import top1_on_real, trained_on_all
+from gencond.eval.classifier import confusion_on_real, top1_of, trained_on_all
 from gencond.eval.networks import build_network, is_own
 from gencond.eval.protocols import Protocol
 from gencond.networks.extractor import Extractor
@@ -133,8 +133,8 @@ def get_teacher(
         trained = f"here, on all training images for {TEACHING.num_steps(len(train))} steps"
     network = network.to(device)
     blank = (0.0,) * train.channels, (1.0,) * train.channels  # it normalises by itself
-    top1 = top1_on_real(network, test, *blank, forward=lambda _, images: network.logits(network(images)))
-    return GivenTeacher(name, network, top1, state_fingerprint(network), trained)
+    confusion = confusion_on_real(network, test, *blank, forward=lambda _, images: network.logits(network(images)))
+    return GivenTeacher(name, network, top1_of(confusion), state_fingerprint(network), trained)
 
 
 def _own(name: str, weights: str, train: LabeledImages) -> GivenNetwork:

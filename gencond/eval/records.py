@@ -1,9 +1,13 @@
-"""What results are made of: the scores of several seeds, and dataclasses that are read from JSON again."""
+"""What results are made of: scores and answers of several seeds, and dataclasses that are read from JSON again."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from gencond.common.errors import InputError
 
@@ -28,6 +32,47 @@ class Scores:
     def of(cls, each: Sequence[float]) -> "Scores":
         """The scores with their mean and sample deviation."""
         return cls(tuple(each), statistics.mean(each), statistics.stdev(each) if len(each) > 1 else 0.0)
+
+
+MOST_MISTAKES = 1000  # kinds of them that are kept: a matrix of a thousand classes has a million
+
+
+@dataclass(frozen=True)
+class Answered:
+    """How the classifiers of one row answered, all seeds together.
+
+    Args:
+        asked: test images of each class, times seeds.
+        right: of them answered rightly.
+        mistakes: (class, class that it was taken for, how often), the most frequent `MOST_MISTAKES` first.
+    """
+
+    asked: tuple[int, ...]
+    right: tuple[int, ...]
+    mistakes: tuple[tuple[int, int, int], ...]
+
+    @classmethod
+    def of(cls, confusion: Int[Tensor, "classes classes"]) -> "Answered":
+        """From how often images of each class (rows) were taken for each class (columns)."""
+        right = confusion.diagonal()
+        wrong = confusion - right.diag()
+        order = wrong.flatten().argsort(descending=True, stable=True)[:MOST_MISTAKES]
+        rows, columns = order // len(wrong), order % len(wrong)
+        named = torch.stack([rows, columns, wrong.flatten()[order]], dim=1).tolist()
+        mistakes = tuple((label, taken_for, times) for label, taken_for, times in named if times)
+        return cls(tuple(confusion.sum(1).tolist()), tuple(right.tolist()), mistakes)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Answered":
+        """As `dataclasses.asdict` wrote it."""
+        return read_record(
+            cls, content, asked=tuple, right=tuple, mistakes=lambda lines: tuple(tuple(line) for line in lines)
+        )
+
+    @property
+    def shares(self) -> list[float]:
+        """Of each class, that was answered rightly, in [0, 1]; 0 of a class without test images."""
+        return [right / max(1, asked) for right, asked in zip(self.right, self.asked, strict=True)]
 
 
 def read_record(kind: type[Record], content: Mapping[str, Any], **converted: Callable[[Any], Any]) -> Record:

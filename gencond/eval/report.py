@@ -10,19 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from gencond.common.files import write_text, written_whole
-from gencond.eval.drawing import (
-    NEAREST_PICTURE,
-    PAIRS_PICTURE,
-    REAL_PICTURE,
-    SYN_PICTURE,
-    plot_accuracy,
-    plot_losses,
-    plot_scores,
-    plot_storage,
-)
+from gencond.eval.drawing import NEAREST_PICTURE, PAIRS_PICTURE, REAL_PICTURE, SYN_PICTURE
+from gencond.eval.plots import plot_accuracy, plot_classes, plot_confusion, plot_losses, plot_scores, plot_storage
 from gencond.eval.published import published_curves
 from gencond.eval.results import Evaluation
 from gencond.eval.wording import (
+    about_answers,
     about_likeness,
     about_outside,
     facts,
@@ -43,11 +36,11 @@ def write_reports(out: Path, content: Evaluation, log: Sequence[Mapping[str, Any
         content: all that was measured.
         log: entries of log.jsonl, for the curves of losses and quick scores, and the cost.
     """
-    rows = content.rows
+    rows, names = content.rows, content.class_names
     plots = {"losses": plot_losses(log), "scores": plot_scores(log)}
     if rows:
-        published = published_curves(list(content.class_names))
-        plots = {"accuracy": plot_accuracy(rows), "storage": plot_storage(rows, published), **plots}
+        of_rows = {"accuracy": plot_accuracy(rows), "storage": plot_storage(rows, published_curves(list(names)))}
+        plots = {**of_rows, **plots, "classes": plot_classes(rows, names), "confusion": plot_confusion(rows, names)}
     for name, plot in plots.items():
         if plot is not None:
             with written_whole(out / "samples" / f"{name}.png") as temporary:
@@ -72,6 +65,11 @@ CAPTIONS = {
 }
 
 
+def _sentences(content: Evaluation) -> list[str]:
+    """What the table says, and what it does not."""
+    return [*verdicts(content.rows), *content.notes, *about_answers(content.rows)]
+
+
 def _markdown(
     out: Path,
     content: Evaluation,
@@ -83,8 +81,7 @@ def _markdown(
         parts += [f"![{CAPTIONS[PAIRS_PICTURE]}](samples/{PAIRS_PICTURE})", "", CAPTIONS[PAIRS_PICTURE], ""]
     if results := markdown_results(content.rows):
         parts += [results, ""]
-    parts += [f"- {sentence}" for sentence in verdicts(content.rows)]
-    parts += [f"- {note}" for note in content.notes]
+    parts += [f"- {sentence}" for sentence in _sentences(content)]
     parts += ["", *(f"![{name}](samples/{name}.png)" for name, plot in plots.items() if plot), ""]
     for picture in (REAL_PICTURE, SYN_PICTURE):
         if (out / "samples" / picture).is_file():
@@ -144,7 +141,7 @@ def _html(
             "</figure>"
         )
 
-    sentences = "".join(f"<li>{html.escape(text)}</li>" for text in [*verdicts(content.rows), *content.notes])
+    sentences = "".join(f"<li>{html.escape(text)}</li>" for text in _sentences(content))
     shown = ""
     if content.rows:
         shown = f"<p>{html.escape(heading(content.rows))}:</p>{html_table(*table(content.rows))}"

@@ -12,7 +12,7 @@ from gencond.eval.memorization import Memorisation
 from gencond.eval.metrics import Likeness
 from gencond.eval.outside.lrs import OutsideScores
 from gencond.eval.protocols import Protocol
-from gencond.eval.records import Scores, read_record
+from gencond.eval.records import Answered, Scores, read_record
 
 GENCOND = "gencond"  # the rows of what gencond's own recipes condensed
 EVALUATOR = 3  # counts up when the same question gets another answer, so that older rows are measured again
@@ -30,6 +30,7 @@ class Answer:
         codec: of photographs.
         stored: images of each class that are stored, in words; empty where any number can be made.
         seconds: of training and testing, where they were taken.
+        answered: class by class; None in rows of versions that did not keep it.
     """
 
     top1: Scores
@@ -38,6 +39,7 @@ class Answer:
     codec: CodecFacts | None = None
     stored: str = ""
     seconds: float | None = None
+    answered: Answered | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ class Row:
         num_images: that a classifier was trained on, or saw of a stream.
         top1: on the test images, in [0, 1].
         bits_per_class: that must be stored.
+        answered: class by class; None in rows of versions that did not keep it.
     """
 
     images: str
@@ -75,11 +78,15 @@ class Row:
     num_images: int | None = None
     top1: Scores
     bits_per_class: float
+    answered: Answered | None = None
 
     @property
     def answer(self) -> Answer:
         """What was measured, apart from what was asked."""
-        return Answer(top1=self.top1, num_bytes=self.num_bytes, num_images=self.num_images, codec=self.codec)
+        return Answer(
+            top1=self.top1, num_bytes=self.num_bytes, num_images=self.num_images, codec=self.codec,
+            answered=self.answered,
+        )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in report.json; what is unknown is left out."""
@@ -87,7 +94,7 @@ class Row:
             "key": self.key or None, "evaluator": self.evaluator, "teacher": self.teacher,
             "codec": self.codec and asdict(self.codec), "bytes": self.num_bytes, "num_images": self.num_images,
             "top1": list(self.top1.each), "top1_mean": self.top1.mean, "top1_std": self.top1.std,
-            "bits_per_class": self.bits_per_class,
+            "bits_per_class": self.bits_per_class, "answered": self.answered and asdict(self.answered),
         }  # fmt: skip
         asked = {name: getattr(self, name) for name in ("images", "mode", "ipc", "network", "protocol", "num_seeds")}
         return asked | {name: value for name, value in measured.items() if value is not None}
@@ -99,7 +106,7 @@ class Row:
         top1 = {field: content[name] for field, name in flat.items() if name in content}
         told = {"num_bytes" if name == "bytes" else name: value for name, value in content.items()}
         told["top1"] = read_record(Scores, top1, each=tuple)
-        return read_record(cls, told, codec=CodecFacts.from_json)
+        return read_record(cls, told, codec=CodecFacts.from_json, answered=Answered.from_json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +212,7 @@ class Question:
             images=self.images, mode=self.mode, ipc=self.ipc, network=self.network, protocol=self.protocol.name,
             num_seeds=len(answer.top1.each), key=self.key, evaluator=self.evaluator, teacher=self.teacher,
             codec=answer.codec, num_bytes=answer.num_bytes, num_images=answer.num_images, top1=answer.top1,
-            bits_per_class=8 * answer.num_bytes / num_classes,
+            bits_per_class=8 * answer.num_bytes / num_classes, answered=answer.answered,
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:

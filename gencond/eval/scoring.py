@@ -17,7 +17,7 @@ from gencond.eval.codec import QUALITIES, encoder_version
 from gencond.eval.given import GivenTeacher
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol
-from gencond.eval.records import Scores
+from gencond.eval.records import Answered, Scores
 from gencond.eval.results import EVALUATOR, Answer, Mode, Question, Row
 from gencond.eval.score_cache import ScoreCache
 from gencond.eval.subject import Subject
@@ -231,14 +231,16 @@ class _Measurement:
         num_images = sets.num_images if isinstance(sets, FreshImages) else len(sets[0])
         actual = expected if isinstance(sets, FreshImages) else self.plan.cost(num_images)
         self.bar.total += actual - expected  # a codec's file holds more
-        begun = self.bar.n
+        begun, confusions = self.bar.n, []
         scores = self._top1(question)(
             sets,
             self.test,
             seeds=self.plan.seeds,
             on_share=lambda share: self.bar.update(int(begun + share * actual) - self.bar.n),
+            on_tested=confusions.append,
         )
-        return Answer(top1=Scores.of(scores), num_bytes=num_bytes, num_images=num_images)
+        answered = Answered.of(torch.stack(confusions).sum(0))
+        return Answer(top1=Scores.of(scores), num_bytes=num_bytes, num_images=num_images, answered=answered)
 
     def _top1(self, question: Question) -> Callable[..., list[float]]:
         """`train_and_test`, but for images and seeds."""

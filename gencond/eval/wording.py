@@ -190,6 +190,17 @@ def quality_table(panel: Likeness) -> tuple[list[str], list[list[str]]]:
     return ["", *(name.upper() if name in ("fid", "kid") else name for name in names)], lines
 
 
+def about_answers(rows: Sequence[Row]) -> list[str]:
+    """A sentence where some rows do not say how the classifiers answered in each class."""
+    unknown = sum(row.answered is None for row in rows)
+    if not unknown:
+        return []
+    return [
+        f"Answers class by class are unknown of {unknown} of {len(rows)} rows, which an older version measured: move "
+        "report.json away and evaluate again to have them."
+    ]
+
+
 def about_likeness(content: Evaluation) -> list[str]:
     """Sentences on the quality panel and on memorisation, for what of them was measured."""
     sentences = []

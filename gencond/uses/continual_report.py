@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gencond.eval.baselines import WHOLE_SET
-from gencond.eval.drawing import COLORS, OUR_COLORS, drawn
+from gencond.eval.plots import COLORS, OUR_COLORS, drawn
 from gencond.eval.records import Scores
 from gencond.eval.report import html_facts, html_page, html_table, markdown_facts
 from gencond.eval.results import GENCOND

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gencond.common.progress import spoken_time
-from gencond.eval.drawing import COLORS, OURS_COLOR, drawn
+from gencond.eval.plots import COLORS, OURS_COLOR, drawn
 from gencond.eval.report import html_facts, html_page, html_table, markdown_facts
 from gencond.eval.wording import NAMES, markdown_table, percent, words_of
 from gencond.uses.ranking import EARLY_STOPPING, NUM_PARAMETERS, Agreement, Ranking, Search

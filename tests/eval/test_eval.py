@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -5,19 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from sklearn.metrics import accuracy_score, confusion_matrix
 
 from gencond.common.errors import InputError
 from gencond.data.images import LabeledImages, split_off
 from gencond.data.select import random_subset
 from gencond.eval import codec
 from gencond.eval.baselines import RealImages, usual_baselines
-from gencond.eval.classifier import fastest_way, top1_on_real, train_and_test
+from gencond.eval.classifier import confusion_on_real, fastest_way, top1_of, train_and_test
 from gencond.eval.codec import Album, choose_quality, stored_photographs
-from gencond.eval.drawing import plot_any_number, plot_scores, write_pictures
+from gencond.eval.drawing import write_pictures
 from gencond.eval.networks import build_network
+from gencond.eval.plots import plot_any_number, plot_classes, plot_confusion, plot_scores
 from gencond.eval.protocols import PROTOCOLS, Protocol, check_protocol, get_protocol
 from gencond.eval.published import CIFAR10_CLASSES, curves_of
-from gencond.eval.records import Scores
+from gencond.eval.records import Answered, Scores
 from gencond.eval.report import write_reports
 from gencond.eval.results import Cost, Evaluation, Row
 from gencond.eval.score_cache import ScoreCache
@@ -41,6 +44,12 @@ def score(train: LabeledImages, test: LabeledImages, known: list[Row] = (), **ch
     return score_tables(subject, train, test, Plan(**options), torch.device("cpu"), ScoreCache(known))
 
 
+def answer(options: dict) -> list[float]:
+    """What `train_and_test` returns and tells, where a test counts trainings and makes none."""
+    options.get("on_tested", lambda confusion: None)(torch.eye(10, dtype=torch.int64))
+    return [0.5, 0.5]
+
+
 def few(data: LabeledImages, ipc: int) -> LabeledImages:
     return data.subset(torch.cat([data.rows_of(label)[:ipc] for label in range(data.num_classes)]))
 
@@ -50,7 +59,7 @@ def test_top1_is_the_share_of_right_answers(few_digits: LabeledImages) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.eye(10)[torch.full((len(x),), 3)]
 
-    assert top1_on_real(Says3(1, 1), few_digits, (0.0,), (1.0,)) == pytest.approx(0.1)
+    assert top1_of(confusion_on_real(Says3(1, 1), few_digits, (0.0,), (1.0,))) == pytest.approx(0.1)
 
 
 def test_real_digits_teach_a_small_network_and_wrong_labels_do_not(digits: tuple) -> None:
@@ -131,8 +140,11 @@ def test_batches_of_test_images_are_filled_up_without_being_counted(digits: tupl
     (mean,), (std,) = train.mean_std
     whole = network((test.images.float() / 127.5 - 1 - mean) / std).argmax(1)
     assert len(test) % 500  # the last batch is filled up
-    top1 = float((whole == test.labels).float().mean())
-    assert top1_on_real(network, test, (mean,), (std,)) == pytest.approx(top1, abs=2 / 599)  # an image may be a tie
+    expected = torch.from_numpy(confusion_matrix(test.labels, whole))
+    confusion = confusion_on_real(network, test, (mean,), (std,))
+    assert (confusion - expected).abs().sum() <= 4  # two images may be ties
+    assert top1_of(confusion) == pytest.approx(accuracy_score(test.labels, whole), abs=2 / 599)
+    assert Answered.of(confusion).asked == tuple(test.counts.tolist())
 
 
 @pytest.mark.parametrize(("images", "steps"), [(10, 300), (500, 500), (100_000, 500)])
@@ -221,6 +233,9 @@ def test_options_that_a_network_does_not_have_are_refused(name: str) -> None:
 def test_a_table_has_every_row_with_its_baselines_and_bytes(digits: tuple) -> None:
     train, test = digits
     rows, notes = score(train, test)
+    for row in rows:  # classes together are the whole
+        assert row.answered.asked == tuple((2 * test.counts).tolist())
+        assert sum(row.answered.right) / sum(row.answered.asked) == pytest.approx(row.top1.mean)
     assert [(row.images, row.ipc) for row in rows] == [
         *((images, ipc) for ipc in (1, 3) for images in ("gencond", *usual_baselines(1)[:-1])), ("whole_set", None),
     ]  # fmt: skip
@@ -239,7 +254,7 @@ def test_random_real_images_are_drawn_anew_for_each_seed_and_ours_stay(digits: t
 
     def watch(train: list[LabeledImages], test: LabeledImages, **options) -> list[float]:
         seen.extend((seed, images.fingerprint) for seed, images in zip(options["seeds"], train, strict=True))
-        return [0.5, 0.5]
+        return answer(options)
 
     monkeypatch.setattr("gencond.eval.scoring.train_and_test", watch)
     score(*digits, ipcs=[1], baselines=["random_real", "kmeans_real", "whole_set"])
@@ -255,7 +270,7 @@ def test_known_rows_are_not_trained_again_unless_something_changed(digits: tuple
 
     def watch(sets: list[LabeledImages], judged_on: LabeledImages, **options) -> list[float]:
         (trained if judged_on is digits[1] else chosen_by).append(len(judged_on))
-        return [0.5, 0.5]
+        return answer(options)
 
     monkeypatch.setattr("gencond.eval.scoring.train_and_test", watch)
     again, _ = score(*digits, known=rows, **few_rows)
@@ -273,7 +288,7 @@ def test_the_same_bytes_at_another_ipc_are_the_same_rival_and_not_trained_again(
     trained = []
     monkeypatch.setattr(
         "gencond.eval.scoring.train_and_test",
-        lambda sets, judged_on, **o: (judged_on is digits[1] and trained.append(1)) or [0.5, 0.7],
+        lambda sets, judged_on, **o: (judged_on is digits[1] and trained.append(1)) or answer(o),
     )
     rows, _ = score(*digits, ipcs=[1, 3], baselines=["codec_real"])
     assert len(trained) == 3 and rows[1].top1 == rows[3].top1 and rows[1].key != rows[3].key
@@ -367,7 +382,7 @@ def test_packed_real_images_stand_beside_a_set_that_is_cut(digits: tuple, monkey
 
     def watch(sets: list[LabeledImages], test: LabeledImages, **options) -> list[float]:
         seen[len(seen)] = sets[0]
-        return [0.5, 0.5]
+        return answer(options)
 
     monkeypatch.setattr("gencond.eval.scoring.train_and_test", watch)
     rows, notes = score(
@@ -486,10 +501,54 @@ def test_quick_scores_are_a_curve_of_the_report_and_a_cost_of_their_own(digits: 
     write_reports(tmp_path, content, scored)
     html, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     assert "samples/scores.png" in markdown and html.count("<svg") == 4
-    for text in ("quick top-1 %, 120 held-out images", "minutes since the start", ">6.7<", ">8.3<", ">75.0<"):
-        assert text in html  # 300 + 20 x 0.5 + 90 s until the first score
+    for text in ("quick top-1 %, 120 held-out images", "minutes spent", ">75.0<", ">pretrain<", ">condense<"):
+        assert text in html
     assert "- quick scores: 180.0 s" in markdown and "- condense: 19.5 s" in markdown
     assert plot_scores(log) is None
+
+
+def answered_rows(num_classes: int) -> list[Row]:
+    """Rows of ours and real images that say how they answered: ours takes every tenth image for the next class."""
+    ours = 90 * torch.eye(num_classes, dtype=torch.int64) + 10 * torch.eye(num_classes, dtype=torch.int64).roll(1, 1)
+    real = 100 * torch.eye(num_classes, dtype=torch.int64)
+    return [
+        fake_row("gencond", 1, 0.5, 0.01), fake_row("gencond", 10, 0.9, 0.01, answered=Answered.of(ours)),
+        fake_row("whole_set", None, 1.0, 0.0, answered=Answered.of(real)),
+    ]  # fmt: skip
+
+
+def test_a_row_says_how_its_classifiers_answered_in_each_class_and_keeps_it_in_json() -> None:
+    confusion = torch.tensor([[8, 2, 0], [0, 5, 0], [1, 4, 5]])
+    answered = Answered.of(confusion)
+    assert answered == Answered((10, 5, 10), (8, 5, 5), ((2, 1, 4), (0, 1, 2), (2, 0, 1)))
+    assert answered.shares == [0.8, 1.0, 0.5]
+    row = fake_row("gencond", 1, 0.5, 0.01, answered=answered)
+    assert Row.from_json(json.loads(json.dumps(row.to_json()))) == row and row.answer.answered == answered
+    many = Answered.of(torch.ones(100, 100, dtype=torch.int64))
+    assert len(many.mistakes) == 1000 and len(many.right) == 100
+
+
+def test_the_report_draws_each_class_beside_real_images_and_what_it_is_taken_for(digits: tuple, tmp_path: Path) -> None:
+    content, log = fake_report(tmp_path, digits[0])
+    before = (tmp_path / "report.md").read_text()
+    assert "classes.png" not in before and "unknown of 6 of 6 rows" in before
+    names = ("a$b$c_{", "\u732b", "a name that is longer than any plot has room for", *map(str, range(7)))
+    write_reports(tmp_path, replace(content, rows=tuple(answered_rows(10)), class_names=names), log)
+    html, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    assert "samples/classes.png" in markdown and "samples/confusion.png" in markdown
+    assert "unknown of 1 of 3 rows" in markdown
+    for text in (">top-1 % in each class, IPC 10, convnet2<", ">whole training set<", ">a$b$c_{<", ">\u732b<",
+                 ">a name that is longer t\u2026<", "taken for (% of a class, IPC 10, convnet2)"):  # fmt: skip
+        assert text in html
+    assert html.count(">90<") >= 10 and html.count(">10<") >= 10  # the cells of the matrix
+
+
+def test_of_many_classes_the_extremes_and_the_most_frequent_mistakes_are_drawn() -> None:
+    rows, names = answered_rows(100), [f"class {number}" for number in range(100)]
+    (_, classes), (_, mistakes) = plot_classes(rows, names), plot_confusion(rows, names)
+    assert "the 15 best and worst of 100" in classes and classes.count(">class ") == 30
+    assert mistakes.count(">class ") == 15 and ">class 99 as class 0<" in mistakes
+    assert plot_classes(fake_rows(), names) is None and plot_confusion(fake_rows(), names) is None
 
 
 def test_a_network_wider_than_any_use_is_refused_before_it_is_allocated() -> None:
