@@ -51,10 +51,7 @@ def condense(
     if data.num_classes == 1 and recipe.objective.scale == "relative" and recipe.real.kind != "statistics":
         raise InputError("objective.scale=relative: one class has no distance to others, append two or set sum")
     parts = build(recipe, data, accelerator.device, growth)
-    with (
-        prepare_run(out, recipe, data, identities_of_weights(recipe, parts, pretrained)) as run,
-        tracked(run, track, to_dict(recipe)),
-    ):
+    with prepare_run(out, recipe, data, identities_of_weights(recipe, parts, pretrained)) as run:
         if from_main(run.artefact.is_dir):
             logger.info("condense: %s is complete, reusing it", run.artefact)
             from_main(run.drop_states)
@@ -65,8 +62,9 @@ def condense(
                 "learned again",
                 len(data), data.num_classes, data.image_size, growth.onto.num_classes, len(growth.known_again),
             )  # fmt: skip
-        work = begin(parts, run, pretrained)
-        go_through(STAGES, parts, work, run)
+        with tracked(run, track, to_dict(recipe)):
+            work = begin(parts, run, pretrained)
+            go_through(STAGES, parts, work, run)
 
         def write() -> None:
             write_artefact(run.artefact, work.condensed, model_card(work.condensed))
@@ -86,11 +84,10 @@ def pretrain(recipe: Recipe, data: LabeledImages, out: Path, track: str | None =
     """
     check_fit(recipe, data)
     parts = build(recipe, data, new_accelerator().device)
-    with (
-        prepare_run(out, recipe, data, identities_of_weights(recipe, parts)) as run,
-        tracked(run, track, to_dict(recipe)),
-    ):
-        pretrained_generator(parts, run)
+    with prepare_run(out, recipe, data, identities_of_weights(recipe, parts)) as run:
+        done = from_main(run.pretrained.is_dir)
+        with tracked(run, None if done else track, to_dict(recipe)):
+            pretrained_generator(parts, run)
     return run.pretrained
 
 

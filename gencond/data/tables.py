@@ -57,7 +57,7 @@ THE_ONLY_ONES = Columns()
 
 def name_of_source(source: str) -> str:
     """What a source is called where its path is nobody's business: a set of the Hub is named whole."""
-    return source if source.startswith(HUB) else Path(source).name
+    return source if source.startswith(HUB) else Path(source).name or Path(source).resolve().name
 
 
 def hub_id(source: str) -> str | None:

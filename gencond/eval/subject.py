@@ -23,6 +23,7 @@ from gencond.data.foreign import ForeignSet, is_foreign, read_foreign, side_of
 from gencond.data.images import LabeledImages, rows_seen
 from gencond.data.load import data_source, load_data
 from gencond.data.overlap import notes_on_overlap
+from gencond.data.tables import name_of_source
 from gencond.eval.classifier import FreshImages
 from gencond.eval.results import GENCOND, Evaluation
 from gencond.generator.artefact import Condensed
@@ -250,7 +251,7 @@ class SubjectAndReal:
     def evaluation(self, command: str) -> Evaluation:
         """A report before anything is measured."""
         return Evaluation(
-            title=f"{Path(self.recipe.data.source).stem}, condensed"
+            title=f"{name_of_source(self.recipe.data.source)}, condensed"
             + (f" by recipe {self.recipe.name}" if self.condensed else f": {Path(self.path).name}"),
             notes=(*self.notes, *notes_on_origin(self.subject.about, self.train)),
             measured=self.measured,

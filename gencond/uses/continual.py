@@ -27,6 +27,7 @@ from gencond.condensing.checks import check_fit
 from gencond.config import Recipe, load_recipe
 from gencond.data.images import LabeledImages
 from gencond.data.load import load_data
+from gencond.data.tables import name_of_source
 from gencond.eval.baselines import CODEC_REAL, HERDING_REAL, KMEANS_REAL, RANDOM_REAL, WHOLE_SET, RealImages
 from gencond.eval.classifier import train_and_test
 from gencond.eval.networks import build_network
@@ -214,7 +215,7 @@ def _begun(
         raise InputError(f"--ipc {wishes.ipc} is more than class {name!r} has: {smallest} training images")
     build_network(network, train.channels, train.num_classes, train.image_size, seed=0)
     return Continual(
-        title=f"Continual learning of {Path(recipe.data.source).stem} in {wishes.steps} steps",
+        title=f"Continual learning of {name_of_source(recipe.data.source)} in {wishes.steps} steps",
         command=command,
         versions=library_versions(),
         commit=current_commit(),

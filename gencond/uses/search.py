@@ -13,6 +13,7 @@ from gencond.common.distributed import from_main, is_main_process, new_accelerat
 from gencond.common.errors import InputError
 from gencond.common.files import alone_in, short_hash, write_json
 from gencond.common.provenance import current_commit, library_versions
+from gencond.data.tables import name_of_source
 from gencond.eval.judge import MOST_SEEDS
 from gencond.eval.protocols import PROTOCOLS, check_protocol, get_protocol
 from gencond.eval.subject import SubjectAt, notes_on_origin, open_subject
@@ -132,7 +133,7 @@ def search_networks(at: SubjectAt, out: Path, wishes: SearchWishes) -> Search:
         )
         sets = training_sets(pair, ipcs, protocol, whole_protocol, wishes.num_seeds, device)
         begun = Search(
-            title=f"Architecture search on {Path(pair.recipe.data.source).stem}",
+            title=f"Architecture search on {name_of_source(pair.recipe.data.source)}",
             command=at.command(out, wishes.options(ipcs, top), "search"),
             versions=library_versions(),
             commit=current_commit(),

@@ -11,7 +11,10 @@ import gencond
 from gencond.cli import main
 from gencond.common.errors import InputError
 from gencond.condensing.match import Matching
+from gencond.condensing.run import pretrain
 from gencond.condensing.tracking import require_tracker
+from gencond.config import load_recipe
+from gencond.data.load import load_data
 
 BEFORE = {"pretrain": 0, "encode": 4, "condense": 8}  # steps of the stages before, in the tiny recipe
 
@@ -57,8 +60,11 @@ def test_a_run_that_goes_on_counts_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [one.step for one in heard(tmp_path / "run").Scalars("condense/loss")] == [10, 12, 14]
 
 
-def test_nothing_is_tracked_unasked(tmp_path: Path) -> None:
+def test_nothing_is_tracked_unasked_or_of_a_run_that_is_complete(tmp_path: Path) -> None:
     gencond.condense("digits", tmp_path / "run", tiny_recipe())
+    gencond.condense("digits", tmp_path / "run", tiny_recipe(), track="tensorboard")
+    recipe = load_recipe(str(tmp_path / "run" / "recipe.yaml"))
+    pretrain(recipe, load_data(recipe.data)[0], tmp_path / "run", track="tensorboard")
     assert not (tmp_path / "run" / "track").exists()
 
 
