@@ -46,7 +46,7 @@ def drawn(
     with warnings.catch_warnings(), matplotlib.rc_context({
         "axes.edgecolor": grey, "axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey, "text.color": grey,
         "axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "svg.fonttype": "none",
-        "svg.hashsalt": "gencond", "figure.dpi": 130, "text.parse_math": False,
+        "svg.hashsalt": "gencond", "figure.dpi": 130,
     }):  # fmt: skip
         # Of classes' names; a page shows them by the reader's fonts.
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
@@ -336,5 +336,6 @@ def _of(row: Row) -> str:
 
 
 def _short(name: str) -> str:
-    """A class's name that leaves room for the plot."""
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    """A class's name that leaves room for the plot, with dollars that begin no formula."""
+    short = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    return short.replace("$", r"\$")

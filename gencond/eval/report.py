@@ -117,7 +117,7 @@ tbody tr:first-child td { font-weight: 600; }
 img { max-width: 100%; height: auto; image-rendering: pixelated; }
 svg { max-width: 100%; height: auto; }
 figure { margin: 1rem 0; } figcaption { opacity: .75; font-size: .9rem; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr)); gap: 1.5rem; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1.5rem; }
 dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .2rem 1rem; margin: 0; }
 dt { opacity: .75; } dd { margin: 0; overflow-wrap: anywhere; }
 code { background: var(--soft); padding: .1rem .3rem; border-radius: .2rem; }
