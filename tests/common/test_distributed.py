@@ -14,6 +14,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -197,6 +198,27 @@ def test_one_of_two_processes_takes_the_quick_scores_and_logs_each_once(
     assert gencond.load(tmp_path / "run").sample(1)[0].isfinite().all()
     said = [(tmp_path / f"{rank}.log").read_text() for rank in (0, 1)]
     assert said[0].count("a quick classifier") == 2 and "condense:" not in said[1]
+
+
+def append_worker(rank: int, world: int, port: int, folder: str) -> None:
+    """One process that appends the letters of `folder` to the digits of `folder`."""
+    launched(rank, world, port)
+    gencond.append(f"{folder}/digits", f"{folder}/letters.npz", f"{folder}/{world}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_append_what_one_appends(processes: Callable[..., None], tmp_path: Path) -> None:
+    old = gencond.condense("digits", tmp_path / "digits", tiny_recipe())
+    letters = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "letters.npz", x_train=letters, y_train=np.arange(60) % 2, names=np.array(["a", "b"]))
+    gencond.append(tmp_path / "digits", tmp_path / "letters.npz", tmp_path / "1")
+    processes(append_worker, 2, free_port(), str(tmp_path), count=2)
+    one, two = (gencond.load(tmp_path / str(world)) for world in (1, 2))
+    assert one.class_names == two.class_names == [*old.class_names, "a", "b"]
+    of_one, of_two, before = (condensed.sample(2)[0] for condensed in (one, two, old))
+    assert torch.equal(of_one[: len(before)], before) and torch.equal(of_two[: len(before)], before)
+    torch.testing.assert_close(of_one, of_two, atol=1e-4, rtol=0)  # sums of float32 in another order, through Adam
 
 
 def waiting_worker(rank: int, world: int, port: int, out: str) -> None:
