@@ -310,6 +310,11 @@ class Codes:
         description="Set sizes, ascending. Slots up to the largest start from k-means representatives, chosen so that "
         "the first so many are a good set by themselves; further slots start from random images.",
     )
+    representative_space: Literal["pixels", "features"] = Field(
+        "pixels",
+        description="Where k-means finds them: in `pixels`, or in the `features` of the first step's extractor (DREAM), "
+        "which with `online` was never trained.",
+    )
     skip_easiest: Annotated[float, Field(ge=0, lt=1)] | Literal["held_out"] | None = Field(
         None,
         description="Share of each class, its easiest images, that is skipped when slots choose the images they start "

@@ -363,6 +363,6 @@ def _starts(
     if part.skip_easiest is not None:
         ranking = Ranking(maker, architecture, part.ranking_steps, recipe.data.augmentation, recipe.seed)
     return CodeStarts(
-        data, factor, recipe.seed, part.num_slots, sizes, codes_start_from_images(recipe), ranking,
-        part.skip_easiest or 0.0, learned=learned,
+        data, factor, recipe.seed, part.num_slots, sizes, part.representative_space, codes_start_from_images(recipe),
+        ranking, part.skip_easiest or 0.0, learned=learned,
     )  # fmt: skip

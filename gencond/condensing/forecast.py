@@ -278,11 +278,23 @@ class _Rehearsal:
             starts = replace(starts, ranking=None)
         representatives = starts.choose(self.work.extractors).to(parts.device)
         if isinstance(starts, CodeStarts) and len(representatives.labels):
-            seconds = _choice_seconds(starts, self.amount) * parts.data.num_classes
+            seconds = self._choice_seconds(starts) * parts.data.num_classes
             self._add("representatives", f"{parts.data.num_classes} classes, k-means", seconds)
         generator = parts.generators.make() if parts.generators else None
         self.work.representatives = representatives
         self.work.condensed = parts.new_condensed(generator, representatives)
+
+    def _choice_seconds(self, starts: CodeStarts) -> float:
+        """Of choosing the images of one class that its slots start from."""
+        amount, each, width = self.amount, 0.0, math.prod(starts.data.images.shape[1:])
+        if starts.space == "features":
+            extractor = self.work.extractors.at(0, torch.Generator())
+            each, width = _embedding_seconds(self.parts, extractor), extractor.feature_dim
+        rows = _class_of_noise(amount, width)
+        started = time.perf_counter()
+        sizes = [size for size in starts.sizes if size <= len(rows)]
+        nested_representatives(rows, sizes or [len(rows)], starts.seed)
+        return (each + (time.perf_counter() - started) / len(rows)) * amount.largest_class
 
     def _ranking(self, ranking: Ranking) -> None:
         """Training the network that ranks."""
@@ -444,23 +456,19 @@ def _class_of_noise(amount: Amount, width: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(min(amount.largest_class, KMEANS_IMAGES), width)).astype(np.float32)
 
 
-def _choice_seconds(starts: CodeStarts, amount: Amount) -> float:
-    """Of choosing the images of one class that its slots start from."""
-    rows = _class_of_noise(amount, math.prod(starts.data.images.shape[1:]))
-    started = time.perf_counter()
-    sizes = [size for size in starts.sizes if size <= len(rows)]
-    nested_representatives(rows, sizes or [len(rows)], starts.seed)
-    return (time.perf_counter() - started) * amount.largest_class / len(rows)
-
-
 def _refresh_seconds(parts: Parts, amount: Amount, extractor: Extractor, seen: int) -> float:
     """Of choosing the representatives of all classes once: embedding the `seen` candidates, then k-means."""
-    device = extractor.mean.device
-    at_once = images_at_once(max(parts.data.image_size, extractor.resize or 0))
-    some = to_signed(parts.data.images[:at_once]).to(device)
-    with torch.no_grad():
-        each = cost_of(_timed(lambda step: extractor(some), device), bool(extractor.embed.compile)).each / len(some)
+    each = _embedding_seconds(parts, extractor)
     rows = _class_of_noise(amount, extractor.feature_dim)
     started = time.perf_counter()
     kmeans_representatives(rows, min(parts.real.batch_size, len(rows)), parts.seed, distinct=False)
     return each * seen + (time.perf_counter() - started) * seen / len(rows)
+
+
+def _embedding_seconds(parts: Parts, extractor: Extractor) -> float:
+    """Of embedding an image."""
+    device = extractor.mean.device
+    at_once = images_at_once(max(parts.data.image_size, extractor.resize or 0))
+    some = to_signed(parts.data.images[:at_once]).to(device)
+    with torch.no_grad():
+        return cost_of(_timed(lambda step: extractor(some), device), bool(extractor.embed.compile)).each / len(some)

@@ -127,11 +127,12 @@ class Starts(ABC):
 
 @dataclass(frozen=True)
 class CodeStarts(Starts):
-    """Starts of codes: k-means representatives in pixel space, in nested order, then random images.
+    """Starts of codes: k-means representatives in nested order, then random images.
 
     Args:
         num_slots: of each class.
         sizes: how many images of a class stand for its first slots, in nested order, `factor` squared for each slot.
+        space: of the k-means: pixels, or features of the first step's extractor.
         are_needed: whether anything starts from images or is held to them; without, none are chosen.
         ranking: says how easy each image is; None lets slots start from any.
         skip_easiest: the share of each class, the easiest images, that is skipped; "held_out": the one that is found
@@ -140,6 +141,7 @@ class CodeStarts(Starts):
 
     num_slots: int = 1
     sizes: tuple[int, ...] = ()
+    space: Literal["pixels", "features"] = "pixels"
     are_needed: bool = True
     ranking: Ranking | None = None
     skip_easiest: float | Literal["held_out"] = 0.0
@@ -189,11 +191,14 @@ class CodeStarts(Starts):
     def chooser(self, extractors: Extractors, rng: torch.Generator) -> Chooser:
         if not self.are_needed:
             return lambda rows, order: rows[:0]
+        extractor = extractors.at(0, rng) if self.space == "features" else None
 
         def nested_then_random(rows: Tensor, order: Tensor) -> Tensor:
             if not len(rows):
                 return rows
-            chosen = nested_representatives(pixel_features(self.data.images[rows]), self.sizes, self.seed)
+            images = self.data.images[rows]
+            seen = pixel_features(images) if extractor is None else embed_all(extractor, images).cpu().numpy()
+            chosen = nested_representatives(seen, self.sizes, self.seed)
             others = order[~torch.isin(order, chosen)]
             return rows[torch.cat([chosen, others[: self.count - len(chosen)]])]
 

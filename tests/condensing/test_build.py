@@ -606,7 +606,9 @@ def test_slots_past_the_representatives_start_from_other_random_images_of_their_
 ) -> None:
     recipe = tiny_recipe("codes.num_slots=5", "codes.representative_sizes=[1,2]", "objective.representative_weight=1")
     alone = replace(recipe, codes=replace(recipe.codes, num_slots=2))
-    unused = FreshExtractors(lambda seed: pytest.fail("only pixels ask for features"), refresh_steps=1, seed=0)
+    unused = FreshExtractors(
+        lambda seed: pytest.fail("k-means in pixels asks for no features"), refresh_steps=1, seed=0
+    )
     chosen, representatives = (parts_of(one, few_digits).starts.choose(unused) for one in (recipe, alone))
     assert chosen.slots.tolist() == [0, 1, 2, 3, 4] * 10
     of_class = chosen.images.unflatten(0, (10, 5))
@@ -617,9 +619,33 @@ def test_slots_past_the_representatives_start_from_other_random_images_of_their_
         assert all((own == image).flatten(1).all(1).any() for image in images)
 
 
+def test_codes_start_from_images_that_stand_for_others_in_the_space_that_a_recipe_names(
+    few_digits: LabeledImages,
+) -> None:
+    class Brightness(Extractor):  # a feature that no k-means of pixels would go by
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1).mean(1, keepdim=True)
+
+    network = Brightness(ConvNet(1, 10, 8, width=4, depth=2), *few_digits.mean_std)
+    seen = FreshExtractors(lambda seed: network, refresh_steps=1, seed=0)
+    options = "codes.num_slots=1", "codes.representative_sizes=[1]", "objective.representative_weight=1"
+    recipe = tiny_recipe(*options, "codes.representative_space=features")
+    chosen = parts_of(recipe, few_digits).starts.choose(seen)
+    for label, (row,) in enumerate(chosen.rows.tolist()):  # one cluster: the image nearest to the mean
+        own = few_digits.rows_of(label)
+        brightness = to_signed(few_digits.images[own]).flatten(1).mean(1)
+        assert row == own[(brightness - brightness.mean()).abs().argmin()]
+    in_pixels = parts_of(tiny_recipe(*options), few_digits).starts.choose(seen)
+    assert not torch.equal(in_pixels.rows, chosen.rows)
+
+
 @pytest.mark.parametrize(
     "overrides",
-    [["objective.representative_weight=1"], ["synthesizer.kind=pixels", "pixels.init=kmeans", "pixels.ipc=3", *NONE]],
+    [
+        ["objective.representative_weight=1"],
+        ["objective.representative_weight=1", "codes.representative_space=features"],
+        ["synthesizer.kind=pixels", "pixels.init=kmeans", "pixels.ipc=3", *NONE],
+    ],
 )
 def test_each_process_chooses_for_its_own_classes_what_one_chooses_for_all(
     few_digits: LabeledImages, overrides: list[str], monkeypatch: pytest.MonkeyPatch
