@@ -312,8 +312,8 @@ class Codes:
     )
     representative_space: Literal["pixels", "features"] = Field(
         "pixels",
-        description="Where k-means finds them: in `pixels`, or in the `features` of the first step's extractor (DREAM), "
-        "which with `online` was never trained.",
+        description="Where k-means finds them: in `pixels`, or in the `features` of the first step's extractor (DREAM; "
+        "with `online` it was never trained).",
     )
     skip_easiest: Annotated[float, Field(ge=0, lt=1)] | Literal["held_out"] | None = Field(
         None,

@@ -59,15 +59,15 @@ def some_of_each_class(data: LabeledImages, at_most: int, seed: int) -> LabeledI
     return data.subset(torch.cat([own[torch.randperm(len(own), generator=rng)[:at_most]] for own in rows]))
 
 
-def kmeans_subset(data: LabeledImages, ipc: int, seed: int) -> LabeledImages:
-    """The image nearest to each of `ipc` k-means centers of every class, in pixel space, class-major.
+def kmeans_subset(data: LabeledImages, ipc: int, seed: int, features: Float[Tensor, "n d"]) -> LabeledImages:
+    """The image nearest to each of `ipc` k-means centers of every class, class-major.
 
-    DREAM's representatives (2302.14416, section 3.2), with pixels as features; no image is taken twice. Raises as
-    `subset_of_each_class`.
+    DREAM's representatives (2302.14416, section 3.2); no image is taken twice. Raises as `subset_of_each_class`.
+
+    Args:
+        features: of all images, in whose space the centers lie.
     """
-    return subset_of_each_class(
-        data, ipc, lambda rows: kmeans_representatives(pixel_features(data.images[rows]), ipc, seed)
-    )
+    return subset_of_each_class(data, ipc, lambda rows: kmeans_representatives(features[rows].numpy(), ipc, seed))
 
 
 def pixel_features(images: UInt8[Tensor, "n c h w"]) -> np.ndarray:

@@ -14,9 +14,11 @@ from gencond.data.images import LabeledImages, split_off
 from gencond.data.select import herding, k_center, kmeans_subset, random_subset, subset_of_each_class
 from gencond.eval.classifier import trained_on_all
 from gencond.eval.codec import QUALITIES, Choice, choose_quality, encoder_version, stored_photographs
+from gencond.eval.networks import build_network
 from gencond.eval.protocols import PROTOCOLS
 from gencond.eval.records import read_record
 from gencond.generator.packing import decode, pack
+from gencond.networks.convnet import automatic_depth
 from gencond.networks.extractor import Extractor, embed_all
 
 RANDOM_REAL, KMEANS_REAL, WHOLE_SET = "random_real", "kmeans_real", "whole_set"
@@ -27,14 +29,11 @@ PACKED = (RANDOM_PACKED, KMEANS_PACKED)
 SAME_NUMBER = (RANDOM_REAL, KMEANS_REAL, HERDING_REAL, K_CENTER_REAL, *PACKED)
 BASELINES = (*SAME_NUMBER, CODEC_REAL, WHOLE_SET)
 EMBEDDED_AT_ONCE = 500
+UNTRAINED_WIDTH = 64  # channels of the network in whose features k-means chooses
 # Of the network that herding and k-center choose with.
 CHOOSING = replace(PROTOCOLS["quick"], name="choosing", min_steps=200, max_steps=200)
 
 
-SUBSETS = {
-    RANDOM_REAL: random_subset, RANDOM_PACKED: random_subset,
-    KMEANS_REAL: kmeans_subset, KMEANS_PACKED: kmeans_subset,
-}  # fmt: skip
 HELD_OUT = 0.2  # of the training images, to choose the codec's quality by
 
 
@@ -93,6 +92,7 @@ class RealImages:
 
     Args:
         network: by name; herding and k-center choose in the features of one, trained on real images for a while.
+            K-means chooses in those of a random ConvNet.
         augmentation: strategy of operations that leave the class as it is.
         factor: by which packed images share the place of one, as the condensed set's do.
     """
@@ -124,10 +124,13 @@ class RealImages:
 
     def _drawn(self, name: str, ipc: int, seeds: Sequence[int]) -> list[LabeledImages]:
         """The images of a baseline that has an IPC, for each seed."""
-        if name in (RANDOM_REAL, KMEANS_REAL):
-            return [SUBSETS[name](self.train, ipc, seed) for seed in seeds]
-        if name in PACKED:
-            return [self._packed(SUBSETS[name](self.train, ipc * self.factor**2, seed)) for seed in seeds]
+        if name in (RANDOM_REAL, KMEANS_REAL, *PACKED):
+            parts = self.factor**2 if name in PACKED else 1
+            if name in (RANDOM_REAL, RANDOM_PACKED):
+                chosen = (random_subset(self.train, ipc * parts, seed) for seed in seeds)
+            else:
+                chosen = (kmeans_subset(self.train, ipc * parts, seed, self.untrained_features) for seed in seeds)
+            return list(map(self._packed, chosen) if name in PACKED else chosen)
         choose = {HERDING_REAL: herding, K_CENTER_REAL: k_center}[name]
         return [subset_of_each_class(self.train, ipc, lambda rows: choose(self.features[rows], ipc))] * len(seeds)
 
@@ -178,5 +181,21 @@ class RealImages:
     @cached_property
     def features(self) -> Float[Tensor, "n d"]:
         """Of all images, by `extractor`."""
-        cpu = torch.device("cpu")
-        return embed_all(self.extractor, self.train.images, EMBEDDED_AT_ONCE, fill_up=False, device=cpu)
+        return self._features_by(self.extractor)
+
+    @cached_property
+    def untrained_features(self) -> Float[Tensor, "n d"]:
+        """Of all images, by a random ConvNet.
+
+        K-means in pixel space chooses images that teach no more than random ones (docs/flagship.md, entry 36).
+        """
+        train = self.train
+        name = f"convnet{automatic_depth(train.image_size)}w{UNTRAINED_WIDTH}"
+        network = build_network(name, train.channels, train.num_classes, train.image_size, seed=0)
+        return self._features_by(Extractor(network, *train.mean_std).to(self.device))
+
+    def _features_by(self, extractor: Extractor) -> Float[Tensor, "n d"]:
+        cpu, description = torch.device("cpu"), "features of real images"
+        return embed_all(
+            extractor, self.train.images, EMBEDDED_AT_ONCE, fill_up=False, device=cpu, description=description
+        )

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from gencond.common.errors import InputError, first_line
 from gencond.common.files import short_hash
-from gencond.eval.baselines import BASELINES, CODEC_REAL, PACKED, CodecFacts
+from gencond.eval.baselines import BASELINES, CODEC_REAL, KMEANS_PACKED, KMEANS_REAL, PACKED, CodecFacts
 from gencond.eval.given import TeacherFacts
 from gencond.eval.memorization import Memorisation
 from gencond.eval.metrics import Likeness
@@ -15,6 +15,8 @@ from gencond.eval.protocols import Protocol
 from gencond.eval.records import Answered, Scores, read_record
 
 GENCOND = "gencond"  # the rows of what gencond's own recipes condensed
+KMEANS = (KMEANS_REAL, KMEANS_PACKED)
+KMEANS_SPACE = "in features"  # since it was pixels, whose scores are others
 EVALUATOR = 3  # counts up when the same question gets another answer, so that older rows are measured again
 Mode = Literal["fixed", "stream"]
 
@@ -189,13 +191,16 @@ class Question:
 
     @property
     def _name(self) -> str:
-        return f"{self.images}, factor {self.factor}" if self.images in PACKED else self.images
+        name = f"{self.images}, factor {self.factor}" if self.images in PACKED else self.images
+        return f"{name}, {KMEANS_SPACE}" if self.images in KMEANS else name
 
     @property
     def _trained_on(self) -> Any:
         """What the images of a row depend on beside the real ones."""
         if self.images == CODEC_REAL:
             return self.num_bytes, self.qualities, self.encoder
+        if self.images in KMEANS:
+            return self.factor if self.images in PACKED else 1, KMEANS_SPACE
         return self.factor if self.images in PACKED else None if self.images in BASELINES else self.condensed
 
     @property

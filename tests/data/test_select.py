@@ -33,7 +33,7 @@ def test_kmeans_representatives_are_the_rows_nearest_to_scikit_learns_centers() 
 
 
 def test_the_kmeans_subset_of_one_is_the_image_nearest_to_the_class_mean(few_digits: LabeledImages) -> None:
-    subset = kmeans_subset(few_digits, 1, seed=0)
+    subset = kmeans_subset(few_digits, 1, seed=0, features=few_digits.images.flatten(1).float())
     for label in range(10):
         own = few_digits.images[few_digits.rows_of(label)].flatten(1).float()
         nearest = own[(own - own.mean(0)).square().sum(1).argmin()]

@@ -14,7 +14,7 @@ import torch
 from gencond.common.errors import InputError
 from gencond.config import load_recipe
 from gencond.data.images import LabeledImages
-from gencond.eval.baselines import CODEC_REAL, RANDOM_PACKED, RANDOM_REAL, WHOLE_SET
+from gencond.eval.baselines import CODEC_REAL, KMEANS_REAL, RANDOM_PACKED, RANDOM_REAL, WHOLE_SET, usual_baselines
 from gencond.eval.classifier import FreshImages
 from gencond.eval.given import GivenNetwork, GivenTeacher
 from gencond.eval.networks import build_network
@@ -66,7 +66,8 @@ def test_rows_of_an_earlier_report_are_not_measured_again(
     monkeypatch.setattr("gencond.eval.scoring.encoder_version", lambda: ENCODER)
     monkeypatch.setattr("gencond.eval.scoring.train_and_test", None)  # nobody trains
     train, test = digits
-    rows = [row for row in before.rows if row.protocol == protocol]
+    # k-means chose in pixel space then
+    rows = [row for row in before.rows if row.protocol == protocol and row.images != KMEANS_REAL]
     ours = next(row for row in rows if row.images == "gencond")
     network = GivenNetwork(build_network("convnet2w8", 1, 10, 8, seed=0), 1, *train.mean_std, knows_classes=True)
     subject = Subject(lambda ipc: train, None, lambda ipc: ours.num_bytes, None, 1, before.measured["condensed"], {})
@@ -74,13 +75,24 @@ def test_rows_of_an_earlier_report_are_not_measured_again(
     plan = Plan(
         ipcs=[1, 2], networks=["convnet2w8"], protocol=get_protocol(protocol, 10, 8),
         augmentation=before.augmentation, num_seeds=2,
-        baselines=None if protocol == "dm:10" else [RANDOM_REAL, WHOLE_SET],
+        baselines=[name for name in usual_baselines(1) if name != KMEANS_REAL]
+        if protocol == "dm:10"
+        else [RANDOM_REAL, WHOLE_SET],
         fresh=fresh if protocol == "dm:10" else None,
         teacher=GivenTeacher("convnet2w8", network, 0.9, ours.teacher, "") if ours.teacher else None,
     )  # fmt: skip
     found, notes = score_tables(subject, train, test, plan, torch.device("cpu"), ScoreCache(before.rows))
     assert not notes and sorted(found, key=lambda row: row.key) == sorted(rows, key=lambda row: row.key)
-    assert len(rows) == {"dm:10": 14, "soft:2": 5}[protocol]
+    assert len(rows) == {"dm:10": 12, "soft:2": 5}[protocol]
+
+
+def test_kmeans_images_that_were_chosen_in_pixel_space_are_another_row(before: Evaluation) -> None:
+    asked = question(
+        images=KMEANS_REAL, protocol=get_protocol("dm:10", 10, 8), seeds=(0, 1), seed=None, factor=1,
+        augmentation=before.augmentation, train=before.measured["train"], test=before.measured["test"],
+    )  # fmt: skip
+    known = {row.key for row in before.rows}
+    assert asked.key not in known and replace(asked, images=RANDOM_REAL).key in known
 
 
 @pytest.mark.parametrize(
