@@ -34,7 +34,7 @@ from gencond.eval.drawing import write_first_images
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import check_protocol, get_protocol
 from gencond.eval.records import Scores
-from gencond.eval.results import EVALUATOR, Answer, Question, scores_of
+from gencond.eval.results import Answer, Question, evaluator_of, scores_of
 from gencond.eval.score_cache import ScoreCache
 from gencond.eval.subject import sampled_images
 from gencond.eval.wording import markdown_table, percent, spoken_seeds
@@ -155,7 +155,7 @@ def main() -> None:
             question = Question(
                 images=made, ipc=ipc, network=args.network, protocol=protocol, augmentation=real.augmentation,
                 seeds=(seed,), seed=seed, train=train.fingerprint, test=test.fingerprint, condensed=key,
-                factor=real.factor, evaluator=EVALUATOR,
+                factor=real.factor, evaluator=evaluator_of(made),
             )  # fmt: skip
             answer, again = cache.get(question), ""
             if answer is None:

@@ -71,7 +71,7 @@ def test_scores_of_another_evaluator_or_of_other_images_are_measured_again(
         assert content["depends_on"]["protocol"]["epochs"] == 3
         file.write_text(json.dumps({"row": content["row"], "top1": 0.9}))
     assert measured() == (2, 2)
-    monkeypatch.setattr(compare, "EVALUATOR", -1)
+    monkeypatch.setattr(compare, "evaluator_of", lambda images: -1)
     assert measured() == (2, 2) and measured() == (0, 0)
     with torch.no_grad():
         condensed[0].codes.learned += 1

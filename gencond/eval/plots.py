@@ -11,7 +11,17 @@ import torch
 
 from gencond.common.pictures import new_figure
 from gencond.common.quick_scores import SCORE_EVENT, quick_scores
-from gencond.eval.baselines import CODEC_REAL, HERDING_REAL, K_CENTER_REAL, KMEANS_REAL, RANDOM_REAL, WHOLE_SET
+from gencond.eval.baselines import (
+    CODEC_REAL,
+    HERDING_REAL,
+    K_CENTER_REAL,
+    KMEANS_PACKED,
+    KMEANS_REAL,
+    PACKED,
+    RANDOM_PACKED,
+    RANDOM_REAL,
+    WHOLE_SET,
+)
 from gencond.eval.records import Answered
 from gencond.eval.results import Row
 from gencond.eval.wording import kinds
@@ -20,7 +30,7 @@ OUR_COLORS = ("#e4572e", "#b5489a", "#c79a2b", "#8e6bbf")  # of several artefact
 OURS_COLOR = OUR_COLORS[0]
 COLORS = {
     RANDOM_REAL: "#4c8dd6", KMEANS_REAL: "#3aa76d", HERDING_REAL: "#8e6bbf", K_CENTER_REAL: "#c79a2b",
-    CODEC_REAL: "#30a0a8", WHOLE_SET: "#888888",
+    CODEC_REAL: "#30a0a8", WHOLE_SET: "#888888", RANDOM_PACKED: "#9cc3f0", KMEANS_PACKED: "#8fd6b0",
 }  # fmt: skip
 NOT_LOSSES = ("stage", "step", "rates", "seconds", "memory", "wire_bytes")  # in an entry of the log
 SMALLEST_SPAN = 10.0  # points of accuracy that a curve of quick scores shows: less is noise
@@ -28,7 +38,7 @@ NAMED_STAGE = 0.11  # of a run's time: a shorter stage has no room for its name
 READABLE_CLASSES = 30  # of more, a plot names those that matter most
 SHOWN_MISTAKES = 15
 LONGEST_NAME = 24  # characters
-BESIDE_CLASSES = (RANDOM_REAL, KMEANS_REAL, WHOLE_SET)
+DEEP_PERCENT = 40  # of the matrix, from which on a cell is too deep in colour for grey numbers
 
 
 def drawn(
@@ -51,9 +61,9 @@ def drawn(
         # Of classes' names; a page shows them by the reader's fonts.
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
         figure, panels = new_figure(rows, columns, size)
-        draw(panels)
         for axes in panels.flat:
             axes.grid(alpha=0.25)
+        draw(panels)
         png, svg = io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", facecolor="white")
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
@@ -226,9 +236,9 @@ def plot_scores(log: Sequence[Mapping[str, Any]]) -> tuple[bytes, str] | None:
         above, begun = axes.secondary_xaxis("top"), 0.0
         named = []
         for stage, end in sorted(ends.items(), key=lambda entry: entry[1]):
+            axes.axvline(end, color="#808080", linewidth=0.8, linestyle=":")
             if end - begun >= NAMED_STAGE * passed[-1]:
                 named.append(((begun + end) / 2, stage))
-                axes.axvline(end, color="#808080", linewidth=0.8, linestyle=":")
             begun = end
         above.set_xticks([middle for middle, _ in named], [stage for _, stage in named])
         above.tick_params(length=0, labelsize=8)
@@ -245,11 +255,14 @@ def plot_classes(rows: Sequence[Row], class_names: Sequence[str]) -> tuple[bytes
     found = _best_that_tells(rows)
     if found is None:
         return None
-    best, names, shares = found[0], kinds(rows), found[1].shares
-    order, left_out, half = sorted(range(len(class_names)), key=lambda label: shares[label]), "", READABLE_CLASSES // 2
+    (best, answered), names, half, left_out = found, kinds(rows), READABLE_CLASSES // 2, ""
+    tested = [label for label, asked in enumerate(answered.asked) if asked]
+    order = sorted(tested, key=lambda label: answered.shares[label])
     if len(order) > READABLE_CLASSES:
         order, left_out = [*order[:half], *order[-half:]], f", the {half} best and worst of {len(order)}"
-    beside = [row for row in rows if row.images in BESIDE_CLASSES and row.ipc in (best.ipc, None) and _alike(row, best)]
+    of_best = [row for row in rows if row.mode == "fixed" and row.ipc in (best.ipc, None) and _alike(row, best)]
+    rivals = PACKED if any(row.images in PACKED for row in of_best) else (RANDOM_REAL, KMEANS_REAL)
+    beside = [row for row in of_best if row.images in (*rivals, WHOLE_SET)]
 
     def draw(axes: Any) -> None:
         places = np.arange(len(order))
@@ -283,19 +296,21 @@ def plot_confusion(rows: Sequence[Row], class_names: Sequence[str]) -> tuple[byt
     said = f"% of a class, {_of(best)}"
 
     def draw_matrix(axes: Any) -> None:
+        axes.grid(False)
         percents = np.diag([100 * share for share in answered.shares])
         for label, other, percent in mistakes:
             percents[label, other] = percent
         axes.pcolormesh(percents, cmap=_from_nothing_to(OURS_COLOR), vmin=0, vmax=100)
         for (label, other), percent in np.ndenumerate(percents):
             if percent >= 0.5:
-                axes.text(other + 0.5, label + 0.5, f"{percent:.0f}", ha="center", va="center", fontsize=7)
+                color = "white" if percent >= DEEP_PERCENT else None
+                axes.text(other + 0.5, label + 0.5, f"{percent:.0f}", ha="center", va="center", fontsize=7, color=color)
         middles = np.arange(len(class_names)) + 0.5
         named = list(map(_short, class_names))
         axes.set_xticks(middles, named, rotation=45, ha="right")
         axes.set_yticks(middles, named)
         axes.invert_yaxis()
-        axes.set_xlabel(f"taken for ({said})")
+        axes.set_xlabel(f"taken for ({said})", loc="right")
         axes.set_ylabel("real class")
 
     def draw_mistakes(axes: Any) -> None:
@@ -332,7 +347,7 @@ def _alike(row: Row, other: Row) -> bool:
 
 
 def _of(row: Row) -> str:
-    return f"IPC {row.ipc}, {row.network}"
+    return f"IPC {row.ipc}, {row.network}, {row.protocol}"
 
 
 def _short(name: str) -> str:

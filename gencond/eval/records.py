@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -37,6 +37,14 @@ class Scores:
 MOST_MISTAKES = 1000  # kinds of them that are kept: a matrix of a thousand classes has a million
 
 
+DAMAGED = "the answers of a row are damaged: evaluate again"
+
+
+def _counts(value: object) -> TypeGuard[list[int]]:
+    """Whether a value of JSON is a list of whole numbers from 0."""
+    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+
+
 @dataclass(frozen=True)
 class Answered:
     """How the classifiers of one row answered, all seeds together.
@@ -64,10 +72,16 @@ class Answered:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Answered":
-        """As `dataclasses.asdict` wrote it."""
-        return read_record(
-            cls, content, asked=tuple, right=tuple, mistakes=lambda lines: tuple(tuple(line) for line in lines)
-        )
+        """As `dataclasses.asdict` wrote it. Raises InputError where it cannot be what classifiers answered."""
+        asked, right, mistakes = (content.get(name) for name in ("asked", "right", "mistakes"))
+        if not (_counts(asked) and _counts(right) and isinstance(mistakes, list) and all(map(_counts, mistakes))):
+            raise InputError(DAMAGED)
+        possible = len(right) == len(asked) and all(map(int.__le__, right, asked))
+        if not possible or any(len(line) != 3 or max(line[:2]) >= len(asked) for line in mistakes):
+            raise InputError(DAMAGED)
+        if any(times > asked[label] for label, _, times in mistakes):
+            raise InputError(DAMAGED)
+        return cls(tuple(asked), tuple(right), tuple((label, other, times) for label, other, times in mistakes))
 
     @property
     def shares(self) -> list[float]:

@@ -67,7 +67,7 @@ CAPTIONS = {
 
 def _sentences(content: Evaluation) -> list[str]:
     """What the table says, and what it does not."""
-    return [*verdicts(content.rows), *content.notes, *about_answers(content.rows)]
+    return [*verdicts(content.rows), *content.notes, *about_answers(content.rows, content.class_names)]
 
 
 def _markdown(

@@ -14,7 +14,7 @@ from gencond.common.distributed import memory_used
 from gencond.common.files import write_json
 from gencond.eval.baselines import BASELINES
 from gencond.eval.protocols import get_protocol
-from gencond.eval.results import EVALUATOR, Cost, Evaluation, Row
+from gencond.eval.results import Cost, Evaluation, Row, evaluator_of
 from gencond.eval.scoring import Plan
 from gencond.eval.subject import SubjectAndReal
 
@@ -54,7 +54,7 @@ class ReportFile:
 
     def _rows_that_stay(self, old: Evaluation, plan: Plan) -> list[Row]:
         earlier = old.rows if old.augmentation == plan.augmentation else ()
-        known = [row for row in earlier if row.evaluator == EVALUATOR]
+        known = [row for row in earlier if row.evaluator == evaluator_of(row.images)]
         if dropped := len(earlier) - len(known):
             logger.info("evaluation: %d rows of an older evaluator leave the report in %s", dropped, self.out)
         if plan.teacher is None:

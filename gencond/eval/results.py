@@ -15,9 +15,8 @@ from gencond.eval.protocols import Protocol
 from gencond.eval.records import Answered, Scores, read_record
 
 GENCOND = "gencond"  # the rows of what gencond's own recipes condensed
-KMEANS = (KMEANS_REAL, KMEANS_PACKED)
-KMEANS_SPACE = "in features"  # since it was pixels, whose scores are others
 EVALUATOR = 3  # counts up when the same question gets another answer, so that older rows are measured again
+OTHER_EVALUATORS = {KMEANS_REAL: 4, KMEANS_PACKED: 4}  # of rows that changed alone: k-means chose in pixel space before
 Mode = Literal["fixed", "stream"]
 
 
@@ -191,16 +190,13 @@ class Question:
 
     @property
     def _name(self) -> str:
-        name = f"{self.images}, factor {self.factor}" if self.images in PACKED else self.images
-        return f"{name}, {KMEANS_SPACE}" if self.images in KMEANS else name
+        return f"{self.images}, factor {self.factor}" if self.images in PACKED else self.images
 
     @property
     def _trained_on(self) -> Any:
         """What the images of a row depend on beside the real ones."""
         if self.images == CODEC_REAL:
             return self.num_bytes, self.qualities, self.encoder
-        if self.images in KMEANS:
-            return self.factor if self.images in PACKED else 1, KMEANS_SPACE
         return self.factor if self.images in PACKED else None if self.images in BASELINES else self.condensed
 
     @property
@@ -318,7 +314,7 @@ class Evaluation:
         if "evaluation_seconds" in content and "cost" not in content:  # reports of older versions hold the time alone
             content = {**content, "cost": {"seconds": content["evaluation_seconds"]}}
         try:
-            return read_record(
+            found = read_record(
                 cls,
                 content,
                 rows=lambda rows: tuple(map(Row.from_json, rows)),
@@ -331,10 +327,18 @@ class Evaluation:
                 memorisation=lambda found: read_record(Memorisation, found),
                 quality=Likeness.from_json,
             )
+            if any(row.answered and len(row.answered.asked) != len(found.class_names) for row in found.rows):
+                raise InputError("the answers of a row are of other classes: evaluate again")
+            return found
         except InputError:
             raise
         except (TypeError, AttributeError, ValueError) as error:
             raise InputError(f"something in it has another kind than it should ({first_line(error)})") from None
+
+
+def evaluator_of(images: str) -> int:
+    """The version of the evaluator for rows of some kind of images."""
+    return OTHER_EVALUATORS.get(images, EVALUATOR)
 
 
 def scores_of(answers: Sequence[Answer]) -> Scores:

@@ -18,7 +18,7 @@ from gencond.eval.given import GivenTeacher
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import Protocol
 from gencond.eval.records import Answered, Scores
-from gencond.eval.results import EVALUATOR, Answer, Mode, Question, Row
+from gencond.eval.results import Answer, Mode, Question, Row, evaluator_of
 from gencond.eval.score_cache import ScoreCache
 from gencond.eval.subject import Subject
 
@@ -143,7 +143,7 @@ def _questions(
                 factor=factor,
                 budget=(fresh.batch_size, fresh.num_steps) if fresh and mode == "stream" else None,
                 teacher=plan.teacher.key if plan.teacher else None,
-                evaluator=EVALUATOR,
+                evaluator=evaluator_of(images),
             )
         )
     return questions, notes

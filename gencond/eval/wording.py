@@ -190,15 +190,19 @@ def quality_table(panel: Likeness) -> tuple[list[str], list[list[str]]]:
     return ["", *(name.upper() if name in ("fid", "kid") else name for name in names)], lines
 
 
-def about_answers(rows: Sequence[Row]) -> list[str]:
-    """A sentence where some rows do not say how the classifiers answered in each class."""
-    unknown = sum(row.answered is None for row in rows)
-    if not unknown:
-        return []
-    return [
-        f"Answers class by class are unknown of {unknown} of {len(rows)} rows, which an older version measured: move "
-        "report.json away and evaluate again to have them."
-    ]
+def about_answers(rows: Sequence[Row], class_names: Sequence[str]) -> list[str]:
+    """Sentences where rows do not say how classifiers answered in each class, and on classes without test images."""
+    sentences, unknown = [], sum(row.answered is None for row in rows)
+    if unknown:
+        sentences.append(
+            f"Answers class by class are unknown of {unknown} of {len(rows)} rows, which an older version measured: "
+            "move report.json away and evaluate again to have them."
+        )
+    asked = next((row.answered.asked for row in rows if row.answered), ())
+    if untested := [name for name, count in zip(class_names, asked, strict=False) if not count]:
+        some = f" and {len(untested) - 5} more" if len(untested) > 5 else ""
+        sentences.append(f"No test images show {', '.join(untested[:5])}{some}.")
+    return sentences
 
 
 def about_likeness(content: Evaluation) -> list[str]:

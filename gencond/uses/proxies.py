@@ -10,7 +10,7 @@ from gencond.data.images import LabeledImages, split_off
 from gencond.eval.baselines import KMEANS_REAL, PACKED, RANDOM_REAL, WHOLE_SET, RealImages
 from gencond.eval.classifier import RepeatedImages
 from gencond.eval.protocols import Protocol
-from gencond.eval.results import EVALUATOR, Question
+from gencond.eval.results import EVALUATOR, Question, evaluator_of
 from gencond.eval.subject import SubjectAndReal
 from gencond.uses.ranking import EARLY_STOPPING
 
@@ -112,7 +112,7 @@ def training_sets(
                 continue
             proxies.append(
                 add(
-                    replace(about, images=name, ipc=ipc),
+                    replace(about, images=name, ipc=ipc, evaluator=evaluator_of(name)),
                     lambda seeds, name=name, ipc=ipc: [drawn(name, ipc, seed) for seed in seeds],
                     num_stored=ipc * train.num_classes,
                     num_seen=_seen(protocol, needed * train.num_classes),

@@ -537,10 +537,37 @@ def test_the_report_draws_each_class_beside_real_images_and_what_it_is_taken_for
     html, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     assert "samples/classes.png" in markdown and "samples/confusion.png" in markdown
     assert "unknown of 1 of 3 rows" in markdown
-    for text in (">top-1 % in each class, IPC 10, convnet2<", ">whole training set<", ">a$b$c_{<", ">\u732b<",
-                 ">a name that is longer t\u2026<", "taken for (% of a class, IPC 10, convnet2)"):  # fmt: skip
+    for text in (">top-1 % in each class, IPC 10, convnet2, quick<", ">whole training set<", ">a$b$c_{<", ">\u732b<",
+                 ">a name that is longer t\u2026<", "taken for (% of a class, IPC 10, convnet2, quick)"):  # fmt: skip
         assert text in html
     assert html.count(">90<") >= 10 and html.count(">10<") >= 10  # the cells of the matrix
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"right": [9, 9]}, {"right": [11, 5, 5]}, {"asked": [10, None, 10]}, {"mistakes": [[0, 3, 1]]},
+        {"mistakes": [[0, 1]]}, {"mistakes": [[0, 1, 11]]}, {"asked": [10, 5, -1]}, {"mistakes": [[0, 1, 0.5]]},
+    ],
+)  # fmt: skip
+def test_damaged_answers_are_one_line(damaged: dict) -> None:
+    answered = {"asked": [10, 5, 10], "right": [8, 5, 5], "mistakes": [[2, 1, 4], [0, 1, 2]]}
+    row = fake_row("gencond", 1, 0.5, 0.01).to_json()
+    assert Row.from_json(row | {"answered": answered}).answered.right == (8, 5, 5)
+    with pytest.raises(InputError, match="the answers of a row are damaged"):
+        Row.from_json(row | {"answered": answered | damaged})
+
+
+def test_a_class_without_test_images_has_no_place_among_the_others_and_is_named(digits: tuple, tmp_path: Path) -> None:
+    content, log = fake_report(tmp_path, digits[0])
+    names = tuple(f"class {number}" for number in range(10))
+    confusion = 5 * torch.eye(10, dtype=torch.int64)
+    confusion[3] = 0
+    row = fake_row("gencond", 1, 0.5, 0.01, answered=Answered.of(confusion))
+    write_reports(tmp_path, replace(content, rows=(row,), class_names=names), log)
+    assert "No test images show class 3." in (tmp_path / "report.md").read_text()
+    _, classes = plot_classes([row], names)
+    assert ">class 2<" in classes and ">class 3<" not in classes
 
 
 def test_of_many_classes_the_extremes_and_the_most_frequent_mistakes_are_drawn() -> None:

@@ -20,6 +20,7 @@ from gencond.eval.given import GivenNetwork, GivenTeacher
 from gencond.eval.networks import build_network
 from gencond.eval.protocols import get_protocol
 from gencond.eval.records import Scores
+from gencond.eval.report_file import ReportFile
 from gencond.eval.results import Answer, Evaluation, Question, Row
 from gencond.eval.score_cache import ScoreCache
 from gencond.eval.scoring import Plan, score_tables
@@ -86,13 +87,13 @@ def test_rows_of_an_earlier_report_are_not_measured_again(
     assert len(rows) == {"dm:10": 12, "soft:2": 5}[protocol]
 
 
-def test_kmeans_images_that_were_chosen_in_pixel_space_are_another_row(before: Evaluation) -> None:
-    asked = question(
-        images=KMEANS_REAL, protocol=get_protocol("dm:10", 10, 8), seeds=(0, 1), seed=None, factor=1,
-        augmentation=before.augmentation, train=before.measured["train"], test=before.measured["test"],
-    )  # fmt: skip
-    known = {row.key for row in before.rows}
-    assert asked.key not in known and replace(asked, images=RANDOM_REAL).key in known
+def test_kmeans_rows_that_were_chosen_in_pixel_space_leave_a_report(before: Evaluation, tmp_path: Path) -> None:
+    plan = Plan([1], ["convnet2w8"], get_protocol("dm:10", 10, 8), before.augmentation, 2)
+    file = object.__new__(ReportFile)  # what else it needs are the images of the report
+    file.out = tmp_path
+    stay = file._rows_that_stay(before, plan)
+    assert {row.images for row in before.rows} - {row.images for row in stay} == {KMEANS_REAL}
+    assert stay == [row for row in before.rows if row.images != KMEANS_REAL]
 
 
 @pytest.mark.parametrize(
