@@ -38,7 +38,7 @@ NAMED_STAGE = 0.11  # of a run's time: a shorter stage has no room for its name
 READABLE_CLASSES = 30  # of more, a plot names those that matter most
 SHOWN_MISTAKES = 15
 LONGEST_NAME = 24  # characters
-DEEP_PERCENT = 40  # of the matrix, from which on a cell is too deep in colour for grey numbers
+DEEP_PERCENT, FULL_PERCENT = 40, 60  # of the matrix: cells too deep in colour for grey numbers, in full colour
 
 
 def drawn(
@@ -300,11 +300,11 @@ def plot_confusion(rows: Sequence[Row], class_names: Sequence[str]) -> tuple[byt
         percents = np.diag([100 * share for share in answered.shares])
         for label, other, percent in mistakes:
             percents[label, other] = percent
-        axes.pcolormesh(percents, cmap=_from_nothing_to(OURS_COLOR), vmin=0, vmax=100)
+        axes.pcolormesh(percents, cmap=_from_nothing_to(OURS_COLOR), vmin=0, vmax=FULL_PERCENT)
         for (label, other), percent in np.ndenumerate(percents):
             if percent >= 0.5:
-                color = "white" if percent >= DEEP_PERCENT else None
-                axes.text(other + 0.5, label + 0.5, f"{percent:.0f}", ha="center", va="center", fontsize=7, color=color)
+                deep: dict[str, Any] = {"color": "white", "weight": "bold"} if percent >= DEEP_PERCENT else {}
+                axes.text(other + 0.5, label + 0.5, f"{percent:.0f}", ha="center", va="center", fontsize=7, **deep)
         middles = np.arange(len(class_names)) + 0.5
         named = list(map(_short, class_names))
         axes.set_xticks(middles, named, rotation=45, ha="right")
