@@ -32,8 +32,6 @@ EMBEDDED_AT_ONCE = 500
 UNTRAINED_WIDTH = 64  # channels of the network in whose features k-means chooses
 # Of the network that herding and k-center choose with.
 CHOOSING = replace(PROTOCOLS["quick"], name="choosing", min_steps=200, max_steps=200)
-
-
 HELD_OUT = 0.2  # of the training images, to choose the codec's quality by
 
 
@@ -124,13 +122,13 @@ class RealImages:
 
     def _drawn(self, name: str, ipc: int, seeds: Sequence[int]) -> list[LabeledImages]:
         """The images of a baseline that has an IPC, for each seed."""
-        if name in (RANDOM_REAL, KMEANS_REAL, *PACKED):
-            parts = self.factor**2 if name in PACKED else 1
-            if name in (RANDOM_REAL, RANDOM_PACKED):
-                chosen = (random_subset(self.train, ipc * parts, seed) for seed in seeds)
-            else:
-                chosen = (kmeans_subset(self.train, ipc * parts, seed, self.untrained_features) for seed in seeds)
-            return list(map(self._packed, chosen) if name in PACKED else chosen)
+        if name in PACKED:
+            whole = RANDOM_REAL if name == RANDOM_PACKED else KMEANS_REAL
+            return [self._packed(images) for images in self._drawn(whole, ipc * self.factor**2, seeds)]
+        if name == RANDOM_REAL:
+            return [random_subset(self.train, ipc, seed) for seed in seeds]
+        if name == KMEANS_REAL:
+            return [kmeans_subset(self.train, ipc, seed, self.untrained_features) for seed in seeds]
         choose = {HERDING_REAL: herding, K_CENTER_REAL: k_center}[name]
         return [subset_of_each_class(self.train, ipc, lambda rows: choose(self.features[rows], ipc))] * len(seeds)
 

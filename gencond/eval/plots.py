@@ -252,7 +252,7 @@ def plot_classes(rows: Sequence[Row], class_names: Sequence[str]) -> tuple[bytes
     The classes are in the order of ours; of more than `READABLE_CLASSES`, half as many from each end are drawn. None
     where no row of ours says how it answered.
     """
-    found = _best_that_tells(rows)
+    found, curves = _best_that_tells(rows), _curves(rows)
     if found is None:
         return None
     (best, answered), names, half, left_out = found, kinds(rows), READABLE_CLASSES // 2, ""
@@ -260,9 +260,9 @@ def plot_classes(rows: Sequence[Row], class_names: Sequence[str]) -> tuple[bytes
     order = sorted(tested, key=lambda label: answered.shares[label])
     if len(order) > READABLE_CLASSES:
         order, left_out = [*order[:half], *order[-half:]], f", the {half} best and worst of {len(order)}"
-    of_best = [row for row in rows if row.mode == "fixed" and row.ipc in (best.ipc, None) and _alike(row, best)]
-    rivals = PACKED if any(row.images in PACKED for row in of_best) else (RANDOM_REAL, KMEANS_REAL)
-    beside = [row for row in of_best if row.images in (*rivals, WHOLE_SET)]
+    at_best = {images: [row for row in own if row.ipc in (best.ipc, None)] for images, own in curves.items()}
+    rivals = PACKED if any(at_best.get(images) for images in PACKED) else (RANDOM_REAL, KMEANS_REAL)
+    beside = [row for images in (*rivals, WHOLE_SET) for row in at_best.get(images, ())]
 
     def draw(axes: Any) -> None:
         places = np.arange(len(order))
@@ -336,14 +336,8 @@ def _from_nothing_to(color: str) -> Any:
 
 def _best_that_tells(rows: Sequence[Row]) -> tuple[Row, Answered] | None:
     """Of ours, that of the largest IPC for the first network and protocol, where it says how it answered."""
-    ours = next(iter(kinds(rows)))
-    own = [row for row in rows if row.images == ours and row.mode == "fixed" and _alike(row, rows[0])]
-    telling = [(row, row.answered) for row in own if row.answered]
-    return max(telling, key=lambda found: found[0].ipc or 0, default=None)
-
-
-def _alike(row: Row, other: Row) -> bool:
-    return (row.network, row.protocol) == (other.network, other.protocol)
+    by_ipc = _curves(rows).get(next(iter(kinds(rows))), ())
+    return next(((row, row.answered) for row in reversed(by_ipc) if row.answered), None)
 
 
 def _of(row: Row) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from gencond.common.errors import InputError
 
 Record = TypeVar("Record")
+MOST_MISTAKES = 1000  # kinds of them that are kept: a matrix of a thousand classes has a million
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,6 @@ class Scores:
     def of(cls, each: Sequence[float]) -> "Scores":
         """The scores with their mean and sample deviation."""
         return cls(tuple(each), statistics.mean(each), statistics.stdev(each) if len(each) > 1 else 0.0)
-
-
-MOST_MISTAKES = 1000  # kinds of them that are kept: a matrix of a thousand classes has a million
-
-
-DAMAGED = "the answers of a row are damaged: evaluate again"
-
-
-def _counts(value: object) -> TypeGuard[list[int]]:
-    """Whether a value of JSON is a list of whole numbers from 0."""
-    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 
 
 @dataclass(frozen=True)
@@ -74,19 +64,27 @@ class Answered:
     def from_json(cls, content: Mapping[str, Any]) -> "Answered":
         """As `dataclasses.asdict` wrote it. Raises InputError where it cannot be what classifiers answered."""
         asked, right, mistakes = (content.get(name) for name in ("asked", "right", "mistakes"))
-        if not (_counts(asked) and _counts(right) and isinstance(mistakes, list) and all(map(_counts, mistakes))):
-            raise InputError(DAMAGED)
-        possible = len(right) == len(asked) and all(map(int.__le__, right, asked))
-        if not possible or any(len(line) != 3 or max(line[:2]) >= len(asked) for line in mistakes):
-            raise InputError(DAMAGED)
-        if any(times > asked[label] for label, _, times in mistakes):
-            raise InputError(DAMAGED)
-        return cls(tuple(asked), tuple(right), tuple((label, other, times) for label, other, times in mistakes))
+        if (
+            _are_counts(asked)
+            and _are_counts(right)
+            and len(right) == len(asked)
+            and all(some <= most for some, most in zip(right, asked, strict=True))
+            and isinstance(mistakes, list)
+            and all(_are_counts(line) and len(line) == 3 and max(line[:2]) < len(asked) for line in mistakes)
+            and all(times <= asked[label] for label, _, times in mistakes)
+        ):
+            return cls(tuple(asked), tuple(right), tuple((label, other, times) for label, other, times in mistakes))
+        raise InputError("the answers of a row are damaged: evaluate again")
 
     @property
     def shares(self) -> list[float]:
         """Of each class, that was answered rightly, in [0, 1]; 0 of a class without test images."""
         return [right / max(1, asked) for right, asked in zip(self.right, self.asked, strict=True)]
+
+
+def _are_counts(value: object) -> TypeGuard[list[int]]:
+    """Whether a value of JSON is a list of whole numbers from 0."""
+    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 
 
 def read_record(kind: type[Record], content: Mapping[str, Any], **converted: Callable[[Any], Any]) -> Record:

@@ -82,7 +82,7 @@ def training_sets(
         seeds=tuple(range(num_seeds)), train=rest.fingerprint, test=held_out.fingerprint, factor=subject.factor,
         evaluator=EVALUATOR,
     )  # fmt: skip
-    # Only what chooses in features asks for a network.
+    # Only herding and k-center ask for a network by name.
     real = RealImages(rest, "", augmentation, device, subject.factor)
 
     @cache

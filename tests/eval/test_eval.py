@@ -503,6 +503,8 @@ def test_quick_scores_are_a_curve_of_the_report_and_a_cost_of_their_own(digits: 
     assert "samples/scores.png" in markdown and html.count("<svg") == 4
     for text in ("quick top-1 %, 120 held-out images", "minutes spent", ">75.0<", ">pretrain<", ">condense<"):
         assert text in html
+    svg = plot_scores(scored)[1]  # 300 + 39 x 0.5 + 2 x 90 s are 8.3 minutes
+    assert ">8<" in svg and ">9<" not in svg
     assert "- quick scores: 180.0 s" in markdown and "- condense: 19.5 s" in markdown
     assert plot_scores(log) is None
 
