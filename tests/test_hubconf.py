@@ -1,3 +1,4 @@
+import hashlib
 import os
 import subprocess
 import sys
@@ -50,6 +51,15 @@ def test_the_shipped_megabit_is_one_and_repeats_its_first_images() -> None:
     assert labels.tolist() == list(range(10)) and most_levels_apart(images, "cifar10_1mbit_first.npy") <= 1
     assert model.sample(ipc=600, classes=["ship"])[0].shape == (600, 3, 32, 32)
     assert parse_recipe(model.config.provenance["recipe"], "").name == "flagship:cifar10:quick:stream-large"
+
+
+def test_the_page_of_the_shipped_sets_lists_the_hashes_of_their_weights() -> None:
+    page = (ROOT / "checkpoints" / "README.md").read_text()
+    folders = sorted(path for path in (ROOT / "checkpoints").iterdir() if path.is_dir())
+    for folder in folders:
+        weights = (folder / "diffusion_pytorch_model.safetensors").read_bytes()
+        assert f"| `{folder.name}` | `{hashlib.sha256(weights).hexdigest()}` |" in page
+    assert len(folders) == 4
 
 
 def test_the_shipped_digits_are_small_and_name_their_recipe() -> None:

@@ -86,13 +86,20 @@ class Condensed(FiniteModel, ABC):
         return self.config.factor**2
 
     @property
+    def squares(self) -> dict[str, int]:
+        """Names of weights whose rows are images of squares, and how many of these lie in a row."""
+        return {}
+
+    @property
     def num_bytes(self) -> int:
         """What must be stored to sample from it: the file of weights as it is stored, and the config that reads it.
 
         The config is counted without the account of how it was made.
         """
         config = {"_class_name": type(self).__name__, **self._told(), "provenance": None}
-        return num_stored_bytes(self.state_dict(), self.config.storage) + len(json.dumps(config, indent=2).encode())
+        return num_stored_bytes(self.state_dict(), self.config.storage, self.squares) + len(
+            json.dumps(config, indent=2).encode()
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -116,7 +123,7 @@ class Condensed(FiniteModel, ABC):
             InputError: another storage, or values that it cannot hold.
         """
         copy = type(self)(**arguments_of(self) | {"storage": storage})
-        copy.load_state_dict(from_stored(to_stored(self.state_dict(), storage)))
+        copy.load_state_dict(from_stored(to_stored(self.state_dict(), storage, self.squares)))
         return copy.to(self.device).eval()
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *positional: Any, **options: Any) -> None:
@@ -129,7 +136,7 @@ class Condensed(FiniteModel, ABC):
             raise InputError(f"an artefact in {self.config.storage} takes no {option} when it is saved")
         self.save_config(save_directory)
         save_file(
-            to_stored(self.state_dict(), self.config.storage),
+            to_stored(self.state_dict(), self.config.storage, self.squares),
             Path(save_directory) / WEIGHTS_NAME,
             metadata={"format": "pt"},
         )

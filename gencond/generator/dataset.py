@@ -120,6 +120,11 @@ class CondensedDataset(Condensed):
         return self.config.factor if self.config.by_parts else 1
 
     @property
+    def squares(self) -> dict[str, int]:
+        in_a_row = self.generator.squares_in_a_row
+        return {"codes.learned": in_a_row} if in_a_row > 1 else {}
+
+    @property
     def channels(self) -> int:
         return self.generator.config.out_channels
 

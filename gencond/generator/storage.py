@@ -28,7 +28,7 @@ def check_storage(storage: str) -> None:
         raise InputError(f"unknown storage {storage!r}; known: {', '.join(STORAGES)}")
 
 
-def to_stored(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
+def to_stored(state: Mapping[str, Tensor], storage: str, squares: Mapping[str, int] | None = None) -> dict[str, Tensor]:
     """A state dict -> the tensors that are written.
 
     `float16` rounds every float. `int8` rounds each row of a tensor of two or more dimensions to 255 evenly spaced
@@ -36,6 +36,8 @@ def to_stored(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
     times one is a float32, so what is read back is stored as the same bytes again. Integers stay as they are, and
     floats that are whole numbers of a byte become such. `coded` is int8 with its tensors entropy-coded (`entropy`).
 
+    Args:
+        squares: for tensors whose rows are images of squares, how many lie in a row; makes `coded` shorter.
     Raises:
         InputError: an unknown storage, or a value too large for float16.
     """
@@ -49,7 +51,8 @@ def to_stored(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
             if not bool(tensor.isfinite().all()):
                 raise InputError(f"{name} holds values that are not finite")
             numbers, stored[name + SCALE] = _quantised(tensor.float())
-            content = encode(numbers.flatten(1).numpy()) if storage == "coded" else None
+            in_a_row = (squares or {}).get(name)
+            content = encode(numbers.flatten(1).numpy(), in_a_row) if storage == "coded" else None
             if content is None or len(content) >= numbers.nbytes:  # a table of probabilities has to pay
                 stored[name] = numbers
             else:
@@ -79,9 +82,11 @@ def from_stored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def num_stored_bytes(state: Mapping[str, Tensor], storage: str) -> int:
+def num_stored_bytes(state: Mapping[str, Tensor], storage: str, squares: Mapping[str, int] | None = None) -> int:
     """Bytes of the file that holds the tensors which `to_stored` makes: safetensors, header and all."""
-    stored = state if storage == "float32" else to_stored(state, storage)  # those of a GPU need not be copied to count
+    stored = (
+        state if storage == "float32" else to_stored(state, storage, squares)
+    )  # those of a GPU need not be copied to count
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     order, end = list(DTYPES), 0
     for name, tensor in sorted(stored.items(), key=lambda item: (order.index(item[1].dtype), item[0])):
