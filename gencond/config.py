@@ -277,6 +277,11 @@ class Real:
         description="`statistics` of the whole set, kept for each extractor of a pool; `random` batches; or "
         "`representatives`, the images nearest to k-means centers in the current features (DREAM).",
     )
+    learnable_only: bool = Field(
+        False,
+        description="Leaves out images that a network takes for another class after codes.ranking_steps of training on "
+        "all of them: nothing is learned or started from those. A class keeps as many as its slots start from.",
+    )
     batch_size: Count = Field(256, description="random and representatives: real images of each class in a step.")
     refresh_steps: Count = Field(10, description="representatives: steps between two choices of them.")
     candidates: Count | None = Field(
@@ -324,7 +329,8 @@ class Codes:
     )
     ranking_steps: Count = Field(
         1000,
-        description="Steps that this network trains for. Trainings of `held_out` take half as many at most.",
+        description="Steps that this network trains for, and that of real.learnable_only. Trainings of `held_out` take "
+        "half as many at most.",
     )
     encode_steps: CountOrZero = Field(
         0, description="Steps that fit slots and generator to the images they start from; 0 skips this stage."

@@ -1,4 +1,4 @@
-"""How hard each real image is to a network that has learned the classes for a while."""
+"""How hard each real image is to a network that has learned the classes for a while, and which ones it knows."""
 
 import logging
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from gencond.common.cache import read_checked, write_checked
@@ -64,22 +64,45 @@ class Ranking:
         Raises:
             InputError: the network diverged.
         """
+        return self._answers(data, cache)[0]
+
+    def learnable(self, data: LabeledImages, cache: Path, at_least: int) -> Int64[Tensor, " k"]:
+        """Rows of the images that the network takes for what they are, ascending.
+
+        Args:
+            cache: as of `difficulties`.
+            at_least: of each class; where the network knows fewer, those of the lowest cross-entropy come along.
+        Raises:
+            InputError: the network diverged.
+        """
+        losses, right = self._answers(data, cache)
+        kept = right.clone()
+        for label in range(data.num_classes):
+            rows = data.rows_of(label)
+            if int(right[rows].sum()) < at_least:
+                kept[rows[losses[rows].argsort(stable=True)[:at_least]]] = True
+        return kept.nonzero()[:, 0]
+
+    def _answers(self, data: LabeledImages, cache: Path) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        """(each image's cross-entropy, whether it is taken for what it is)."""
         key = short_hash(
-            "difficulties-2", data.fingerprint, self.architecture, self.num_steps, self.strategy, self.seed
+            "difficulties-3", data.fingerprint, self.architecture, self.num_steps, self.strategy, self.seed
         )
         file = cache / "difficulties" / f"{key}.safetensors"
         if (stored := read_checked(file)) is not None:
             logger.info("difficulties: reusing those of %d images (%s)", len(data), key)
-            return stored["losses"]
+            return stored["losses"], stored["right"]
         judge = self.maker.wrap(self.network(data), knows_classes=True)
-        losses = torch.empty(len(data))
+        losses, right = torch.empty(len(data)), torch.empty(len(data), dtype=torch.bool)
         for label in range(data.num_classes):
             rows = data.rows_of(label)
             logits = judge.logits(embed_all(judge, data.images[rows]))
             losses[rows] = F.cross_entropy(logits, data.labels[rows].to(self.maker.device), reduction="none").cpu()
+            right[rows] = (logits.argmax(1) == label).cpu()
         if not losses.isfinite().all():
             raise InputError(
-                "ranking images: the network diverged: set codes.skip_easiest=null or another features.network"
+                "ranking images: the network diverged: set codes.skip_easiest=null and real.learnable_only=false, or "
+                "another features.network"
             )
-        write_checked(file, {"losses": losses}, data.words)
-        return losses
+        write_checked(file, {"losses": losses, "right": right}, data.words)
+        return losses, right

@@ -198,6 +198,8 @@ class _Rehearsal:
 
     def forecast(self) -> Forecast:
         """All stages that a run would go through, in its order; each leaves a stand-in of what it makes."""
+        if self.parts.ranking is not None:
+            self._ranking(self.parts.ranking)
         in_one_piece = {EXTRACTORS: self._extractors, REAL_SIDE: self._real_side, STARTS: self._starts}
         for entry in STAGES:
             if not entry.is_needed(self.parts, self.work):

@@ -3,11 +3,11 @@
 import logging
 from pathlib import Path
 
-from gencond.common.distributed import from_main, new_accelerator
+from gencond.common.distributed import from_main, is_main_process, main_process_first, new_accelerator
 from gencond.common.errors import InputError
 from gencond.common.files import cache_dir, require_writable, state_fingerprint, weights_hash
 from gencond.condensing.append import Growth
-from gencond.condensing.build import Parts, build
+from gencond.condensing.build import Parts, build, images_needed
 from gencond.condensing.checks import check_fit
 from gencond.condensing.run_folder import RunFolder, prepare_run, write_artefact
 from gencond.condensing.stages import PRETRAIN, STAGES, Work, begin, given_generator, go_through
@@ -62,6 +62,7 @@ def condense(
                 "learned again",
                 len(data), data.num_classes, data.image_size, growth.onto.num_classes, len(growth.known_again),
             )  # fmt: skip
+        parts = _of_learnable(parts, recipe, data)
         with tracked(run, track, to_dict(recipe)):
             work = begin(parts, run, pretrained)
             go_through(STAGES, parts, work, run)
@@ -86,9 +87,31 @@ def pretrain(recipe: Recipe, data: LabeledImages, out: Path, track: str | None =
     parts = build(recipe, data, new_accelerator().device)
     with prepare_run(out, recipe, data, identities_of_weights(recipe, parts)) as run:
         done = from_main(run.pretrained.is_dir)
+        parts = parts if done else _of_learnable(parts, recipe, data)
         with tracked(run, None if done else track, to_dict(recipe)):
             pretrained_generator(parts, run)
     return run.pretrained
+
+
+def _of_learnable(parts: Parts, recipe: Recipe, data: LabeledImages) -> Parts:
+    """The parts of a run that learns from some of the images, where its recipe asks for that; says how many they are.
+
+    Raises:
+        InputError: the network that ranks them diverged.
+    """
+    if parts.growth is not None and recipe.real.learnable_only and is_main_process():
+        logger.info("append: all images are learned from: which of them can be is known of whole sets only")
+    if parts.ranking is None:
+        return parts
+    with main_process_first():  # which finds them for all
+        rows = parts.ranking.learnable(parts.data, cache_dir(), images_needed(recipe))
+    if is_main_process():
+        logger.info(
+            "condense: %d of %d training images are learned from; a network takes the others for another class after "
+            "%d steps",
+            len(rows), len(parts.data), parts.ranking.num_steps,
+        )  # fmt: skip
+    return build(recipe, data, parts.device, rows=rows)
 
 
 def pretrained_generator(parts: Parts, run: RunFolder, pretrained: Path | None = None) -> Backbone | None:

@@ -316,12 +316,17 @@ def describe_data(source: str, data: LabeledImages) -> dict[str, Any]:
 
 
 def provenance(
-    recipe: Recipe, data: LabeledImages, num_held_out: int = 0, weights: Mapping[str, str] | None = None
+    recipe: Recipe,
+    data: LabeledImages,
+    num_held_out: int = 0,
+    num_learned_from: int | None = None,
+    weights: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Recipe, data, commit and library versions. No time and no path: the same run writes the same bits.
 
     Args:
         num_held_out: images of `data` that were not condensed, since quick scores are tested on them.
+        num_learned_from: images of `data` that a brief network knows, where only those were learned from.
         weights: see `RunFolder.prepare`; `pretrained` among them says that the recipe's own pretraining was left out.
     """
     values = to_dict(recipe)
@@ -331,7 +336,9 @@ def provenance(
             values[part]["weights"] = Path(values[part]["weights"]).name
     return {
         "recipe": values,
-        "data": describe_data(recipe.data.source, data) | ({"num_held_out": num_held_out} if num_held_out else {}),
+        "data": describe_data(recipe.data.source, data)
+        | ({"num_held_out": num_held_out} if num_held_out else {})
+        | ({} if num_learned_from is None else {"num_learned_from": num_learned_from}),
         "commit": current_commit(),
         "versions": library_versions(),
         **({"weights": dict(weights)} if weights else {}),

@@ -26,6 +26,8 @@ def model_card(
     recipe, data = made.get("recipe", {}), made.get("data", {})
     source = _as_text(data.get("source", "a data set"))
     held = f", {data['num_held_out']} of them held out for quick scores" if "num_held_out" in data else ""
+    if "num_learned_from" in data:
+        held += f"; learned from {data['num_learned_from']}, which a network knew after a brief training"
     names = [_as_text(name) for name in condensed.class_names]
     listed = ", ".join(names[:LISTED_CLASSES]) + (", ..." if len(names) > LISTED_CLASSES else "")
     kind = "grey" if condensed.channels == 1 else "RGB"

@@ -16,18 +16,47 @@ def make(seed: int) -> ConvNet:
     return ConvNet(1, 10, 8, width=16, depth=2)
 
 
+def ranking(data: LabeledImages, seed: int = 0, num_steps: int = 60) -> Ranking:
+    return Ranking(ExtractorMaker(make, *data.mean_std), "convnet", num_steps, "crop", seed)
+
+
 def of(data: LabeledImages, cache: Path, seed: int = 0, num_steps: int = 60) -> Tensor:
-    maker = ExtractorMaker(make, *data.mean_std)
-    return Ranking(maker, "convnet", num_steps, "crop", seed).difficulties(data, cache)
+    return ranking(data, seed, num_steps).difficulties(data, cache)
 
 
 def test_images_under_a_false_label_are_the_hardest(few_digits: LabeledImages, tmp_path: Path) -> None:
-    labels = few_digits.labels.clone()
-    is_false = torch.arange(len(labels)) % 20 == 0
-    labels[is_false] = (labels[is_false] + 5) % 10
-    losses = of(replace(few_digits, labels=labels), tmp_path)
-    assert losses.shape == labels.shape and bool((losses >= 0).all())
+    data, is_false = some_false(few_digits)
+    losses = of(data, tmp_path)
+    assert losses.shape == data.labels.shape and bool((losses >= 0).all())
     assert losses[is_false].median() > losses[~is_false].quantile(0.9)
+
+
+def some_false(data: LabeledImages) -> tuple[LabeledImages, Tensor]:
+    """(the images, one in twenty under a false label; which these are)."""
+    labels, is_false = data.labels.clone(), torch.arange(len(data)) % 20 == 0
+    labels[is_false] = (labels[is_false] + 5) % 10
+    return replace(data, labels=labels), is_false
+
+
+def test_images_under_a_false_label_are_not_learnable(few_digits: LabeledImages, tmp_path: Path) -> None:
+    data, is_false = some_false(few_digits)
+    rows = ranking(data).learnable(data, tmp_path, at_least=0)
+    assert torch.equal(rows, rows.sort().values) and len(rows.unique()) == len(rows)
+    kept = torch.zeros(len(data), dtype=torch.bool)
+    kept[rows] = True
+    assert kept[is_false].float().mean() < 0.2 < 0.9 < kept[~is_false].float().mean()
+
+
+def test_a_class_keeps_as_many_as_are_needed_the_easiest_first(few_digits: LabeledImages, tmp_path: Path) -> None:
+    data, _ = some_false(few_digits)
+    judge = ranking(data)
+    few, losses = judge.learnable(data, tmp_path, at_least=0), judge.difficulties(data, tmp_path)
+    of_class = data.rows_of(4)
+    needed = int(torch.isin(few, of_class).sum()) + 2
+    more = judge.learnable(data, tmp_path, needed)
+    assert bool(torch.isin(few, more).all())
+    assert bool(torch.isin(of_class[losses[of_class].argsort(stable=True)[:needed]], more).all())
+    assert len(judge.learnable(data, tmp_path, at_least=10_000)) == len(data)
 
 
 def test_they_are_read_again_bit_for_bit_and_found_anew_for_another_seed_length_or_set(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from gencond.common.files import cache_dir, file_sha256, state_fingerprint, weig
 from gencond.condensing.build import build
 from gencond.condensing.loop import step_rng
 from gencond.condensing.real import BatchSide, Draw
-from gencond.condensing.run import condense
+from gencond.condensing.run import condense, pretrain
 from gencond.condensing.run_folder import RunFolder
 from gencond.condensing.stages import STAGES
 from gencond.condensing.starts import Representatives
@@ -299,6 +300,38 @@ def test_recipes_of_pixels_say_what_their_stages_do(few_digits: LabeledImages, n
 
 class Killed(BaseException):
     pass
+
+
+def test_a_run_of_what_can_be_learned_says_how_much_that_is_and_ends_in_the_same_bits_after_a_kill(
+    few_digits: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="gencond")
+    labels = torch.where(torch.arange(120) % 10 == 0, (few_digits.labels + 5) % 10, few_digits.labels)
+    data = replace(few_digits, labels=labels)  # one in ten is false
+    recipe = tiny_recipe("real.learnable_only=true", "codes.ranking_steps=60", "codes.num_slots=2", "real.batch_size=3")
+    made = condense(recipe, data, tmp_path / "whole")
+    said = re.search(
+        r"condense: (\d+) of 120 training images are learned from; a network takes the others", caplog.text
+    )
+    assert said is not None and 80 < int(said[1]) < 115  # of the true ones it knows nearly all, of the others few
+    assert made.config.provenance["data"]["num_learned_from"] == int(said[1])
+    assert f"learned from {said[1]}, which a network knew" in (tmp_path / "whole/condensed/README.md").read_text()
+    monkeypatch.setenv("GENCOND_CACHE", str(tmp_path / "other cache"))
+
+    def dies_after_a_state(self: RunFolder, states, name: str, *others) -> None:
+        save(self, states, name, *others)
+        raise Killed
+
+    save = RunFolder.save_state
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunFolder, "save_state", dies_after_a_state)
+        condense(recipe, data, tmp_path / "killed")
+    condense(recipe, data, tmp_path / "killed")
+    assert artefact_bits(tmp_path / "killed") == artefact_bits(tmp_path / "whole")
+    generator = pretrain(recipe, data, tmp_path / "alone")  # of the same images
+    assert file_sha256(generator / "diffusion_pytorch_model.safetensors") == file_sha256(
+        tmp_path / "whole" / "pretrained" / "diffusion_pytorch_model.safetensors"
+    )
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "encode", "condense"])
