@@ -212,7 +212,6 @@ def reasons(recipe: Recipe, patient: Patient, device: torch.device) -> list[tupl
     size = f"{sample.channels}x{sample.image_size}x{sample.image_size} px"
     held_out = int(num_held_out(recipe.condense, patient.counts).sum())
     scored = f", {held_out:,} of them held out for quick scores" if held_out else ""
-    known = f", but for those that a network gets wrong after {recipe.codes.ranking_steps} steps"
     cut = f"{part.factor**2} in one, each {sample.image_size // part.factor} px from a code of its own"
     slots = f"{recipe.codes.num_slots} learned codes a class, in order: the first k are the set of k images"
     terms = ", ".join(word for name, word in TERMS.items() if getattr(recipe.objective, f"{name}_weight"))
@@ -222,8 +221,9 @@ def reasons(recipe: Recipe, patient: Patient, device: torch.device) -> list[tupl
         compiled += ": there is no C++ compiler"
     return [
         ("images", f"{int(patient.counts.sum()):,} to learn from{scored}; {sample.num_classes:,} classes of "
-                   f"{int(patient.counts.min()):,} or more, {size}"
-                   + (known if recipe.real.learnable_only else "")),
+                   f"{int(patient.counts.min()):,} or more, {size}"),
+        *([("left out", "images that a network takes for another class after "
+                        f"{recipe.codes.ranking_steps} steps of training")] if recipe.real.learnable_only else []),
         ("made", f"{cut if part.by_parts else 'whole'}; {slots}"),
         ("matched", f"{terms}; networks: {recipe.features.kind}"),
         ("augmented", f"{data.augmentation}: set data.augmentation where one of these changes a class"),
