@@ -211,6 +211,9 @@ def _opened(source: str | Path) -> Mapping[str, "Dataset"]:
     hub = HUB_NAME.fullmatch(str(source))
     if str(source).startswith(HUB) and not hub:
         raise InputError(f"{source} names no set of the Hub: expected {HUB}owner/name[:config][@revision]")
+    handlers = logging.getLogger("datasets").handlers
+    for handler in handlers:
+        handler.addFilter(_is_no_error)
     try:
         if hub:
             opened = datasets.load_dataset(hub["name"], hub["config"], revision=hub["revision"])
@@ -230,9 +233,17 @@ def _opened(source: str | Path) -> Mapping[str, "Dataset"]:
         why = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
         config = f": name one, {HUB}{hub['name']}:CONFIG" if hub and "onfig name is missing" in str(error) else ""
         raise InputError(f"{source} cannot be read by `datasets` ({type(error).__name__}: {why}){config}") from None
+    finally:
+        for handler in handlers:
+            handler.removeFilter(_is_no_error)
     if isinstance(opened, datasets.Dataset):
         opened = {str(opened.split or "train"): opened}
     return {str(split): table for split, table in opened.items()}
+
+
+def _is_no_error(record: logging.LogRecord) -> bool:
+    """Keeps what `datasets` says of an error to itself: it raises it too, and that becomes our one line."""
+    return record.levelno < logging.ERROR
 
 
 def _files_by_split(path: Path) -> dict[str, list[Path]]:

@@ -1,6 +1,8 @@
 """Tables of Hugging Face `datasets`: parquet files, folders that `save_to_disk` wrote, sets of the Hub."""
 
 import io
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -271,6 +273,14 @@ def test_two_sets_in_one_folder_are_refused(tmp_path: Path) -> None:
         table(range(4)).to_parquet(tmp_path / "set" / config / "train.parquet")
     with pytest.raises(InputError, match="fine/train.parquet and rough/train.parquet lie in two folders"):
         find_in_tables(tmp_path / "set")
+
+
+def test_damage_is_said_by_us_alone(tmp_path: Path) -> None:
+    """`datasets` logs it too."""
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
+    command = [sys.executable, "-m", "gencond.cli", "condense", "--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cannot be read by `datasets`" in done.stderr
 
 
 def test_damage_is_a_line(tmp_path: Path) -> None:
