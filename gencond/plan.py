@@ -54,8 +54,8 @@ SMALLEST_HALVED = 48  # pixels of a side; extractors see larger images at the si
 SMALLEST_CUT = 16  # pixels of a side; smaller images are not cut in four
 # Parts a side that an image is cut into: the most that leaves parts of so many pixels and codes of a class.
 CUTS, SMALLEST_PART, FEWEST_SLOTS = (4, 3), 8, 10
-CODE_SHARE = 0.25  # of the values of such a part: as many numbers has its code at most
-LONGEST_CHUNK = 64
+CODE_SHARE = 2 / 3  # of the values of such a part: as many numbers has its code at most, or codes lose what they show
+LONGEST_CHUNK = 128
 SMALLEST_SEEN = 16  # pixels of a side at which networks see images that are cut into so many
 SCORES_IN_A_RUN, SCORE_IMAGES, SCORED_FROM = 5, 500, 500  # training images, of which a tenth is held out at most
 LEAST_MINUTES = 1.0

@@ -67,9 +67,9 @@ def test_parts_slots_and_lengths_follow_from_the_images(
     assert max(recipe.evaluate.ipc) <= of_class and recipe.data.image_size == side
     assert (f"{factor**2} in one" in dict(reasons(recipe, about, CPU))["made"]) == (factor > 1)
     assert recipe.condense.images_per_step == 12 * max(4, factor**2)
-    if factor > 2:  # codes of small parts are no longer than a quarter of what they stand for
+    if factor > 2:  # codes of small parts are no longer than two thirds of what they stand for
         maker = generator_maker(recipe, about.sample)
-        assert maker.new().config.latent_dim <= 3 * (side // factor) ** 2 / 4
+        assert maker.new().config.latent_dim <= 3 * (side // factor) ** 2 * 2 / 3
 
 
 @pytest.mark.parametrize("size", GENERATOR_SIZES)
