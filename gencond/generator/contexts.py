@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 Numbers = npt.NDArray[np.int8]
 Ints = npt.NDArray[np.int64]
+Small = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 
 FORESEEN = 12  # bands at most whose values are foreseen, by the values of so many
@@ -80,13 +81,13 @@ class Contexts:
         bands, squares = len(self.scales), self.in_a_row**2
         known = min(FORESEEN, bands)
         values: list[Ints] = []  # of each square that was read, the first bands: [known, rows]
-        near: list[Ints] = []  # of each of the last squares, mean activities of bands: [len(NEAR_BANDS), bands, rows]
+        near: list[Small] = []  # of each of the last squares, mean activities of bands: [len(NEAR_BANDS), bands, rows]
         for square in range(squares):
             kind = _kind(square, self.in_a_row)
             before = _values_before(square, self.in_a_row, values, np.zeros((known, num_rows), np.int64))
             own = before[-known:]  # a view: it is filled in as numbers are read
             beside = [near[-1] if kind & 1 else None, near[-self.in_a_row] if kind & 2 else None]
-            sums = np.zeros((bands + 1, num_rows), np.int64)  # of activities, of the bands before each
+            sums = np.zeros((bands + 1, num_rows), np.int32)  # of activities, of the bands before each
             around = np.zeros((1 + len(OWN_BANDS) + 2 * len(NEAR_BANDS), num_rows), np.int64)
             around[0] = ACTIVITY_UNIT
             weights = self.of_values[kind]
@@ -229,14 +230,14 @@ def _activity(surprises: Numbers, scale: int) -> Ints:
     return np.minimum(np.abs(surprises.astype(np.int64)) * ACTIVITY_UNIT**2 // scale, MOST_ACTIVE * ACTIVITY_UNIT)
 
 
-def _means(sums: Ints) -> Ints:
+def _means(sums: Small) -> Small:
     """Mean activities of the bands around each, from sums over all before: [len(NEAR_BANDS), bands, rows]."""
     bands = len(sums) - 1
     means = []
     for reach in NEAR_BANDS:
         first = np.maximum(np.arange(bands) - reach, 0)
         last = np.minimum(np.arange(bands) + reach + 1, bands)
-        means.append((sums[last] - sums[first]) // (last - first)[:, None])
+        means.append((sums[last] - sums[first]) // (last - first).astype(np.int32)[:, None])
     return np.stack(means)
 
 

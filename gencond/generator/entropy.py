@@ -25,6 +25,7 @@ _HEADER = struct.Struct("<IIB")  # rows, columns, log2 of how many columns share
 _SQUARES = 128  # is added to these, and this follows:
 _STEPS = struct.Struct("<BHH")  # log2 of how many steps share a table, the first of these, tables
 MOST_IN_A_ROW = 127
+COUNTED_AT_ONCE = 64  # columns
 
 
 def encode(matrix: Matrix, squares_in_a_row: int | None = None) -> bytes:
@@ -101,8 +102,12 @@ def _by_contexts(matrix: Matrix, contexts: Contexts) -> bytes:
     for number, (place, numbers) in enumerate(contexts.replay(matrix)):
         surprises[number], steps[number] = less(numbers, place.foreseen), contexts.steps(place)
     first, count = int(steps.min()), int(steps.max()) - int(steps.min()) + 1
-    pairs = (steps - first).astype(np.int64) * 256 + (surprises.view(np.uint8) ^ 128)
-    shared, histograms = _fewest_bytes(np.bincount(pairs.ravel(), minlength=256 * count).reshape(count, 256))
+    seen = np.zeros(count * 256, np.int64)
+    for some in range(0, columns, COUNTED_AT_ONCE):
+        near = (steps[some : some + COUNTED_AT_ONCE] - first).astype(np.int64)
+        values = surprises[some : some + COUNTED_AT_ONCE].view(np.uint8) ^ 128
+        seen += np.bincount((near * 256 + values).ravel(), minlength=len(seen))
+    shared, histograms = _fewest_bytes(seen.reshape(count, 256))
     tables = _tables(histograms)
     models = [_model(costs) for _, costs in tables]
     coder = stream.stack.AnsCoder()
