@@ -24,6 +24,7 @@ from gencond.common.files import alone_in, write_text
 from gencond.common.progress import spoken_time
 from gencond.common.room import require_place
 from gencond.condensing.backbones import usual_blocks
+from gencond.condensing.build import leaves_images_out
 from gencond.condensing.checks import check_fit
 from gencond.condensing.encode import Encoding
 from gencond.condensing.forecast import Forecast, Stage, forecast
@@ -222,8 +223,8 @@ def reasons(recipe: Recipe, patient: Patient, device: torch.device) -> list[tupl
     return [
         ("images", f"{int(patient.counts.sum()):,} to learn from{scored}; {sample.num_classes:,} classes of "
                    f"{int(patient.counts.min()):,} or more, {size}"),
-        *([("left out", "images that a network takes for another class after "
-                        f"{recipe.codes.ranking_steps} steps of training")] if recipe.real.learnable_only else []),
+        *([("left out", "images that a network takes for another class after a brief training")]
+          if leaves_images_out(recipe, int(patient.counts.max())) else []),
         ("made", f"{cut if part.by_parts else 'whole'}; {slots}"),
         ("matched", f"{terms}; networks: {recipe.features.kind}"),
         ("augmented", f"{data.augmentation}: set data.augmentation where one of these changes a class"),

@@ -17,6 +17,21 @@ def library_versions() -> dict[str, str]:
     }
 
 
+def spoken_use(data: Mapping[str, Any]) -> str:
+    """Which of its images a run did not learn from, as what follows their number.
+
+    Args:
+        data: that part of an artefact's provenance.
+    """
+    held = f", {data['num_held_out']} of them held out for quick scores" if "num_held_out" in data else ""
+    if "num_learned_from" not in data:
+        return held
+    return (
+        f"{held}; {data['num_learned_from']} were learned from, others a network took for another class after a brief "
+        "training"
+    )
+
+
 def spoken_starts(made: Mapping[str, Any]) -> str | None:
     """Which images codes start from, where the run itself chose it; None where the recipe says it.
 

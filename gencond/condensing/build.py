@@ -56,8 +56,8 @@ class Parts:
         maker: of the extractors' networks.
         extracting: extractors that change, or what a fixed pool of them consists of.
         augmentation: what real and synthetic images go through before they are compared.
-        ranking: says which images can be learned, where only those are to be; the run then builds its parts anew of
-            them. None: all are learned from.
+        ranking: says which images can be learned; a run that leaves others out builds its parts anew of those. None:
+            all are learned from.
         starts: chooses what slots start from.
         scorer: takes quick scores during matching, on images that are not among `data`; None takes none.
         growth: the artefact that is appended to; None: it is a new one.
@@ -368,9 +368,19 @@ def codes_start_from_images(recipe: Recipe) -> bool:
 
 
 def images_needed(recipe: Recipe) -> int:
-    """Real images of a class that its slots start from and a step looks at, where it has as many."""
-    slots = recipe.pixels.ipc if recipe.synthesizer.kind == "pixels" else recipe.codes.num_slots
-    return max(slots * recipe.synthesizer.factor**2, recipe.real.batch_size)
+    """Real images of a class that its slots start from or a batch takes, whichever are more."""
+    slots = 0
+    if recipe.synthesizer.kind == "pixels":
+        slots = recipe.pixels.ipc if recipe.pixels.init != "noise" else 0
+    elif codes_start_from_images(recipe):
+        slots = recipe.codes.num_slots
+    in_a_batch = 0 if recipe.real.kind == "statistics" else recipe.real.batch_size
+    return max(slots * recipe.synthesizer.factor**2, in_a_batch, 1)
+
+
+def leaves_images_out(recipe: Recipe, largest_class: int) -> bool:
+    """Whether a run asks which images can be learned: not where no class has many more than are needed anyway."""
+    return recipe.real.learnable_only and largest_class > 2 * images_needed(recipe)
 
 
 def _starts(recipe: Recipe, data: LabeledImages, ranking: Ranking, learned: Tensor | None) -> CodeStarts | PixelStarts:

@@ -1,7 +1,8 @@
 """How hard each real image is to a network that has learned the classes for a while, and which ones it knows."""
 
 import logging
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from gencond.networks.extractor import embed_all
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE, LEARNING_RATE = 128, 0.05  # of the network that says it, by a cosine
+MOST_PASSES = 10  # over all images, of a network that says which of them can be learned
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,15 @@ class Ranking:
         """
         return self._answers(data, cache)[0]
 
-    def learnable(self, data: LabeledImages, cache: Path, at_least: int) -> Int64[Tensor, " k"]:
-        """Rows of the images that the network takes for what they are, ascending.
+    def brief(self, num_images: int) -> "Ranking":
+        """The same for so many images, but no longer than it takes to see each of them ten times.
+
+        A network that sees the same few images again and again knows them all, false labels too.
+        """
+        return replace(self, num_steps=min(self.num_steps, math.ceil(MOST_PASSES * num_images / BATCH_SIZE)))
+
+    def learnable(self, data: LabeledImages, cache: Path, at_least: int) -> tuple[Int64[Tensor, " k"], int]:
+        """(rows of the images that can be learned, ascending; how many of all the network takes for what they are).
 
         Args:
             cache: as of `difficulties`.
@@ -81,7 +90,7 @@ class Ranking:
             rows = data.rows_of(label)
             if int(right[rows].sum()) < at_least:
                 kept[rows[losses[rows].argsort(stable=True)[:at_least]]] = True
-        return kept.nonzero()[:, 0]
+        return kept.nonzero()[:, 0], int(right.sum())
 
     def _answers(self, data: LabeledImages, cache: Path) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
         """(each image's cross-entropy, whether it is taken for what it is)."""

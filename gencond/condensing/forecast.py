@@ -15,7 +15,7 @@ import torch
 from gencond.common.distributed import peak_memory
 from gencond.common.progress import spoken_time
 from gencond.common.ranges import to_signed
-from gencond.condensing.build import Parts, build, new_scorer
+from gencond.condensing.build import Parts, build, leaves_images_out, new_scorer
 from gencond.condensing.difficulty import Ranking
 from gencond.condensing.easiest import NUM_HELD_OUT, SHARES, Trials
 from gencond.condensing.extractors import Pool, PoolExtractors, pool_of
@@ -182,14 +182,14 @@ def forecast(recipe: Recipe, sample: LabeledImages, amount: Amount, device: torc
         parts = build(without_scores, sample, device)  # the sample is too small to hold images out
         if amount.num_held_out:
             parts = replace(parts, scorer=new_scorer(recipe, parts.maker, sample))
-        return _Rehearsal(parts, amount).forecast()
+        return _Rehearsal(parts, amount, leaves_images_out(recipe, amount.largest_class)).forecast()
 
 
 class _Rehearsal:
     """Parts for some images, and what the stages of a run of them are found to take, one after the other."""
 
-    def __init__(self, parts: Parts, amount: Amount) -> None:
-        self.parts, self.amount, self.work = parts, amount, Work()
+    def __init__(self, parts: Parts, amount: Amount, leaves_out: bool = False) -> None:
+        self.parts, self.amount, self.work, self.leaves_out = parts, amount, Work(), leaves_out
         self.compiles = bool(parts.maker.embed.compile)
         self.num_nets = parts.pool.num_networks if parts.pool else 1
         self.pool_bytes = self.statistics_bytes = 0
@@ -198,8 +198,9 @@ class _Rehearsal:
 
     def forecast(self) -> Forecast:
         """All stages that a run would go through, in its order; each leaves a stand-in of what it makes."""
-        if self.parts.ranking is not None:
-            self._ranking(self.parts.ranking)
+        ranking = self.parts.ranking if self.leaves_out else None
+        if ranking is not None:
+            self._ranking(ranking.brief(self.amount.num_train))
         in_one_piece = {EXTRACTORS: self._extractors, REAL_SIDE: self._real_side, STARTS: self._starts}
         for entry in STAGES:
             if not entry.is_needed(self.parts, self.work):
@@ -214,7 +215,8 @@ class _Rehearsal:
                 stage.accelerator.free_memory()
                 self._add_steps(stage.name, stage.num_steps, cost)
         weights = sum(parameter.nbytes for parameter in self.work.condensed.parameters())
-        held = 0 if self.amount.is_mapped else 2 * self.amount.pixel_bytes  # its parts beside the whole, to split it
+        copies = 3 if self.leaves_out else 2  # its parts beside the whole, to split it; of what is learned from besides
+        held = 0 if self.amount.is_mapped else copies * self.amount.pixel_bytes
         kept = self.pool_bytes + 3 * self.statistics_bytes  # the sums have twice the bits
         of_gpu = 0
         if self.parts.device.type == "cuda":
@@ -299,10 +301,12 @@ class _Rehearsal:
         return (each + (time.perf_counter() - started) / len(rows)) * amount.largest_class
 
     def _ranking(self, ranking: Ranking) -> None:
-        """Training the network that ranks."""
+        """Training the network that ranks, and asking it about every image."""
         train = partial(ranking.network, self.parts.data)
         cost = cost_of(lambda count: _seconds(partial(train, count), self.parts.device), self.compiles)
-        self._add("ranking", f"{ranking.num_steps} steps", cost.of(ranking.num_steps))
+        judge = self.parts.maker.wrap(self.parts.maker.network(0), knows_classes=True)
+        asking = self.amount.num_train * _embedding_seconds(self.parts, judge)
+        self._add("ranking", f"{ranking.num_steps} steps", cost.of(ranking.num_steps) + asking)
 
     def _trials(self, trials: Trials) -> None:
         """Trainings that choose which share of the easiest images is skipped, and their tests on what is held out."""

@@ -3,11 +3,15 @@
 import logging
 from pathlib import Path
 
-from gencond.common.distributed import from_main, is_main_process, main_process_first, new_accelerator
+import torch
+from torch import Tensor
+
+from gencond.common.cache import read_checked, write_checked
+from gencond.common.distributed import from_main, is_main_process, new_accelerator
 from gencond.common.errors import InputError
 from gencond.common.files import cache_dir, require_writable, state_fingerprint, weights_hash
 from gencond.condensing.append import Growth
-from gencond.condensing.build import Parts, build, images_needed
+from gencond.condensing.build import Parts, build, images_needed, leaves_images_out
 from gencond.condensing.checks import check_fit
 from gencond.condensing.run_folder import RunFolder, prepare_run, write_artefact
 from gencond.condensing.stages import PRETRAIN, STAGES, Work, begin, given_generator, go_through
@@ -62,7 +66,7 @@ def condense(
                 "learned again",
                 len(data), data.num_classes, data.image_size, growth.onto.num_classes, len(growth.known_again),
             )  # fmt: skip
-        parts = _of_learnable(parts, recipe, data)
+        parts = _of_learnable(parts, recipe, data, run)
         with tracked(run, track, to_dict(recipe)):
             work = begin(parts, run, pretrained)
             go_through(STAGES, parts, work, run)
@@ -87,29 +91,45 @@ def pretrain(recipe: Recipe, data: LabeledImages, out: Path, track: str | None =
     parts = build(recipe, data, new_accelerator().device)
     with prepare_run(out, recipe, data, identities_of_weights(recipe, parts)) as run:
         done = from_main(run.pretrained.is_dir)
-        parts = parts if done else _of_learnable(parts, recipe, data)
+        parts = parts if done else _of_learnable(parts, recipe, data, run)
         with tracked(run, None if done else track, to_dict(recipe)):
             pretrained_generator(parts, run)
     return run.pretrained
 
 
-def _of_learnable(parts: Parts, recipe: Recipe, data: LabeledImages) -> Parts:
+def _of_learnable(parts: Parts, recipe: Recipe, data: LabeledImages, run: RunFolder) -> Parts:
     """The parts of a run that learns from some of the images, where its recipe asks for that; says how many they are.
+
+    The run folder keeps which these are: on another machine a network may know others.
 
     Raises:
         InputError: the network that ranks them diverged.
     """
-    if parts.growth is not None and recipe.real.learnable_only and is_main_process():
-        logger.info("append: all images are learned from: which of them can be is known of whole sets only")
-    if parts.ranking is None:
+    if not recipe.real.learnable_only:
         return parts
-    with main_process_first():  # which finds them for all
-        rows = parts.ranking.learnable(parts.data, cache_dir(), images_needed(recipe))
+    if parts.growth is not None or parts.ranking is None:
+        if is_main_process():
+            logger.info("append: all new images are learned from; real.learnable_only is for whole sets")
+        return parts
+    needed, num_images, ranking = images_needed(recipe), len(parts.data), parts.ranking.brief(len(parts.data))
+    if not leaves_images_out(recipe, int(parts.data.counts.max())):
+        if is_main_process():
+            logger.info("ranking: all images are learned from, since no class has twice the %d that are needed", needed)
+        return parts
+
+    def found() -> tuple[Tensor, int]:
+        if (kept := read_checked(run.learned_from)) is None:
+            rows, num_known = ranking.learnable(parts.data, cache_dir(), needed)
+            kept = {"rows": rows, "num_known": torch.tensor(num_known)}
+            write_checked(run.learned_from, kept, parts.data.words)
+        return kept["rows"], int(kept["num_known"])
+
+    rows, num_known = from_main(found)
     if is_main_process():
+        others = f", and {len(rows) - num_known} more that classes need" if len(rows) > num_known else ""
         logger.info(
-            "condense: %d of %d training images are learned from; a network takes the others for another class after "
-            "%d steps",
-            len(rows), len(parts.data), parts.ranking.num_steps,
+            "ranking: %d of %d training images are learned from: those that a network knows after %d steps%s",
+            len(rows), num_images, ranking.num_steps, others,
         )  # fmt: skip
     return build(recipe, data, parts.device, rows=rows)
 

@@ -277,8 +277,8 @@ def go_through(stages: tuple[Entry, ...], parts: Parts, work: Work, run: RunFold
 def _say_held_out(parts: Parts) -> None:
     """That images are held out for quick scores, or why none are although the recipe asks for them."""
     if parts.scorer is not None:
-        held, left = len(parts.scorer.held_out), len(parts.data)
-        logger.info("condense: %d of %d training images are held out for quick scores", held, held + left)
+        held, all_images = len(parts.scorer.held_out), parts.about["data"]["num_images"]
+        logger.info("condense: %d of %d training images are held out for quick scores", held, all_images)
     elif why := too_few(parts.condense, parts.data.counts):
         logger.info("condense: %s", why)
 

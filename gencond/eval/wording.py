@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from gencond.common.provenance import spoken_starts
+from gencond.common.provenance import spoken_starts, spoken_use
 from gencond.common.quick_scores import SCORE_EVENT
 from gencond.eval.baselines import (
     BASELINES,
@@ -337,7 +337,6 @@ def facts(content: Evaluation, log: Sequence[Mapping[str, Any]]) -> dict[str, li
     """What the numbers rest on: section -> (name, value)."""
     made, rows = content.condensed, content.rows
     data = made.get("data", {})
-    held_out = f", {data['num_held_out']} of them held out for quick scores" if "num_held_out" in data else ""
     judged_on = (
         "Judged on",
         f"{content.num_test_images} real images of the {content.judged_on} set"
@@ -361,7 +360,7 @@ def facts(content: Evaluation, log: Sequence[Mapping[str, Any]]) -> dict[str, li
     return {
         "How it was judged": how,
         "What was condensed": [
-            ("Training images", f"{data.get('num_images', '?')} of {data.get('source', '?')}{held_out}"),
+            ("Training images", f"{data.get('num_images', '?')} of {data.get('source', '?')}{spoken_use(data)}"),
             ("Fingerprint", str(data.get("fingerprint", "?"))),
             (
                 made.get("stored", "learned codes").capitalize(),

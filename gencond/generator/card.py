@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gencond.common.provenance import spoken_starts
+from gencond.common.provenance import spoken_starts, spoken_use
 
 if TYPE_CHECKING:
     from gencond.generator.artefact import Condensed
@@ -25,9 +25,6 @@ def model_card(
     made = condensed.config.provenance or {}
     recipe, data = made.get("recipe", {}), made.get("data", {})
     source = _as_text(data.get("source", "a data set"))
-    held = f", {data['num_held_out']} of them held out for quick scores" if "num_held_out" in data else ""
-    if "num_learned_from" in data:
-        held += f"; learned from {data['num_learned_from']}, which a network knew after a brief training"
     names = [_as_text(name) for name in condensed.class_names]
     listed = ", ".join(names[:LISTED_CLASSES]) + (", ..." if len(names) > LISTED_CLASSES else "")
     kind = "grey" if condensed.channels == 1 else "RGB"
@@ -41,7 +38,7 @@ def model_card(
         "Size": f"{condensed.num_bytes:,} bytes ({8 * condensed.num_bytes / condensed.num_classes / 1e6:.3f} "
         f"Mbit per class) in {condensed.config.storage}",
         "Condensed from": f"{data.get('num_images', '?')} training images of {source} "
-        f"(fingerprint `{data.get('fingerprint', '?')}`){held}",
+        f"(fingerprint `{data.get('fingerprint', '?')}`){spoken_use(data)}",
         **({"Codes start from": starts} if (starts := spoken_starts(made)) else {}),
         "Recipe": f"`{_as_text(recipe.get('name', '?'))}`, seed {recipe.get('seed', '?')}; all of it in `config.json`",
         **(

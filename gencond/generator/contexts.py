@@ -20,7 +20,7 @@ OWN_BANDS, NEAR_BANDS = (32, 8), (4, 0)  # before a number in its square; on eit
 WEIGHT_UNIT = 128  # of weights of activities
 LEAST = ACTIVITY_UNIT * WEIGHT_UNIT // 128  # that is expected, of the mean magnitude
 PARTS_OF_AN_OCTAVE = 16  # of expected magnitudes
-FITTED_VALUES, FITTED_ACTIVITIES = 2000, 500  # rows at most
+FITTED_SQUARES, FITTED_NUMBERS = 32_000, 1_600_000  # at most, of as many rows: memory is some hundred bytes of each
 REFITTED, SMALLEST_ERROR, MOST_COUNTED = 2, 0.3, 3.0  # times; of magnitudes that are expected; of means, at first
 _BYTE = struct.Struct("<B")
 
@@ -33,7 +33,8 @@ class Place(NamedTuple):
         band: of its square.
         kind: of the square, see `_kind`.
         foreseen: the value that each number is likely to lie at, not yet a byte.
-        around: activities before each number, in 1 / ACTIVITY_UNIT, a row each; the first are all one unit.
+        around: activities before each number, in 1 / ACTIVITY_UNIT, a row each; the first are all one unit. The same
+            array serves the next place.
     """
 
     column: int
@@ -70,10 +71,12 @@ class Contexts:
         of_values = _fit_values(matrix, in_a_row, len(kinds))
         start = cls(in_a_row, np.full(bands, ACTIVITY_UNIT), of_values, ())
         magnitudes = np.zeros(bands)
-        for place, numbers in start.replay(_some(matrix, FITTED_VALUES)):
+        for place, numbers in start.replay(_some(matrix, FITTED_SQUARES // in_a_row**2)):
             magnitudes[place.band] += np.abs(less(numbers, place.foreseen).astype(int)).mean() / in_a_row**2
         scales = np.maximum(1, np.rint(ACTIVITY_UNIT * magnitudes)).astype(np.int64)
-        of_activities = cls(in_a_row, scales, of_values, ())._fit_activities(_some(matrix, FITTED_ACTIVITIES))
+        of_activities = cls(in_a_row, scales, of_values, ())._fit_activities(
+            _some(matrix, FITTED_NUMBERS // matrix.shape[1])
+        )
         return cls(in_a_row, scales, of_values, of_activities)
 
     def walk(self, num_rows: int) -> Generator[Place, Numbers, None]:
@@ -245,8 +248,8 @@ def _means(sums: Small) -> Small:
 
 
 def _some(matrix: Numbers, at_most: int) -> Numbers:
-    """Some rows, evenly spaced."""
-    return matrix[:: max(1, -(-len(matrix) // at_most))]
+    """Some rows, evenly spaced, at least a few."""
+    return matrix[:: max(1, -(-len(matrix) // max(at_most, 16)))]
 
 
 def _whole(weights: npt.NDArray[np.floating], unit: int, dtype: type[np.signedinteger]) -> Ints:
@@ -274,7 +277,7 @@ def _weights_of_activities(around: Floats, active: Floats, means: Floats) -> Int
 
 def _fit_values(matrix: Numbers, in_a_row: int, num_kinds: int) -> tuple[tuple[Ints, ...], ...]:
     """For each kind of square, weights of the values before each band; of as many bands as save bytes by it."""
-    few = _some(matrix, FITTED_VALUES)
+    few = _some(matrix, FITTED_SQUARES // in_a_row**2)
     images = few.astype(np.int64).reshape(len(few), -1, in_a_row**2)
     known = min(FORESEEN, images.shape[1])
     values = [np.ascontiguousarray(images[:, :known, square].T) for square in range(in_a_row**2)]
