@@ -1,13 +1,14 @@
 """Condensing: from real images to the artefact, stage by stage."""
 
 import logging
+import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gencond.common.cache import read_checked, write_checked
-from gencond.common.distributed import from_main, is_main_process, new_accelerator
+from gencond.common.distributed import from_main, is_main_process, memory_used, new_accelerator
 from gencond.common.errors import InputError
 from gencond.common.files import cache_dir, require_writable, state_fingerprint, weights_hash
 from gencond.condensing.append import Growth
@@ -119,9 +120,12 @@ def _of_learnable(parts: Parts, recipe: Recipe, data: LabeledImages, run: RunFol
 
     def found() -> tuple[Tensor, int]:
         if (kept := read_checked(run.learned_from)) is None:
+            started = time.monotonic()
             rows, num_known = ranking.learnable(parts.data, cache_dir(), needed)
             kept = {"rows": rows, "num_known": torch.tensor(num_known)}
             write_checked(run.learned_from, kept, parts.data.words)
+            seconds = round(time.monotonic() - started, 1)
+            run.log(stage="ranking", seconds=seconds, memory=memory_used(parts.device))
         return kept["rows"], int(kept["num_known"])
 
     rows, num_known = from_main(found)

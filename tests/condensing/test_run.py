@@ -18,7 +18,7 @@ from conftest import tiny_recipe, whole
 import gencond
 import gencond.condensing.encode
 from gencond.common.errors import InputError
-from gencond.common.files import cache_dir, file_sha256, state_fingerprint, weights_hash
+from gencond.common.files import cache_dir, file_sha256, read_log, state_fingerprint, weights_hash
 from gencond.condensing import difficulty
 from gencond.condensing.build import build, images_needed
 from gencond.condensing.difficulty import Ranking
@@ -316,6 +316,7 @@ def test_a_run_of_what_can_be_learned_says_how_much_that_is_and_ends_in_the_same
     said = re.search(r"ranking: (\d+) of 120 training images are learned from: those that a network", caplog.text)
     assert said is not None and 80 < int(said[1]) < 115  # of the true ones it knows nearly all, of the others few
     assert made.config.provenance["data"]["num_learned_from"] == int(said[1])
+    assert [entry["stage"] for entry in read_log(tmp_path / "whole")][0] == "ranking"  # its minutes are in the report
     assert f"; {said[1]} were learned from, others" in (tmp_path / "whole/condensed/README.md").read_text()
     monkeypatch.setenv("GENCOND_CACHE", str(tmp_path / "other cache"))
 
