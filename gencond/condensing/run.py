@@ -108,7 +108,7 @@ def _of_learnable(parts: Parts, recipe: Recipe, data: LabeledImages, run: RunFol
     """
     if not recipe.real.learnable_only:
         return parts
-    if parts.growth is not None or parts.ranking is None:
+    if parts.ranking is None:  # of what is appended
         if is_main_process():
             logger.info("append: all new images are learned from; real.learnable_only is for whole sets")
         return parts
