@@ -281,7 +281,8 @@ class Real:
         False,
         description="Leaves out images that a network takes for another class after codes.ranking_steps of training on "
         "all of them, or as few as show it each ten times: nothing is learned or started from those. A class keeps as "
-        "many as its slots start from and a batch takes; where none has twice as many, all are learned from.",
+        "many as its slots start from and a batch takes; where none has twice as many, or the network knows three "
+        "quarters of all, all are learned from.",
     )
     batch_size: Count = Field(256, description="random and representatives: real images of each class in a step.")
     refresh_steps: Count = Field(10, description="representatives: steps between two choices of them.")

@@ -311,6 +311,11 @@ def test_a_run_of_what_can_be_learned_says_how_much_that_is_and_ends_in_the_same
     labels = torch.where(torch.arange(120) % 10 == 0, (few_digits.labels + 5) % 10, few_digits.labels)
     data = replace(few_digits, labels=labels)  # one in ten is false
     monkeypatch.setattr(difficulty, "MOST_PASSES", 100)  # of so few images
+    condense(
+        tiny_recipe("real.learnable_only=true", "codes.ranking_steps=60", "codes.num_slots=2"), data, tmp_path / "a"
+    )
+    assert "all images are learned from: a network knows" in caplog.text  # so easy a set as digits
+    monkeypatch.setattr("gencond.condensing.run.MOST_KNOWN", 1.0)
     recipe = tiny_recipe("real.learnable_only=true", "codes.ranking_steps=60", "codes.num_slots=2")
     made = condense(recipe, data, tmp_path / "whole")
     said = re.search(r"ranking: (\d+) of 120 training images are learned from: those that a network", caplog.text)
