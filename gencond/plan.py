@@ -223,7 +223,7 @@ def reasons(recipe: Recipe, patient: Patient, device: torch.device) -> list[tupl
     return [
         ("images", f"{int(patient.counts.sum()):,} to learn from{scored}; {sample.num_classes:,} classes of "
                    f"{int(patient.counts.min()):,} or more, {size}"),
-        *([("left out", "images that a network takes for another class after a brief training")]
+        *([("left out", "images that a network gets wrong after a brief training, if it gets many wrong")]
           if leaves_images_out(recipe, int(patient.counts.max())) else []),
         ("made", f"{cut if part.by_parts else 'whole'}; {slots}"),
         ("matched", f"{terms}; networks: {recipe.features.kind}"),
