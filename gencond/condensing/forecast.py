@@ -182,14 +182,16 @@ def forecast(recipe: Recipe, sample: LabeledImages, amount: Amount, device: torc
         parts = build(without_scores, sample, device)  # the sample is too small to hold images out
         if amount.num_held_out:
             parts = replace(parts, scorer=new_scorer(recipe, parts.maker, sample))
-        return _Rehearsal(parts, amount, leaves_images_out(recipe, amount.largest_class)).forecast()
+        if not leaves_images_out(recipe, amount.largest_class):
+            parts = replace(parts, ranking=None)
+        return _Rehearsal(parts, amount).forecast()
 
 
 class _Rehearsal:
     """Parts for some images, and what the stages of a run of them are found to take, one after the other."""
 
-    def __init__(self, parts: Parts, amount: Amount, leaves_out: bool = False) -> None:
-        self.parts, self.amount, self.work, self.leaves_out = parts, amount, Work(), leaves_out
+    def __init__(self, parts: Parts, amount: Amount) -> None:
+        self.parts, self.amount, self.work = parts, amount, Work()
         self.compiles = bool(parts.maker.embed.compile)
         self.num_nets = parts.pool.num_networks if parts.pool else 1
         self.pool_bytes = self.statistics_bytes = 0
@@ -198,9 +200,8 @@ class _Rehearsal:
 
     def forecast(self) -> Forecast:
         """All stages that a run would go through, in its order; each leaves a stand-in of what it makes."""
-        ranking = self.parts.ranking if self.leaves_out else None
-        if ranking is not None:
-            self._ranking(ranking.brief(self.amount.num_train))
+        if self.parts.ranking is not None:
+            self._ranking(self.parts.ranking.brief(self.amount.num_train))
         in_one_piece = {EXTRACTORS: self._extractors, REAL_SIDE: self._real_side, STARTS: self._starts}
         for entry in STAGES:
             if not entry.is_needed(self.parts, self.work):
@@ -215,7 +216,9 @@ class _Rehearsal:
                 stage.accelerator.free_memory()
                 self._add_steps(stage.name, stage.num_steps, cost)
         weights = sum(parameter.nbytes for parameter in self.work.condensed.parameters())
-        copies = 3 if self.leaves_out else 2  # its parts beside the whole, to split it; of what is learned from besides
+        copies = (
+            2 if self.parts.ranking is None else 3
+        )  # its parts beside the whole, to split it; of what is learned from besides
         held = 0 if self.amount.is_mapped else copies * self.amount.pixel_bytes
         kept = self.pool_bytes + 3 * self.statistics_bytes  # the sums have twice the bits
         of_gpu = 0

@@ -78,7 +78,7 @@ class RunFolder:
         self.pretrained = path / "pretrained"
         self.samples = path / "samples"
         self.log_file = path / LOG_NAME
-        self.learned_from = path / "learned_from.safetensors"  # which images, where some are left out
+        self.learned_from = path / "learned_from.safetensors"  # which images can be, as a network said
         self.weights: dict[str, str] = {}  # what identifies those that came from elsewhere, by their part in the run
         self.listener: Listener | None = None  # on the main process, which alone logs
         self._descriptor: int | None = None

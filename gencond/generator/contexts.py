@@ -1,7 +1,7 @@
 """What numbers of squares say of those that are read after them: about which value, and how far from it."""
 
 import struct
-from collections.abc import Generator, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,16 +71,26 @@ class Contexts:
         of_values = _fit_values(matrix, in_a_row, len(kinds))
         start = cls(in_a_row, np.full(bands, ACTIVITY_UNIT), of_values, ())
         magnitudes = np.zeros(bands)
-        for place, numbers in start.replay(_some(matrix, FITTED_SQUARES // in_a_row**2)):
+        few = _some(matrix, FITTED_SQUARES // in_a_row**2)
+
+        def weigh(place: Place) -> Numbers:
+            numbers = few[:, place.column]
             magnitudes[place.band] += np.abs(less(numbers, place.foreseen).astype(int)).mean() / in_a_row**2
+            return numbers
+
+        start.walk(len(few), weigh)
         scales = np.maximum(1, np.rint(ACTIVITY_UNIT * magnitudes)).astype(np.int64)
         of_activities = cls(in_a_row, scales, of_values, ())._fit_activities(
             _some(matrix, FITTED_NUMBERS // matrix.shape[1])
         )
         return cls(in_a_row, scales, of_values, of_activities)
 
-    def walk(self, num_rows: int) -> Generator[Place, Numbers, None]:
-        """The columns in the order in which they are read. It has to be sent the numbers of each."""
+    def walk(self, num_rows: int, read: Callable[[Place], Numbers]) -> None:
+        """Goes through the columns in the order in which they are read.
+
+        Args:
+            read: gives the numbers of a column by what is known of them; called once for each.
+        """
         bands, squares = len(self.scales), self.in_a_row**2
         known = min(FORESEEN, bands)
         values: list[Ints] = []  # of each square that was read, the first bands: [known, rows]
@@ -106,24 +116,12 @@ class Contexts:
                     if means is not None:
                         first = 1 + len(OWN_BANDS) + number * len(NEAR_BANDS)
                         around[first : first + len(NEAR_BANDS)] = means[:, band]
-                numbers = yield Place(band * squares + square, band, kind, foreseen, around)
+                numbers = read(Place(band * squares + square, band, kind, foreseen, around))
                 if band < known:
                     own[band] = numbers
                 sums[band + 1] = sums[band] + _activity(less(numbers, foreseen), int(scale))
             values.append(own.copy())
             near = [*near[1 - self.in_a_row :], _means(sums)] if self.in_a_row > 1 else []
-
-    def replay(self, matrix: Numbers) -> Iterator[tuple[Place, Numbers]]:
-        """The walk through numbers that are known."""
-        walk = self.walk(len(matrix))
-        place = next(walk, None)
-        while place is not None:
-            numbers = matrix[:, place.column]
-            yield place, numbers
-            try:
-                place = walk.send(numbers)
-            except StopIteration:
-                return
 
     def steps(self, place: Place) -> Ints:
         """How far from what is foreseen numbers may lie: steps of an even scale, PARTS_OF_AN_OCTAVE to a doubling."""
@@ -172,11 +170,15 @@ class Contexts:
     def _fit_activities(self, matrix: Numbers) -> tuple[Ints, ...]:
         """Weights with which magnitudes are expected, for each kind of square."""
         known: list[list[tuple[Floats, Floats, Floats]]] = [[] for _ in self.of_values]
-        for place, numbers in self.replay(matrix):
-            scale = int(self.scales[place.band])
+
+        def collect(place: Place) -> Numbers:
+            numbers, scale = matrix[:, place.column], int(self.scales[place.band])
             active = _activity(less(numbers, place.foreseen), scale).astype(np.float64)
             means = np.full(len(numbers), scale / ACTIVITY_UNIT)
             known[place.kind].append((place.around.T.astype(np.float64), active, means))
+            return numbers
+
+        self.walk(len(matrix), collect)
         return tuple(_weights_of_activities(*map(np.concatenate, zip(*of_kind, strict=True))) for of_kind in known)
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]  # compiled, without annotations
 
 from gencond.common.errors import InputError
-from gencond.generator.contexts import Contexts, histogram, less, num_bytes, plus
+from gencond.generator.contexts import Contexts, Place, histogram, less, num_bytes, plus
 
 Matrix = npt.NDArray[np.int8]  # [rows, columns]
 Coder = Any  # `stream.stack.AnsCoder`
@@ -99,8 +99,15 @@ def _of_columns(content: bytes, rows: int, columns: int, shared: int) -> tuple[M
 def _by_contexts(matrix: Matrix, contexts: Contexts) -> bytes:
     rows, columns = matrix.shape
     surprises, steps = np.empty((columns, rows), np.int8), np.empty((columns, rows), np.int16)
-    for number, (place, numbers) in enumerate(contexts.replay(matrix)):
-        surprises[number], steps[number] = less(numbers, place.foreseen), contexts.steps(place)
+    order: list[int] = []  # of the columns
+
+    def look_at(place: Place) -> Matrix:
+        numbers = matrix[:, place.column]
+        surprises[place.column], steps[place.column] = less(numbers, place.foreseen), contexts.steps(place)
+        order.append(place.column)
+        return numbers
+
+    contexts.walk(rows, look_at)
     first, count = int(steps.min()), int(steps.max()) - int(steps.min()) + 1
     seen = np.zeros(count * 256, np.int64)
     for some in range(0, columns, COUNTED_AT_ONCE):
@@ -111,9 +118,9 @@ def _by_contexts(matrix: Matrix, contexts: Contexts) -> bytes:
     tables = _tables(histograms)
     models = [_model(costs) for _, costs in tables]
     coder = stream.stack.AnsCoder()
-    for number in reversed(range(columns)):
-        for table, which in reversed(_by_table(steps[number] - first >> shared, len(tables))):
-            coder.encode_reverse(surprises[number, which].astype(np.int32) - tables[table][0], models[table])
+    for column in reversed(order):
+        for table, which in reversed(_by_table(steps[column] - first >> shared, len(tables))):
+            coder.encode_reverse(surprises[column, which].astype(np.int32) - tables[table][0], models[table])
     header = _HEADER.pack(rows, columns, _SQUARES + contexts.in_a_row) + contexts.pack()
     return header + _STEPS.pack(shared, first, len(tables)) + _packed(tables) + _words(coder)
 
@@ -124,16 +131,15 @@ def _of_contexts(content: bytes, rows: int, columns: int, in_a_row: int) -> tupl
     tables, position = _unpacked(content, position + _STEPS.size, count)
     models = [_model(costs) for _, costs in tables]
     coder, matrix = _coder(content, position), np.empty((rows, columns), np.int8)
-    walk, surprises = contexts.walk(rows), np.empty(rows, np.int64)
-    place = next(walk, None)
-    while place is not None:
+    surprises = np.empty(rows, np.int64)
+
+    def read(place: Place) -> Matrix:
         for table, which in _by_table(contexts.steps(place) - first >> shared, count):
             surprises[which] = coder.decode(models[table], len(which)) + tables[table][0]
         matrix[:, place.column] = plus(surprises, place.foreseen)
-        try:
-            place = walk.send(matrix[:, place.column])
-        except StopIteration:
-            break
+        return matrix[:, place.column]
+
+    contexts.walk(rows, read)
     return matrix, coder
 
 
