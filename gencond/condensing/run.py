@@ -110,15 +110,19 @@ def _of_learnable(parts: Parts, recipe: Recipe, data: LabeledImages, run: RunFol
     """
     if not recipe.real.learnable_only:
         return parts
-    if parts.ranking is None:  # of what is appended
-        if is_main_process():
-            logger.info("append: all new images are learned from; real.learnable_only is for whole sets")
-        return parts
+    rows, said = _learnable(parts, recipe, run)
+    if is_main_process():
+        logger.info("%s", said)
+    return parts if rows is None else build(recipe, data, parts.device, rows=rows)
+
+
+def _learnable(parts: Parts, recipe: Recipe, run: RunFolder) -> tuple[Tensor | None, str]:
+    """(rows of the images that are learned from, None for all; how many that are and why, for people)."""
+    if parts.ranking is None:
+        return None, "append: all new images are learned from; real.learnable_only is for whole sets"
     needed, num_images, ranking = images_needed(recipe), len(parts.data), parts.ranking.brief(len(parts.data))
     if not leaves_images_out(recipe, int(parts.data.counts.max())):
-        if is_main_process():
-            logger.info("ranking: all images are learned from, since no class has twice the %d that are needed", needed)
-        return parts
+        return None, f"ranking: all images are learned from, since no class has twice the {needed} that are needed"
 
     def found() -> tuple[Tensor, int]:
         if (kept := read_checked(run.learned_from)) is None:
@@ -132,19 +136,15 @@ def _of_learnable(parts: Parts, recipe: Recipe, data: LabeledImages, run: RunFol
 
     rows, num_known = from_main(found)
     if num_known > MOST_KNOWN * num_images:
-        if is_main_process():
-            known = f"a network knows {num_known} of {num_images} after {ranking.num_steps} steps"
-            logger.info(
-                "ranking: all images are learned from: %s, and of so easy a set the others teach as well", known
-            )
-        return parts
-    if is_main_process():
-        others = f", and {len(rows) - num_known} more that classes need" if len(rows) > num_known else ""
-        logger.info(
-            "ranking: %d of %d training images are learned from: those that a network knows after %d steps%s",
-            len(rows), num_images, ranking.num_steps, others,
-        )  # fmt: skip
-    return build(recipe, data, parts.device, rows=rows)
+        return None, (
+            f"ranking: all images are learned from: a network knows {num_known} of {num_images} after "
+            f"{ranking.num_steps} steps, and of so easy a set the others teach as well"
+        )
+    others = f", and {len(rows) - num_known} more that classes need" if len(rows) > num_known else ""
+    return rows, (
+        f"ranking: {len(rows)} of {num_images} training images are learned from: those that a network knows after "
+        f"{ranking.num_steps} steps{others}"
+    )
 
 
 def pretrained_generator(parts: Parts, run: RunFolder, pretrained: Path | None = None) -> Backbone | None:
