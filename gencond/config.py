@@ -20,7 +20,7 @@ from gencond.common.errors import InputError
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "gencond"  # which a run without a recipe plans
 # Fields of earlier versions, which artefacts and run folders hold, and the value at which they said nothing.
-RETIRED: dict[str, dict[str, Any]] = {"objective": {"center_margin": 1.0}}
+RETIRED: dict[str, dict[str, Any]] = {"objective": {"center_margin": 1.0}, "real": {"learnable_only": False}}
 
 COLUMNS = ("image_column", "label_column")  # of `data`: they are of its source and of no other
 
@@ -277,13 +277,6 @@ class Real:
         description="`statistics` of the whole set, kept for each extractor of a pool; `random` batches; or "
         "`representatives`, the images nearest to k-means centers in the current features (DREAM).",
     )
-    learnable_only: bool = Field(
-        False,
-        description="Leaves out images that a network takes for another class after codes.ranking_steps of training on "
-        "all of them, or as few as show it each ten times: nothing is learned or started from those. A class keeps as "
-        "many as its slots start from and a batch takes; where none has twice as many, or the network knows three "
-        "quarters of all, all are learned from.",
-    )
     batch_size: Count = Field(256, description="random and representatives: real images of each class in a step.")
     refresh_steps: Count = Field(10, description="representatives: steps between two choices of them.")
     candidates: Count | None = Field(
@@ -329,10 +322,16 @@ class Codes:
         "`held_out` tries some shares, and random images, with brief trainings that are tested on a fifth of the "
         "training images, and takes the best.",
     )
+    learnable_first: bool = Field(
+        False,
+        description="Slots start from images that a network takes for what they are after codes.ranking_steps of "
+        "training on all of them, or as few as show it each ten times; k-means looks at those alone, and other images "
+        "come last. Of a class of which it knows too few for k-means the easiest ones count as known.",
+    )
     ranking_steps: Count = Field(
         1000,
-        description="Steps that this network trains for, and that of real.learnable_only. Trainings of `held_out` take "
-        "half as many at most.",
+        description="Steps that this network trains for, and that of codes.learnable_first. Trainings of `held_out` "
+        "take half as many at most.",
     )
     encode_steps: CountOrZero = Field(
         0, description="Steps that fit slots and generator to the images they start from; 0 skips this stage."

@@ -24,7 +24,6 @@ from gencond.common.files import alone_in, write_text
 from gencond.common.progress import spoken_time
 from gencond.common.room import require_place
 from gencond.condensing.backbones import usual_blocks
-from gencond.condensing.build import leaves_images_out
 from gencond.condensing.checks import check_fit
 from gencond.condensing.encode import Encoding
 from gencond.condensing.forecast import Forecast, Stage, forecast
@@ -65,7 +64,7 @@ TERMS = {
     "center": "inter-class centers", "classification": "classification", "own": "a term of one's own",
 }  # fmt: skip
 ON_A_CPU = (
-    "generator.width=32", "features.train_images=128", "real.batch_size=32", "codes.encode_batch_size=32",
+    "generator.width=32", "features.train_images=128", "real.batch_size=128", "codes.encode_batch_size=32",
 )  # fmt: skip
 ON_A_GPU = (
     "generator.width=64", "features.train_images=512", "real.batch_size=128", "codes.encode_batch_size=128",
@@ -215,6 +214,9 @@ def reasons(recipe: Recipe, patient: Patient, device: torch.device) -> list[tupl
     scored = f", {held_out:,} of them held out for quick scores" if held_out else ""
     cut = f"{part.factor**2} in one, each {sample.image_size // part.factor} px from a code of its own"
     slots = f"{recipe.codes.num_slots} learned codes a class, in order: the first k are the set of k images"
+    has_choice = int(patient.counts.max()) > max(recipe.codes.representative_sizes, default=0) * part.factor**2
+    known = " that a network knows after a brief training, and from others last"
+    started = f"codes start from real images{known if recipe.codes.learnable_first and has_choice else ''}"
     terms = ", ".join(word for name, word in TERMS.items() if getattr(recipe.objective, f"{name}_weight"))
     cores = f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
     compiled = "compiled" if recipe.features.compile else "not compiled"
@@ -223,9 +225,8 @@ def reasons(recipe: Recipe, patient: Patient, device: torch.device) -> list[tupl
     return [
         ("images", f"{int(patient.counts.sum()):,} to learn from{scored}; {sample.num_classes:,} classes of "
                    f"{int(patient.counts.min()):,} or more, {size}"),
-        *([("left out", "images that a network gets wrong after a brief training, if it gets many wrong")]
-          if leaves_images_out(recipe, int(patient.counts.max())) else []),
         ("made", f"{cut if part.by_parts else 'whole'}; {slots}"),
+        ("started", started),
         ("matched", f"{terms}; networks: {recipe.features.kind}"),
         ("augmented", f"{data.augmentation}: set data.augmentation where one of these changes a class"),
         ("on", f"{cores}; extractors in {recipe.features.precision}, {compiled}"),

@@ -23,13 +23,7 @@ def spoken_use(data: Mapping[str, Any]) -> str:
     Args:
         data: that part of an artefact's provenance.
     """
-    held = f", {data['num_held_out']} of them held out for quick scores" if "num_held_out" in data else ""
-    if "num_learned_from" not in data:
-        return held
-    return (
-        f"{held}; {data['num_learned_from']} were learned from, others a network took for another class after a brief "
-        "training"
-    )
+    return f", {data['num_held_out']} of them held out for quick scores" if "num_held_out" in data else ""
 
 
 def spoken_starts(made: Mapping[str, Any]) -> str | None:
@@ -38,6 +32,11 @@ def spoken_starts(made: Mapping[str, Any]) -> str | None:
     Args:
         made: an artefact's provenance.
     """
+    if "num_known" in made:
+        return (
+            f"real images that a network knows after a brief training ({made['num_known']} of all), and others where "
+            "these do not suffice"
+        )
     if "skip_easiest" not in made:
         return None
     share = made["skip_easiest"]

@@ -56,8 +56,6 @@ class Parts:
         maker: of the extractors' networks.
         extracting: extractors that change, or what a fixed pool of them consists of.
         augmentation: what real and synthetic images go through before they are compared.
-        ranking: says which images can be learned; a run that leaves others out builds its parts anew of those. None:
-            all are learned from.
         starts: chooses what slots start from.
         scorer: takes quick scores during matching, on images that are not among `data`; None takes none.
         growth: the artefact that is appended to; None: it is a new one.
@@ -74,7 +72,6 @@ class Parts:
     maker: ExtractorMaker
     extracting: Pool | FreshExtractors | OnlineExtractors
     augmentation: Augmentation
-    ranking: Ranking | None
     starts: CodeStarts | PixelStarts
     scorer: QuickScorer | None
     growth: Growth | None
@@ -197,14 +194,12 @@ def build(
     data: LabeledImages,
     device: torch.device,
     growth: Growth | None = None,
-    rows: Int64[Tensor, " k"] | None = None,
 ) -> Parts:
     """The parts of a recipe for one data set; nothing is trained, downloaded or read from the cache here.
 
     Args:
         data: the training images; those that quick scores are tested on are held out here, before any part sees them.
         growth: the artefact that these images are appended to.
-        rows: of what is then left, the images that are learned from; None: all.
     Raises:
         InputError: extractors that cannot be compiled on this machine, or weights that are not there; images that
             cannot be appended.
@@ -212,14 +207,11 @@ def build(
     """
     makes_images = recipe.synthesizer.kind == "generator"
     whole, (data, held_out) = data, hold_out(recipe.condense, data)
-    about = provenance(recipe, whole, len(whole) - len(data), None if rows is None else len(rows))
-    if rows is not None:
-        data = data.subset(rows)
+    about = provenance(recipe, whole, len(whole) - len(data))
     if growth is not None:
         data, held_out = growth.beside_replay(data), held_out and held_out.among(growth.class_names)
     maker, architecture = extractor_maker(recipe, data, device), _architecture(recipe, data)
     ranking = Ranking(maker, architecture, recipe.codes.ranking_steps, recipe.data.augmentation, recipe.seed)
-    ranks = recipe.real.learnable_only and rows is None and growth is None
     return Parts(
         data=data,
         device=device,
@@ -235,7 +227,6 @@ def build(
             *data.mean_std,
             recipe.condense.augmentation_mode,
         ),
-        ranking=ranking if ranks else None,
         starts=_starts(recipe, data, ranking, growth and growth.learned),
         scorer=None if held_out is None else new_scorer(recipe, maker, held_out),
         growth=growth,
@@ -367,28 +358,13 @@ def codes_start_from_images(recipe: Recipe) -> bool:
     )
 
 
-def images_needed(recipe: Recipe) -> int:
-    """Real images of a class that its slots start from or a batch takes, whichever are more."""
-    slots = 0
-    if recipe.synthesizer.kind == "pixels":
-        slots = recipe.pixels.ipc if recipe.pixels.init != "noise" else 0
-    elif codes_start_from_images(recipe):
-        slots = recipe.codes.num_slots
-    in_a_batch = 0 if recipe.real.kind == "statistics" else recipe.real.batch_size
-    return max(slots * recipe.synthesizer.factor**2, in_a_batch, 1)
-
-
-def leaves_images_out(recipe: Recipe, largest_class: int) -> bool:
-    """Whether a run asks which images can be learned: not where no class has many more than are needed anyway."""
-    return recipe.real.learnable_only and largest_class > 2 * images_needed(recipe)
-
-
 def _starts(recipe: Recipe, data: LabeledImages, ranking: Ranking, learned: Tensor | None) -> CodeStarts | PixelStarts:
     part, factor = recipe.codes, recipe.synthesizer.factor
     if recipe.synthesizer.kind == "pixels":
         return PixelStarts(data, factor, recipe.seed, recipe.pixels.ipc, recipe.pixels.init == "kmeans")
     sizes = tuple(sorted({min(size, part.num_slots) * factor**2 for size in part.representative_sizes}))
+    asks = part.skip_easiest is not None or part.learnable_first
     return CodeStarts(
         data, factor, recipe.seed, part.num_slots, sizes, part.representative_space, codes_start_from_images(recipe),
-        None if part.skip_easiest is None else ranking, part.skip_easiest or 0.0, learned=learned,
+        ranking if asks else None, part.skip_easiest, part.learnable_first, learned=learned,
     )  # fmt: skip

@@ -240,6 +240,9 @@ def check_parts(recipe: Recipe) -> None:
             makes_images and recipe.codes.fresh == "none" and recipe.condense.stream_probability > 0
         ),
         "pixels are learned whole: set synthesizer.by_parts=false": is_pixels and recipe.synthesizer.by_parts,
+        "codes.skip_easiest and codes.learnable_first choose the same images: set one of them to null or false": (
+            recipe.codes.skip_easiest is not None and recipe.codes.learnable_first
+        ),
         "codes.start=components needs images to start from: set codes.encode_steps": makes_images
         and recipe.codes.start == "components"
         and not codes_start_from_images(recipe),

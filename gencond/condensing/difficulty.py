@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
@@ -15,7 +14,8 @@ from gencond.common.errors import InputError
 from gencond.common.files import short_hash
 from gencond.condensing.extractors import ExtractorMaker
 from gencond.data.images import LabeledImages
-from gencond.networks.extractor import embed_all
+from gencond.data.select import known_rows
+from gencond.networks.extractor import judged
 
 logger = logging.getLogger(__name__)
 
@@ -85,12 +85,7 @@ class Ranking:
             InputError: the network diverged.
         """
         losses, right = self._answers(data, cache)
-        kept = right.clone()
-        for label in range(data.num_classes):
-            rows = data.rows_of(label)
-            if int(right[rows].sum()) < at_least:
-                kept[rows[losses[rows].argsort(stable=True)[:at_least]]] = True
-        return kept.nonzero()[:, 0], int(right.sum())
+        return known_rows(data, losses, right, at_least), int(right.sum())
 
     def _answers(self, data: LabeledImages, cache: Path) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
         """(each image's cross-entropy, whether it is taken for what it is)."""
@@ -105,13 +100,11 @@ class Ranking:
         losses, right = torch.empty(len(data)), torch.empty(len(data), dtype=torch.bool)
         for label in range(data.num_classes):
             rows = data.rows_of(label)
-            logits = judge.logits(embed_all(judge, data.images[rows]))
-            losses[rows] = F.cross_entropy(logits, data.labels[rows].to(self.maker.device), reduction="none").cpu()
-            right[rows] = (logits.argmax(1) == label).cpu()
+            losses[rows], right[rows] = judged(judge, data.images[rows], data.labels[rows])
         if not losses.isfinite().all():
             raise InputError(
-                "ranking images: the network diverged: set codes.skip_easiest=null and real.learnable_only=false, or "
-                "another features.network"
+                "ranking images: the network diverged: set codes.skip_easiest=null and codes.learnable_first=false, "
+                "or another features.network"
             )
         write_checked(file, {"losses": losses, "right": right}, data.words)
         return losses, right

@@ -15,7 +15,7 @@ import torch
 from gencond.common.distributed import peak_memory
 from gencond.common.progress import spoken_time
 from gencond.common.ranges import to_signed
-from gencond.condensing.build import Parts, build, leaves_images_out, new_scorer
+from gencond.condensing.build import Parts, build, new_scorer
 from gencond.condensing.difficulty import Ranking
 from gencond.condensing.easiest import NUM_HELD_OUT, SHARES, Trials
 from gencond.condensing.extractors import Pool, PoolExtractors, pool_of
@@ -182,8 +182,6 @@ def forecast(recipe: Recipe, sample: LabeledImages, amount: Amount, device: torc
         parts = build(without_scores, sample, device)  # the sample is too small to hold images out
         if amount.num_held_out:
             parts = replace(parts, scorer=new_scorer(recipe, parts.maker, sample))
-        if not leaves_images_out(recipe, amount.largest_class):
-            parts = replace(parts, ranking=None)
         return _Rehearsal(parts, amount).forecast()
 
 
@@ -200,8 +198,6 @@ class _Rehearsal:
 
     def forecast(self) -> Forecast:
         """All stages that a run would go through, in its order; each leaves a stand-in of what it makes."""
-        if self.parts.ranking is not None:
-            self._ranking(self.parts.ranking.brief(self.amount.num_train))
         in_one_piece = {EXTRACTORS: self._extractors, REAL_SIDE: self._real_side, STARTS: self._starts}
         for entry in STAGES:
             if not entry.is_needed(self.parts, self.work):
@@ -216,10 +212,7 @@ class _Rehearsal:
                 stage.accelerator.free_memory()
                 self._add_steps(stage.name, stage.num_steps, cost)
         weights = sum(parameter.nbytes for parameter in self.work.condensed.parameters())
-        copies = (
-            2 if self.parts.ranking is None else 3
-        )  # its parts beside the whole, to split it; of what is learned from besides
-        held = 0 if self.amount.is_mapped else copies * self.amount.pixel_bytes
+        held = 0 if self.amount.is_mapped else 2 * self.amount.pixel_bytes  # its parts beside the whole, to split it
         kept = self.pool_bytes + 3 * self.statistics_bytes  # the sums have twice the bits
         of_gpu = 0
         if self.parts.device.type == "cuda":
@@ -277,11 +270,13 @@ class _Rehearsal:
         """Choosing what slots start from, around a generator that was not trained."""
         parts, starts = self.parts, self.parts.starts
         if isinstance(starts, CodeStarts) and starts.are_needed and starts.ranking is not None:
-            is_given = starts.skip_easiest != "held_out"
-            if is_given or self.amount.largest_class > starts.count:
+            is_given = starts.skip_easiest not in (None, "held_out")
+            if is_given or (starts.skip_easiest and self.amount.largest_class > starts.count):
                 self._ranking(starts.ranking)
                 if not is_given:
                     self._trials(Trials(starts.ranking, parts.data, starts.count))
+            if starts.asks_what_is_learnable(self.amount.largest_class):
+                self._ranking(starts.ranking.brief(self.amount.num_train))
             starts = replace(starts, ranking=None)
         representatives = starts.choose(self.work.extractors).to(parts.device)
         if isinstance(starts, CodeStarts) and len(representatives.labels):

@@ -1,18 +1,13 @@
 """Condensing: from real images to the artefact, stage by stage."""
 
 import logging
-import time
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from gencond.common.cache import read_checked, write_checked
-from gencond.common.distributed import from_main, is_main_process, memory_used, new_accelerator
+from gencond.common.distributed import from_main, new_accelerator
 from gencond.common.errors import InputError
 from gencond.common.files import cache_dir, require_writable, state_fingerprint, weights_hash
 from gencond.condensing.append import Growth
-from gencond.condensing.build import Parts, build, images_needed, leaves_images_out
+from gencond.condensing.build import Parts, build
 from gencond.condensing.checks import check_fit
 from gencond.condensing.run_folder import RunFolder, prepare_run, write_artefact
 from gencond.condensing.stages import PRETRAIN, STAGES, Work, begin, given_generator, go_through
@@ -25,8 +20,6 @@ from gencond.generator.card import model_card
 from gencond.generator.dataset import load
 
 logger = logging.getLogger(__name__)
-
-MOST_KNOWN = 0.75  # of the images: of a set that is easier the others teach too (docs/flagship.md, entry 37)
 
 
 def condense(
@@ -69,7 +62,6 @@ def condense(
                 "learned again",
                 len(data), data.num_classes, data.image_size, growth.onto.num_classes, len(growth.known_again),
             )  # fmt: skip
-        parts = _of_learnable(parts, recipe, data, run)
         with tracked(run, track, to_dict(recipe)):
             work = begin(parts, run, pretrained)
             go_through(STAGES, parts, work, run)
@@ -94,57 +86,9 @@ def pretrain(recipe: Recipe, data: LabeledImages, out: Path, track: str | None =
     parts = build(recipe, data, new_accelerator().device)
     with prepare_run(out, recipe, data, identities_of_weights(recipe, parts)) as run:
         done = from_main(run.pretrained.is_dir)
-        parts = parts if done else _of_learnable(parts, recipe, data, run)
         with tracked(run, None if done else track, to_dict(recipe)):
             pretrained_generator(parts, run)
     return run.pretrained
-
-
-def _of_learnable(parts: Parts, recipe: Recipe, data: LabeledImages, run: RunFolder) -> Parts:
-    """The parts of a run that learns from some of the images, where its recipe asks for that; says how many they are.
-
-    The run folder keeps which these are: on another machine a network may know others.
-
-    Raises:
-        InputError: the network that ranks them diverged.
-    """
-    if not recipe.real.learnable_only:
-        return parts
-    rows, said = _learnable(parts, recipe, run)
-    if is_main_process():
-        logger.info("%s", said)
-    return parts if rows is None else build(recipe, data, parts.device, rows=rows)
-
-
-def _learnable(parts: Parts, recipe: Recipe, run: RunFolder) -> tuple[Tensor | None, str]:
-    """(rows of the images that are learned from, None for all; how many that are and why, for people)."""
-    if parts.ranking is None:
-        return None, "append: all new images are learned from; real.learnable_only is for whole sets"
-    needed, num_images, ranking = images_needed(recipe), len(parts.data), parts.ranking.brief(len(parts.data))
-    if not leaves_images_out(recipe, int(parts.data.counts.max())):
-        return None, f"ranking: all images are learned from, since no class has twice the {needed} that are needed"
-
-    def found() -> tuple[Tensor, int]:
-        if (kept := read_checked(run.learned_from)) is None:
-            started = time.monotonic()
-            rows, num_known = ranking.learnable(parts.data, cache_dir(), needed)
-            kept = {"rows": rows, "num_known": torch.tensor(num_known)}
-            write_checked(run.learned_from, kept, parts.data.words)
-            seconds = round(time.monotonic() - started, 1)
-            run.log(stage="ranking", seconds=seconds, memory=memory_used(parts.device))
-        return kept["rows"], int(kept["num_known"])
-
-    rows, num_known = from_main(found)
-    if num_known > MOST_KNOWN * num_images:
-        return None, (
-            f"ranking: all images are learned from: a network knows {num_known} of {num_images} after "
-            f"{ranking.num_steps} steps, and of so easy a set the others teach as well"
-        )
-    others = f", and {len(rows) - num_known} more that classes need" if len(rows) > num_known else ""
-    return rows, (
-        f"ranking: {len(rows)} of {num_images} training images are learned from: those that a network knows after "
-        f"{ranking.num_steps} steps{others}"
-    )
 
 
 def pretrained_generator(parts: Parts, run: RunFolder, pretrained: Path | None = None) -> Backbone | None:

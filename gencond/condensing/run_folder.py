@@ -78,7 +78,6 @@ class RunFolder:
         self.pretrained = path / "pretrained"
         self.samples = path / "samples"
         self.log_file = path / LOG_NAME
-        self.learned_from = path / "learned_from.safetensors"  # which images can be, as a network said
         self.weights: dict[str, str] = {}  # what identifies those that came from elsewhere, by their part in the run
         self.listener: Listener | None = None  # on the main process, which alone logs
         self._descriptor: int | None = None
@@ -320,14 +319,12 @@ def provenance(
     recipe: Recipe,
     data: LabeledImages,
     num_held_out: int = 0,
-    num_learned_from: int | None = None,
     weights: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Recipe, data, commit and library versions. No time and no path: the same run writes the same bits.
 
     Args:
         num_held_out: images of `data` that were not condensed, since quick scores are tested on them.
-        num_learned_from: images of `data` that a brief network knows, where only those were learned from.
         weights: see `RunFolder.prepare`; `pretrained` among them says that the recipe's own pretraining was left out.
     """
     values = to_dict(recipe)
@@ -337,9 +334,7 @@ def provenance(
             values[part]["weights"] = Path(values[part]["weights"]).name
     return {
         "recipe": values,
-        "data": describe_data(recipe.data.source, data)
-        | ({"num_held_out": num_held_out} if num_held_out else {})
-        | ({} if num_learned_from is None else {"num_learned_from": num_learned_from}),
+        "data": describe_data(recipe.data.source, data) | ({"num_held_out": num_held_out} if num_held_out else {}),
         "commit": current_commit(),
         "versions": library_versions(),
         **({"weights": dict(weights)} if weights else {}),

@@ -1,5 +1,6 @@
 """What learned slots start from: real images, chosen once."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -7,10 +8,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from gencond.common.distributed import from_all, main_process_first, own_share, rank_and_world
+from gencond.common.distributed import from_all, is_main_process, main_process_first, own_share, rank_and_world
 from gencond.common.files import cache_dir
 from gencond.common.ranges import to_signed
 from gencond.condensing.difficulty import Ranking
@@ -24,6 +25,8 @@ from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.codes import whole_numbers
 from gencond.generator.dataset import CondensedDataset
 from gencond.generator.packing import pack
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,9 @@ class CodeStarts(Starts):
         are_needed: whether anything starts from images or is held to them; without, none are chosen.
         ranking: says how easy each image is; None lets slots start from any.
         skip_easiest: the share of each class, the easiest images, that is skipped; "held_out": the one that is found
-            best on held-out images.
+            best on held-out images; None skips none.
+        learnable_first: whether slots start from images that a network knows after a brief training, as long as there
+            are some.
     """
 
     num_slots: int = 1
@@ -144,7 +149,8 @@ class CodeStarts(Starts):
     space: Literal["pixels", "features"] = "pixels"
     are_needed: bool = True
     ranking: Ranking | None = None
-    skip_easiest: float | Literal["held_out"] = 0.0
+    skip_easiest: float | Literal["held_out"] | None = None
+    learnable_first: bool = False
 
     @property
     def count(self) -> int:
@@ -177,8 +183,36 @@ class CodeStarts(Starts):
         return share
 
     @property
+    def brief(self) -> Ranking | None:
+        """What says which images can be learned; None where any may come first, or there is nothing to choose."""
+        asks = self.asks_what_is_learnable(int(self.data.counts.max()))
+        return self.ranking.brief(len(self.data)) if asks and self.ranking is not None else None
+
+    def asks_what_is_learnable(self, largest_class: int) -> bool:
+        """Whether there is something to choose: not where k-means takes all images of every class."""
+        return self.learnable_first and self.are_needed and largest_class > max(self.sizes, default=0)
+
+    @cached_property
+    def learnable(self) -> tuple[Bool[Tensor, " n"], int] | None:
+        """(which images come first, how many of all the network knows); None where any may.
+
+        All processes have to ask for it, and the main one finds it for all.
+
+        Raises:
+            InputError: the network diverged.
+        """
+        if self.brief is None:
+            return None
+        with main_process_first():
+            rows, num_known = self.brief.learnable(self.data, cache_dir(), max(self.sizes, default=0))
+        is_first = torch.zeros(len(self.data), dtype=torch.bool)
+        is_first[rows] = True
+        return is_first, num_known
+
+    @property
     def about(self) -> dict[str, Any]:
-        return {"skip_easiest": self.skipped} if self.are_needed and self.skip_easiest == "held_out" else {}
+        skipped = {"skip_easiest": self.skipped} if self.are_needed and self.skip_easiest == "held_out" else {}
+        return skipped | ({} if self.learnable is None else {"num_known": self.learnable[1]})
 
     def candidates(self) -> list[Int64[Tensor, " n"]]:
         rows, share = super().candidates(), self.skipped
@@ -192,14 +226,25 @@ class CodeStarts(Starts):
         if not self.are_needed:
             return lambda rows, order: rows[:0]
         extractor = extractors.at(0, rng) if self.space == "features" else None
+        learnable = None
+        if self.learnable is not None and self.brief is not None:
+            learnable, num_known = self.learnable
+            if is_main_process():
+                logger.info(
+                    "representatives: codes start from images that a network knows after %d steps, %d of %d, and from "
+                    "others where these do not suffice", self.brief.num_steps, num_known, len(self.data),
+                )  # fmt: skip
 
         def nested_then_random(rows: Tensor, order: Tensor) -> Tensor:
             if not len(rows):
                 return rows
-            images = self.data.images[rows]
+            is_first = torch.ones(len(rows), dtype=torch.bool) if learnable is None else learnable[rows]
+            first = is_first.nonzero()[:, 0]
+            images = self.data.images[rows[first]]
             seen = pixel_features(images) if extractor is None else embed_all(extractor, images).cpu().numpy()
-            chosen = nested_representatives(seen, self.sizes, self.seed)
+            chosen = first[nested_representatives(seen, self.sizes, self.seed)]
             others = order[~torch.isin(order, chosen)]
+            others = others[(~is_first[others]).to(torch.uint8).argsort(stable=True)]
             return rows[torch.cat([chosen, others[: self.count - len(chosen)]])]
 
         return nested_then_random

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from gencond.common.errors import InputError
@@ -68,6 +68,23 @@ def kmeans_subset(data: LabeledImages, ipc: int, seed: int, features: Float[Tens
         features: of all images, in whose space the centers lie.
     """
     return subset_of_each_class(data, ipc, lambda rows: kmeans_representatives(features[rows].numpy(), ipc, seed))
+
+
+def known_rows(
+    data: LabeledImages, losses: Float[Tensor, " n"], is_known: Bool[Tensor, " n"], at_least: int
+) -> Int64[Tensor, " k"]:
+    """Where the images are that a network knows, ascending.
+
+    Args:
+        losses: of each image; low is easy.
+        at_least: of each class, as far as it has so many; where fewer are known, its easiest images come along.
+    """
+    kept = is_known.clone()
+    for label in range(data.num_classes):
+        rows = data.rows_of(label)
+        if int(is_known[rows].sum()) < at_least:
+            kept[rows[losses[rows].argsort(stable=True)[:at_least]]] = True
+    return kept.nonzero()[:, 0]
 
 
 def pixel_features(images: UInt8[Tensor, "n c h w"]) -> np.ndarray:

@@ -6,12 +6,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gencond.common.ranges import as_bytes, to_signed
 from gencond.data.images import LabeledImages, split_off
-from gencond.data.select import herding, k_center, kmeans_subset, random_subset, subset_of_each_class
+from gencond.data.select import herding, k_center, kmeans_subset, known_rows, random_subset, subset_of_each_class
 from gencond.eval.classifier import trained_on_all
 from gencond.eval.codec import QUALITIES, Choice, choose_quality, encoder_version, stored_photographs
 from gencond.eval.networks import build_network
@@ -19,14 +19,17 @@ from gencond.eval.protocols import PROTOCOLS
 from gencond.eval.records import read_record
 from gencond.generator.packing import decode, pack
 from gencond.networks.convnet import automatic_depth
-from gencond.networks.extractor import Extractor, embed_all
+from gencond.networks.extractor import Extractor, embed_all, judged
 
 RANDOM_REAL, KMEANS_REAL, WHOLE_SET = "random_real", "kmeans_real", "whole_set"
 HERDING_REAL, K_CENTER_REAL, CODEC_REAL = "herding_real", "k_center_real", "codec_real"
 # Of an artefact that cuts its images: real images several in one, as many as it cuts one into.
 RANDOM_PACKED, KMEANS_PACKED = "random_real_packed", "kmeans_real_packed"
-PACKED = (RANDOM_PACKED, KMEANS_PACKED)
-SAME_NUMBER = (RANDOM_REAL, KMEANS_REAL, HERDING_REAL, K_CENTER_REAL, *PACKED)
+# Of images that a network knows after a brief training.
+KMEANS_KNOWN, KMEANS_KNOWN_PACKED = "kmeans_known_real", "kmeans_known_real_packed"
+PACKED = (RANDOM_PACKED, KMEANS_PACKED, KMEANS_KNOWN_PACKED)
+UNPACKED = {RANDOM_PACKED: RANDOM_REAL, KMEANS_PACKED: KMEANS_REAL, KMEANS_KNOWN_PACKED: KMEANS_KNOWN}
+SAME_NUMBER = (RANDOM_REAL, KMEANS_REAL, KMEANS_KNOWN, HERDING_REAL, K_CENTER_REAL, *PACKED)
 BASELINES = (*SAME_NUMBER, CODEC_REAL, WHOLE_SET)
 EMBEDDED_AT_ONCE = 500
 UNTRAINED_WIDTH = 64  # channels of the network in whose features k-means chooses
@@ -89,8 +92,8 @@ class RealImages:
     """The baselines of one set of real images.
 
     Args:
-        network: by name; herding and k-center choose in the features of one, trained on real images for a while.
-            K-means chooses in those of a random ConvNet.
+        network: by name; herding and k-center choose in the features of one, trained on real images for a while, and
+            it says which images are known. K-means chooses in those of a random ConvNet.
         augmentation: strategy of operations that leave the class as it is.
         factor: by which packed images share the place of one, as the condensed set's do.
     """
@@ -123,12 +126,15 @@ class RealImages:
     def _drawn(self, name: str, ipc: int, seeds: Sequence[int]) -> list[LabeledImages]:
         """The images of a baseline that has an IPC, for each seed."""
         if name in PACKED:
-            whole = RANDOM_REAL if name == RANDOM_PACKED else KMEANS_REAL
-            return [self._packed(images) for images in self._drawn(whole, ipc * self.factor**2, seeds)]
+            return [self._packed(images) for images in self._drawn(UNPACKED[name], ipc * self.factor**2, seeds)]
         if name == RANDOM_REAL:
             return [random_subset(self.train, ipc, seed) for seed in seeds]
         if name == KMEANS_REAL:
             return [kmeans_subset(self.train, ipc, seed, self.untrained_features) for seed in seeds]
+        if name == KMEANS_KNOWN:
+            rows = known_rows(self.train, *self.answers, at_least=ipc)
+            known, features = self.train.subset(rows), self.untrained_features[rows]
+            return [kmeans_subset(known, ipc, seed, features) for seed in seeds]
         choose = {HERDING_REAL: herding, K_CENTER_REAL: k_center}[name]
         return [subset_of_each_class(self.train, ipc, lambda rows: choose(self.features[rows], ipc))] * len(seeds)
 
@@ -175,6 +181,11 @@ class RealImages:
         train, (mean, std) = self.train, self.train.mean_std
         network = trained_on_all(self.network, train, CHOOSING, self.augmentation, self.device, "network for features")
         return Extractor(network, mean, std).to(self.device)
+
+    @cached_property
+    def answers(self) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        """(cross-entropy of each image under that network, whether it takes it for what it is)."""
+        return judged(self.extractor, self.train.images, self.train.labels)
 
     @cached_property
     def features(self) -> Float[Tensor, "n d"]:

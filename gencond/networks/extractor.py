@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -242,3 +242,13 @@ def embed_all(
         own = extractor(to_signed(some).to(extractor.mean.device))[:given]
         features.append(own if device is None else own.to(device))
     return torch.cat(features)
+
+
+@torch.no_grad()
+def judged(
+    extractor: Extractor, images: UInt8[Tensor, "n c h w"] | MappedImages, labels: Int64[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+    """(cross-entropy of each image, whether the network takes it for what it is), on the CPU."""
+    logits = extractor.logits(embed_all(extractor, images))
+    losses = F.cross_entropy(logits, labels.to(logits.device), reduction="none")
+    return losses.cpu(), logits.argmax(1).cpu() == labels.cpu()

@@ -7,7 +7,7 @@ from functools import cache, partial
 import torch
 
 from gencond.data.images import LabeledImages, split_off
-from gencond.eval.baselines import KMEANS_REAL, PACKED, RANDOM_REAL, WHOLE_SET, RealImages
+from gencond.eval.baselines import KMEANS_PACKED, KMEANS_REAL, PACKED, RANDOM_PACKED, RANDOM_REAL, WHOLE_SET, RealImages
 from gencond.eval.classifier import RepeatedImages
 from gencond.eval.protocols import Protocol
 from gencond.eval.results import EVALUATOR, Question, evaluator_of
@@ -102,7 +102,7 @@ def training_sets(
                 num_seen=_seen(protocol, len(samples[ipc])),
             )
         )
-        for name in (RANDOM_REAL, KMEANS_REAL, *(PACKED if subject.factor > 1 else ())):
+        for name in (RANDOM_REAL, KMEANS_REAL, *((RANDOM_PACKED, KMEANS_PACKED) if subject.factor > 1 else ())):
             needed = ipc * subject.factor**2 if name in PACKED else ipc
             if needed > smallest:
                 notes.append(

@@ -18,13 +18,12 @@ from conftest import tiny_recipe, whole
 import gencond
 import gencond.condensing.encode
 from gencond.common.errors import InputError
-from gencond.common.files import cache_dir, file_sha256, read_log, state_fingerprint, weights_hash
+from gencond.common.files import cache_dir, file_sha256, state_fingerprint, weights_hash
 from gencond.condensing import difficulty
-from gencond.condensing.build import build, images_needed
-from gencond.condensing.difficulty import Ranking
+from gencond.condensing.build import build
 from gencond.condensing.loop import step_rng
 from gencond.condensing.real import BatchSide, Draw
-from gencond.condensing.run import condense, pretrain
+from gencond.condensing.run import condense
 from gencond.condensing.run_folder import RunFolder
 from gencond.condensing.stages import STAGES
 from gencond.condensing.starts import Representatives
@@ -304,26 +303,23 @@ class Killed(BaseException):
     pass
 
 
-def test_a_run_of_what_can_be_learned_says_how_much_that_is_and_ends_in_the_same_bits_after_a_kill(
+def test_a_run_that_starts_from_what_can_be_learned_says_how_much_that_is_and_ends_in_the_same_bits_after_a_kill(
     few_digits: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="gencond")
     labels = torch.where(torch.arange(120) % 10 == 0, (few_digits.labels + 5) % 10, few_digits.labels)
     data = replace(few_digits, labels=labels)  # one in ten is false
     monkeypatch.setattr(difficulty, "MOST_PASSES", 100)  # of so few images
-    condense(
-        tiny_recipe("real.learnable_only=true", "codes.ranking_steps=60", "codes.num_slots=2"), data, tmp_path / "a"
+    recipe = tiny_recipe(
+        "codes.learnable_first=true", "codes.ranking_steps=60", "codes.num_slots=2", "codes.representative_sizes=[1,2]"
     )
-    assert "all images are learned from: a network knows" in caplog.text  # so easy a set as digits
-    monkeypatch.setattr("gencond.condensing.run.MOST_KNOWN", 1.0)
-    recipe = tiny_recipe("real.learnable_only=true", "codes.ranking_steps=60", "codes.num_slots=2")
     made = condense(recipe, data, tmp_path / "whole")
-    said = re.search(r"ranking: (\d+) of 120 training images are learned from: those that a network", caplog.text)
+    said = re.search(r"images that a network knows after 60 steps, (\d+) of 120, and from others where", caplog.text)
     assert said is not None and 80 < int(said[1]) < 115  # of the true ones it knows nearly all, of the others few
-    assert made.config.provenance["data"]["num_learned_from"] == int(said[1])
-    assert [entry["stage"] for entry in read_log(tmp_path / "whole")][0] == "ranking"  # its minutes are in the report
-    assert f"; {said[1]} were learned from, others" in (tmp_path / "whole/condensed/README.md").read_text()
-    monkeypatch.setenv("GENCOND_CACHE", str(tmp_path / "other cache"))
+    assert "first those that a network knows after a brief training" in caplog.text
+    assert made.config.provenance["num_known"] == int(said[1])
+    card = (tmp_path / "whole/condensed/README.md").read_text()
+    assert f"knows after a brief training ({said[1]} of all), and others where" in card
 
     def dies_after_a_state(self: RunFolder, states, name: str, *others) -> None:
         save(self, states, name, *others)
@@ -333,39 +329,9 @@ def test_a_run_of_what_can_be_learned_says_how_much_that_is_and_ends_in_the_same
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(RunFolder, "save_state", dies_after_a_state)
         condense(recipe, data, tmp_path / "killed")
-    with monkeypatch.context() as patch:  # as on another machine, where a network may know others
-        patch.setenv("GENCOND_CACHE", str(tmp_path / "a third"))
-        patch.setattr(Ranking, "learnable", lambda *asked: pytest.fail("asked again"))
-        condense(recipe, data, tmp_path / "killed")
+    monkeypatch.setenv("GENCOND_CACHE", str(tmp_path / "other cache"))  # what was asked is asked again
+    condense(recipe, data, tmp_path / "killed")
     assert artefact_bits(tmp_path / "killed") == artefact_bits(tmp_path / "whole")
-    generator = pretrain(recipe, data, tmp_path / "alone")  # of the same images
-    assert file_sha256(generator / "diffusion_pytorch_model.safetensors") == file_sha256(
-        tmp_path / "whole" / "pretrained" / "diffusion_pytorch_model.safetensors"
-    )
-
-
-def test_where_no_class_has_twice_what_is_needed_nothing_is_asked_and_all_is_learned_from(
-    few_digits: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", logger="gencond")
-    monkeypatch.setattr(Ranking, "learnable", lambda *asked: pytest.fail("asked"))
-    made = condense(tiny_recipe("real.learnable_only=true", "codes.num_slots=6"), few_digits, tmp_path / "run")
-    assert "all images are learned from, since no class has twice the 6 that are needed" in caplog.text
-    assert "num_learned_from" not in made.config.provenance["data"]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "needed"),
-    [
-        (("codes.num_slots=7", "synthesizer.factor=2"), 28),
-        (("codes.num_slots=7", "codes.encode_steps=0", "objective.representative_weight=0"), 1),  # starts from none
-        (("real.kind=random", "real.batch_size=40", "codes.num_slots=7"), 40),
-        (("synthesizer.kind=pixels", "pixels.ipc=3"), 3),
-        (("synthesizer.kind=pixels", "pixels.ipc=3", "pixels.init=noise"), 1),
-    ],
-)
-def test_what_is_needed_of_a_class_is_what_slots_start_from_and_a_batch_takes(overrides: tuple, needed: int) -> None:
-    assert images_needed(tiny_recipe(*overrides)) == needed
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "encode", "condense"])

@@ -377,6 +377,20 @@ def test_a_row_of_photographs_says_how_they_were_stored_and_chosen(digits: tuple
     assert of_codec.chosen == int(best) <= min(of_codec.qualities)
 
 
+def test_k_means_of_known_images_takes_none_under_a_false_label(digits: tuple) -> None:
+    train = digits[0]
+    is_false = torch.arange(len(train)) % 10 == 0
+    data = replace(train, labels=torch.where(is_false, (train.labels + 5) % 10, train.labels))
+    false_images = data.images[is_false].flatten(1).float()
+
+    def share_of_false(name: str) -> float:
+        (chosen,), _ = RealImages(data, "convnet2w16", "none", torch.device("cpu")).draw(name, 8, [0])
+        assert torch.equal(chosen.counts, torch.full((10,), 8))
+        return float((torch.cdist(chosen.images.flatten(1).float(), false_images).amin(1) == 0).float().mean())
+
+    assert share_of_false("kmeans_known_real") < 0.03 < share_of_false("kmeans_real")
+
+
 def test_packed_real_images_stand_beside_a_set_that_is_cut(digits: tuple, monkeypatch) -> None:
     seen = {}
 
