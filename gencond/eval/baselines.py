@@ -84,8 +84,11 @@ class Photographs:
 
 
 def usual_baselines(factor: int) -> tuple[str, ...]:
-    """What a condensed set is put beside where nothing else is asked: packed images only where its own are cut."""
-    return tuple(name for name in BASELINES if factor > 1 or name not in PACKED)
+    """What a condensed set is put beside where nothing else is asked.
+
+    Packed images only where its own are cut; then the default starts from known images, so k-means of those too.
+    """
+    return tuple(name for name in BASELINES if factor > 1 or name not in (*PACKED, KMEANS_KNOWN))
 
 
 class RealImages:
