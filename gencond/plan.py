@@ -56,6 +56,7 @@ SMALLEST_CUT = 16  # pixels of a side; smaller images are not cut in four
 CUTS, SMALLEST_PART, FEWEST_SLOTS = (4, 3), 8, 10
 CODE_SHARE = 2 / 3  # of the values of such a part: as many numbers has its code at most, or codes lose what they show
 LONGEST_CHUNK = 128
+FEWEST_LOOKED_AT = 96  # images of a class in a step, or of the parts that they are cut into
 SMALLEST_SEEN = 16  # pixels of a side at which networks see images that are cut into so many
 SCORES_IN_A_RUN, SCORE_IMAGES, SCORED_FROM = 5, 500, 500  # training images, of which a tenth is held out at most
 LEAST_MINUTES = 1.0
@@ -157,7 +158,7 @@ def derived(patient: Patient, asked: Recipe, given: set[str], device: torch.devi
     slots = asked.codes.num_slots if "codes.num_slots" in given else slots
     lengths = sorted({*(size for size in SIZES if size <= slots), slots})
     judged = [size for size in SIZES if size <= smallest]
-    looked_at = max(4, factor**2) * (12 if device.type == "cpu" else 24)
+    looked_at = max(FEWEST_LOOKED_AT, 12 * factor**2) * (1 if device.type == "cpu" else 2)
     compiles = can_compile() and device.type in ("cpu", "cuda")
     precision = "bfloat16" if compiles and not emulates_bfloat16(device) else "float32"
     scored = int(patient.counts.sum()) >= SCORED_FROM
