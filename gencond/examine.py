@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -14,7 +14,7 @@ from gencond.common.errors import InputError
 from gencond.common.files import cache_dir
 from gencond.condensing.forecast import Amount
 from gencond.condensing.quick_score import num_held_out
-from gencond.config import Data, Recipe
+from gencond.config import Condense, Data, Recipe
 from gencond.data.decode import read_image, stacked, white_of
 from gencond.data.find import find_images, holds_encoded
 from gencond.data.images import LabeledImages, require_classes, split_off
@@ -48,6 +48,18 @@ class Patient:
     amount: Amount
     held_from: tuple[Int64[Tensor, " classes"], ...] = ()
     overlap: Callable[[], list[str]] = list
+
+    def amount_beside_scores(self, part: Condense) -> Amount:
+        """What is condensed of it, where quick scores hold some out as a recipe says.
+
+        Args:
+            part: what the recipe says of matching.
+        """
+        held = num_held_out(part, self.counts)
+        left = self.counts - held
+        return replace(
+            self.amount, num_train=int(left.sum()), largest_class=int(left.max()), num_held_out=int(held.sum())
+        )
 
 
 def examine(recipe: Recipe) -> Patient:
@@ -85,10 +97,9 @@ def examine(recipe: Recipe) -> Patient:
     wanted = max(SAMPLE_IMAGES, len(names), trained_on)
     rows = torch.arange(wanted)
     sample = LabeledImages(images[rows % len(images)], rows % len(names), names)
-    held = num_held_out(recipe.condense, counts)
-    left = counts - held
-    amount = Amount(num_images, int(left.sum()), int(left.max()), num_bytes, mapped, seconds, to_write, int(held.sum()))
-    return Patient(sample, counts, num_test, amount, tuple(held_from), overlap)
+    amount = Amount(num_images, int(counts.sum()), int(counts.max()), num_bytes, mapped, seconds, to_write)
+    patient = Patient(sample, counts, num_test, amount, tuple(held_from), overlap)
+    return replace(patient, amount=patient.amount_beside_scores(recipe.condense))
 
 
 def _same_files(source: ImageSource, part: Data) -> list[str]:

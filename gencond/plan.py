@@ -117,7 +117,7 @@ def plan(source: str | None, minutes: SupportsFloat | str | None, overrides: Seq
     changes = [change for change in changes if change.partition("=")[0] not in given]
     recipe = load_recipe(DEFAULT_RECIPE, [*changes, *overrides], source)
     check_fit(recipe, patient.sample)
-    expected = forecast(recipe, patient.sample, patient.amount, device)
+    expected = forecast(recipe, patient.sample, patient.amount_beside_scores(recipe.condense), device)
     steps, notes = chosen_steps(expected, minutes, given, time.monotonic() - started)
     changes += [f"minutes={minutes!r}", *(f"{field}={count}" for field, count in steps.items())]
     recipe = load_recipe(DEFAULT_RECIPE, [*changes, *overrides], source)

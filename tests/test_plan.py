@@ -1,5 +1,6 @@
 """Without a recipe the default method is planned: for the images, the machine and the minutes."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,8 @@ def test_a_plan_is_a_recipe_that_can_be_kept_and_what_was_asked_for_is_in_it(
     said = capsys.readouterr().out
     for word in ("1,438 to learn from", "MMD, intra-class diversity, inter-class centers", "condense ", "all of it"):
         assert word in said, said
+    # Of images that are not held out: 1,438 - 143, ten times in batches of 128.
+    assert re.search(r"^ranking +102 steps", said, re.M) and re.search(r"^quick scores +5, of 100 steps", said, re.M)
     kept = load_recipe(str(tmp_path / "own.yaml"))
     assert kept.minutes == 3 and kept.codes.num_slots == 4 and kept.data.source == "digits"
     assert kept.objective.diversity_weight > 0 and kept.objective.center_weight > 0
