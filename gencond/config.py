@@ -326,7 +326,7 @@ class Codes:
         False,
         description="Slots start from images that a network takes for what they are after codes.ranking_steps of "
         "training on all of them, or as few as show it each ten times; k-means looks at those alone, and other images "
-        "come last. Of a class of which it knows too few for k-means the easiest ones count as known.",
+        "come last. Of a class of which it knows fewer than its first set has, the easiest ones count as known.",
     )
     ranking_steps: Count = Field(
         1000,

@@ -24,6 +24,7 @@ from gencond.common.files import alone_in, write_text
 from gencond.common.progress import spoken_time
 from gencond.common.room import require_place
 from gencond.condensing.backbones import usual_blocks
+from gencond.condensing.build import codes_start_from_images, starts_from_known
 from gencond.condensing.checks import check_fit
 from gencond.condensing.encode import Encoding
 from gencond.condensing.forecast import Forecast, Stage, forecast
@@ -56,6 +57,7 @@ SMALLEST_CUT = 16  # pixels of a side; smaller images are not cut in four
 CUTS, SMALLEST_PART, FEWEST_SLOTS = (4, 3), 8, 10
 CODE_SHARE = 2 / 3  # of the values of such a part: as many numbers has its code at most, or codes lose what they show
 LONGEST_CHUNK = 128
+REAL_IMAGES = 128  # of a class in a step, where it has so many
 FEWEST_LOOKED_AT = 96  # images of a class in a step, or of the parts that they are cut into
 SMALLEST_SEEN = 16  # pixels of a side at which networks see images that are cut into so many
 SCORES_IN_A_RUN, SCORE_IMAGES, SCORED_FROM = 5, 500, 500  # training images, of which a tenth is held out at most
@@ -65,10 +67,10 @@ TERMS = {
     "center": "inter-class centers", "classification": "classification", "own": "a term of one's own",
 }  # fmt: skip
 ON_A_CPU = (
-    "generator.width=32", "features.train_images=128", "real.batch_size=128", "codes.encode_batch_size=32",
+    "generator.width=32", "features.train_images=128", "codes.encode_batch_size=32",
 )  # fmt: skip
 ON_A_GPU = (
-    "generator.width=64", "features.train_images=512", "real.batch_size=128", "codes.encode_batch_size=128",
+    "generator.width=64", "features.train_images=512", "codes.encode_batch_size=128",
 )  # fmt: skip
 NETWORKS_IN_A_RUN = 8  # at least, one after the other
 OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
@@ -167,6 +169,7 @@ def derived(patient: Patient, asked: Recipe, given: set[str], device: torch.devi
         f"data.image_size={side}",
         f"synthesizer.factor={factor}",
         f"synthesizer.by_parts={'true' if cuts else 'false'}",
+        f"real.batch_size={min(REAL_IMAGES, smallest)}",
         *(ON_A_CPU if device.type == "cpu" else ON_A_GPU),
         "features.width=64",
         *([f"generator.chunk_dim={_chunk_dim(patient.sample, factor)}"] if cuts and factor in CUTS else []),
@@ -215,9 +218,9 @@ def reasons(recipe: Recipe, patient: Patient, device: torch.device) -> list[tupl
     scored = f", {held_out:,} of them held out for quick scores" if held_out else ""
     cut = f"{part.factor**2} in one, each {sample.image_size // part.factor} px from a code of its own"
     slots = f"{recipe.codes.num_slots} learned codes a class, in order: the first k are the set of k images"
-    has_choice = int(patient.counts.max()) > max(recipe.codes.representative_sizes, default=0) * part.factor**2
-    known = " that a network knows after a brief training, and from others last"
-    started = f"codes start from real images{known if recipe.codes.learnable_first and has_choice else ''}"
+    known = starts_from_known(recipe, patient.amount_beside_scores(recipe.condense).largest_class)
+    started = "from real images" if codes_start_from_images(recipe) else "at random"
+    started += " that a network knows after a brief training, and from others last" if known else ""
     terms = ", ".join(word for name, word in TERMS.items() if getattr(recipe.objective, f"{name}_weight"))
     cores = f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
     compiled = "compiled" if recipe.features.compile else "not compiled"
@@ -227,7 +230,7 @@ def reasons(recipe: Recipe, patient: Patient, device: torch.device) -> list[tupl
         ("images", f"{int(patient.counts.sum()):,} to learn from{scored}; {sample.num_classes:,} classes of "
                    f"{int(patient.counts.min()):,} or more, {size}"),
         ("made", f"{cut if part.by_parts else 'whole'}; {slots}"),
-        ("started", started),
+        ("started", f"codes start {started}"),
         ("matched", f"{terms}; networks: {recipe.features.kind}"),
         ("augmented", f"{data.augmentation}: set data.augmentation where one of these changes a class"),
         ("on", f"{cores}; extractors in {recipe.features.precision}, {compiled}"),

@@ -4,9 +4,10 @@
         --data DIR --out runs/compare --ipc 1 10 --protocols dm:100 idc:30 --network convnet3w64 --seeds 3
 
 A seed is a whole run: condensing and the classifier both start from it; random real images are drawn anew, and so are
-k-means centers. Pixels are condensed for each IPC, a generator once for all. Every accuracy is that of the last iterate
-on the test set (`--set data.judge_on=validation` takes a slice of the training set instead). All rows have the same
-split and augmentation. Packed real images are several in one as the recipes beside them cut theirs, four where none is.
+k-means centers, among all images or known ones. Pixels are condensed for each IPC, a generator once for all. Every
+accuracy is that of the last iterate on the test set (`--set data.judge_on=validation` takes a slice of the training set
+instead). All rows have the same split and augmentation. Packed real images are several in one as the recipes beside
+them cut theirs, four where none is.
 
 Whatever is measured is kept in OUT/scores, with all that it depends on, and not measured again; several of these can
 share an OUT. At the end OUT/first_images.png shows one image of each class and recipe.
@@ -28,7 +29,7 @@ from gencond.config import Recipe, first_difference, load_recipe, to_dict
 from gencond.data.images import LabeledImages
 from gencond.data.load import data_source, load_data
 from gencond.data.select import random_subset
-from gencond.eval.baselines import KMEANS_REAL, PACKED, RANDOM_REAL, RealImages
+from gencond.eval.baselines import KMEANS_KNOWN, KMEANS_REAL, PACKED, RANDOM_REAL, RealImages
 from gencond.eval.classifier import train_and_test
 from gencond.eval.drawing import write_first_images
 from gencond.eval.networks import build_network
@@ -39,7 +40,7 @@ from gencond.eval.score_cache import ScoreCache
 from gencond.eval.subject import sampled_images
 from gencond.eval.wording import markdown_table, percent, spoken_seeds
 
-BASELINES = (RANDOM_REAL, KMEANS_REAL, *PACKED)
+BASELINES = (RANDOM_REAL, KMEANS_REAL, KMEANS_KNOWN, *PACKED)
 USUAL_FACTOR = 2  # of packed images beside no recipe that cuts its own
 
 

@@ -68,7 +68,7 @@ def test_parts_slots_and_lengths_follow_from_the_images(
     assert max(recipe.evaluate.ipc) <= of_class and recipe.data.image_size == side
     assert (f"{factor**2} in one" in dict(reasons(recipe, about, CPU))["made"]) == (factor > 1)
     started = dict(reasons(recipe, about, CPU))["started"]
-    assert ("that a network knows" in started) == (of_class > 10 * factor**2)
+    assert ("that a network knows" in started) == (of_class > factor**2)
     assert recipe.condense.images_per_step == max(96, 12 * factor**2)
     if factor > 2:  # codes of small parts are no longer than two thirds of what they stand for
         maker = generator_maker(recipe, about.sample)

@@ -33,9 +33,9 @@ def spoken_starts(made: Mapping[str, Any]) -> str | None:
         made: an artefact's provenance.
     """
     if "num_known" in made:
+        known = f"{made['num_known']} of {made['num_asked']}"
         return (
-            f"real images that a network knows after a brief training ({made['num_known']} of all), and others where "
-            "these do not suffice"
+            f"real images that a network knows after a brief training ({known}), and others where these do not suffice"
         )
     if "skip_easiest" not in made:
         return None

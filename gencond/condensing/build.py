@@ -358,13 +358,23 @@ def codes_start_from_images(recipe: Recipe) -> bool:
     )
 
 
+def starts_from_known(recipe: Recipe, largest_class: int) -> bool:
+    """Whether slots start from images that a network knows: where there is one to choose for a class's first slot."""
+    return (
+        recipe.codes.learnable_first
+        and codes_start_from_images(recipe)
+        and largest_class > recipe.synthesizer.factor**2
+    )
+
+
 def _starts(recipe: Recipe, data: LabeledImages, ranking: Ranking, learned: Tensor | None) -> CodeStarts | PixelStarts:
     part, factor = recipe.codes, recipe.synthesizer.factor
     if recipe.synthesizer.kind == "pixels":
         return PixelStarts(data, factor, recipe.seed, recipe.pixels.ipc, recipe.pixels.init == "kmeans")
     sizes = tuple(sorted({min(size, part.num_slots) * factor**2 for size in part.representative_sizes}))
-    asks = part.skip_easiest is not None or part.learnable_first
+    known_first = starts_from_known(recipe, int(data.counts.max()))
     return CodeStarts(
         data, factor, recipe.seed, part.num_slots, sizes, part.representative_space, codes_start_from_images(recipe),
-        ranking if asks else None, part.skip_easiest, part.learnable_first, learned=learned,
+        ranking if part.skip_easiest is not None or known_first else None, part.skip_easiest, known_first,
+        learned=learned,
     )  # fmt: skip

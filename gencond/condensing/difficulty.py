@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gencond.common.cache import read_checked, write_checked
@@ -14,13 +14,12 @@ from gencond.common.errors import InputError
 from gencond.common.files import short_hash
 from gencond.condensing.extractors import ExtractorMaker
 from gencond.data.images import LabeledImages
-from gencond.data.select import known_rows
+from gencond.data.select import MOST_PASSES
 from gencond.networks.extractor import judged
 
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE, LEARNING_RATE = 128, 0.05  # of the network that says it, by a cosine
-MOST_PASSES = 10  # over all images, of a network that says which of them can be learned
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Ranking:
         Raises:
             InputError: the network diverged.
         """
-        return self._answers(data, cache)[0]
+        return self.answers(data, cache)[0]
 
     def brief(self, num_images: int) -> "Ranking":
         """The same for so many images, but no longer than it takes to see each of them ten times.
@@ -75,20 +74,8 @@ class Ranking:
         """
         return replace(self, num_steps=min(self.num_steps, math.ceil(MOST_PASSES * num_images / BATCH_SIZE)))
 
-    def learnable(self, data: LabeledImages, cache: Path, at_least: int) -> tuple[Int64[Tensor, " k"], int]:
-        """(rows of the images that can be learned, ascending; how many of all the network takes for what they are).
-
-        Args:
-            cache: as of `difficulties`.
-            at_least: of each class; where the network knows fewer, those of the lowest cross-entropy come along.
-        Raises:
-            InputError: the network diverged.
-        """
-        losses, right = self._answers(data, cache)
-        return known_rows(data, losses, right, at_least), int(right.sum())
-
-    def _answers(self, data: LabeledImages, cache: Path) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
-        """(each image's cross-entropy, whether it is taken for what it is)."""
+    def answers(self, data: LabeledImages, cache: Path) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        """(each image's cross-entropy, whether the network takes it for what it is), as `difficulties`."""
         key = short_hash(
             "difficulties-3", data.fingerprint, self.architecture, self.num_steps, self.strategy, self.seed
         )

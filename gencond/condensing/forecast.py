@@ -15,7 +15,7 @@ import torch
 from gencond.common.distributed import peak_memory
 from gencond.common.progress import spoken_time
 from gencond.common.ranges import to_signed
-from gencond.condensing.build import Parts, build, new_scorer
+from gencond.condensing.build import Parts, build, new_scorer, starts_from_known
 from gencond.condensing.difficulty import Ranking
 from gencond.condensing.easiest import NUM_HELD_OUT, SHARES, Trials
 from gencond.condensing.extractors import Pool, PoolExtractors, pool_of
@@ -182,6 +182,9 @@ def forecast(recipe: Recipe, sample: LabeledImages, amount: Amount, device: torc
         parts = build(without_scores, sample, device)  # the sample is too small to hold images out
         if amount.num_held_out:
             parts = replace(parts, scorer=new_scorer(recipe, parts.maker, sample))
+        if isinstance(parts.starts, CodeStarts):
+            known_first = starts_from_known(recipe, amount.largest_class)
+            parts = replace(parts, starts=replace(parts.starts, learnable_first=known_first))
         return _Rehearsal(parts, amount).forecast()
 
 
@@ -275,7 +278,7 @@ class _Rehearsal:
                 self._ranking(starts.ranking)
                 if not is_given:
                     self._trials(Trials(starts.ranking, parts.data, starts.count))
-            if starts.asks_what_is_learnable(self.amount.largest_class):
+            if starts.learnable_first:
                 self._ranking(starts.ranking.brief(self.amount.num_train))
             starts = replace(starts, ranking=None)
         representatives = starts.choose(self.work.extractors).to(parts.device)

@@ -215,7 +215,7 @@ def _say_starts(parts: Parts) -> str:
         chosen = f"up to {count} real images of each class are chosen for its codes to start from"
         if starts.trials is not None:
             chosen += ", as held-out images say whether its easiest ones are skipped"
-        if starts.brief is not None:
+        if starts.learnable_first:
             chosen += ", first those that a network knows after a brief training"
         return chosen if starts.are_needed else f"{parts.codes.num_slots} codes of each class start at random"
     if parts.pixels.init == "noise":

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -20,7 +20,7 @@ from gencond.condensing.extractors import Extractors
 from gencond.condensing.real import embed_all
 from gencond.data.images import LabeledImages
 from gencond.data.mapped import CPU, MappedImages
-from gencond.data.select import nested_representatives, pixel_features
+from gencond.data.select import known_rows, nested_representatives, pixel_features
 from gencond.generator.biggan import BigGANGenerator
 from gencond.generator.codes import whole_numbers
 from gencond.generator.dataset import CondensedDataset
@@ -128,6 +128,22 @@ class Starts(ABC):
         """How the images of a class are chosen; `rng` draws the extractor, where one is needed."""
 
 
+class Learnable(NamedTuple):
+    """Which images slots start from before others.
+
+    Args:
+        is_first: the known ones and, of a class of which fewer are known than its first set has, its easiest ones.
+        num_known: images of the classes that are learned that the network knows.
+        num_asked: of how many.
+        num_steps: of the network's training.
+    """
+
+    is_first: Bool[Tensor, " n"]
+    num_known: int
+    num_asked: int
+    num_steps: int
+
+
 @dataclass(frozen=True)
 class CodeStarts(Starts):
     """Starts of codes: k-means representatives in nested order, then random images.
@@ -182,37 +198,30 @@ class CodeStarts(Starts):
                 share = trials.best(cache_dir())
         return share
 
-    @property
-    def brief(self) -> Ranking | None:
-        """What says which images can be learned; None where any may come first, or there is nothing to choose."""
-        asks = self.asks_what_is_learnable(int(self.data.counts.max()))
-        return self.ranking.brief(len(self.data)) if asks and self.ranking is not None else None
-
-    def asks_what_is_learnable(self, largest_class: int) -> bool:
-        """Whether there is something to choose: not where k-means takes all images of every class."""
-        return self.learnable_first and self.are_needed and largest_class > max(self.sizes, default=0)
-
     @cached_property
-    def learnable(self) -> tuple[Bool[Tensor, " n"], int] | None:
-        """(which images come first, how many of all the network knows); None where any may.
+    def learnable(self) -> Learnable | None:
+        """The images that come first; None where any may.
 
         All processes have to ask for it, and the main one finds it for all.
 
         Raises:
             InputError: the network diverged.
         """
-        if self.brief is None:
+        if not self.learnable_first or self.ranking is None:
             return None
+        ranking, asked = self.ranking.brief(len(self.data)), torch.cat(super().candidates())
         with main_process_first():
-            rows, num_known = self.brief.learnable(self.data, cache_dir(), max(self.sizes, default=0))
+            losses, is_known = ranking.answers(self.data, cache_dir())
         is_first = torch.zeros(len(self.data), dtype=torch.bool)
-        is_first[rows] = True
-        return is_first, num_known
+        is_first[known_rows(self.data, losses, is_known, at_least=min(self.sizes, default=0))] = True
+        return Learnable(is_first, int(is_known[asked].sum()), len(asked), ranking.num_steps)
 
     @property
     def about(self) -> dict[str, Any]:
         skipped = {"skip_easiest": self.skipped} if self.are_needed and self.skip_easiest == "held_out" else {}
-        return skipped | ({} if self.learnable is None else {"num_known": self.learnable[1]})
+        if self.learnable is None:
+            return skipped
+        return skipped | {"num_known": self.learnable.num_known, "num_asked": self.learnable.num_asked}
 
     def candidates(self) -> list[Int64[Tensor, " n"]]:
         rows, share = super().candidates(), self.skipped
@@ -226,19 +235,18 @@ class CodeStarts(Starts):
         if not self.are_needed:
             return lambda rows, order: rows[:0]
         extractor = extractors.at(0, rng) if self.space == "features" else None
-        learnable = None
-        if self.learnable is not None and self.brief is not None:
-            learnable, num_known = self.learnable
-            if is_main_process():
-                logger.info(
-                    "representatives: codes start from images that a network knows after %d steps, %d of %d, and from "
-                    "others where these do not suffice", self.brief.num_steps, num_known, len(self.data),
-                )  # fmt: skip
+        learnable = self.learnable
+        if learnable is not None and is_main_process():
+            logger.info(
+                "representatives: codes start from images that a network knows after %d step(s), %d of %d, and from "
+                "others where these do not suffice",
+                learnable.num_steps, learnable.num_known, learnable.num_asked,
+            )  # fmt: skip
 
         def nested_then_random(rows: Tensor, order: Tensor) -> Tensor:
             if not len(rows):
                 return rows
-            is_first = torch.ones(len(rows), dtype=torch.bool) if learnable is None else learnable[rows]
+            is_first = torch.ones(len(rows), dtype=torch.bool) if learnable is None else learnable.is_first[rows]
             first = is_first.nonzero()[:, 0]
             images = self.data.images[rows[first]]
             seen = pixel_features(images) if extractor is None else embed_all(extractor, images).cpu().numpy()

@@ -70,6 +70,9 @@ def kmeans_subset(data: LabeledImages, ipc: int, seed: int, features: Float[Tens
     return subset_of_each_class(data, ipc, lambda rows: kmeans_representatives(features[rows].numpy(), ipc, seed))
 
 
+MOST_PASSES = 10  # over all images, of a network that says which of them it knows
+
+
 def known_rows(
     data: LabeledImages, losses: Float[Tensor, " n"], is_known: Bool[Tensor, " n"], at_least: int
 ) -> Int64[Tensor, " k"]:

@@ -1,17 +1,28 @@
 """What a condensed set has to beat: real images at the same number per class or in the same bytes, and all of them."""
 
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from gencond.common.errors import InputError
 from gencond.common.ranges import as_bytes, to_signed
 from gencond.data.images import LabeledImages, split_off
-from gencond.data.select import herding, k_center, kmeans_subset, known_rows, random_subset, subset_of_each_class
+from gencond.data.select import (
+    MOST_PASSES,
+    herding,
+    k_center,
+    kmeans_subset,
+    known_rows,
+    random_subset,
+    subset_of_each_class,
+)
 from gencond.eval.classifier import trained_on_all
 from gencond.eval.codec import QUALITIES, Choice, choose_quality, encoder_version, stored_photographs
 from gencond.eval.networks import build_network
@@ -20,6 +31,8 @@ from gencond.eval.records import read_record
 from gencond.generator.packing import decode, pack
 from gencond.networks.convnet import automatic_depth
 from gencond.networks.extractor import Extractor, embed_all, judged
+
+logger = logging.getLogger(__name__)
 
 RANDOM_REAL, KMEANS_REAL, WHOLE_SET = "random_real", "kmeans_real", "whole_set"
 HERDING_REAL, K_CENTER_REAL, CODEC_REAL = "herding_real", "k_center_real", "codec_real"
@@ -34,7 +47,8 @@ BASELINES = (*SAME_NUMBER, CODEC_REAL, WHOLE_SET)
 EMBEDDED_AT_ONCE = 500
 UNTRAINED_WIDTH = 64  # channels of the network in whose features k-means chooses
 # Of the network that herding and k-center choose with.
-CHOOSING = replace(PROTOCOLS["quick"], name="choosing", min_steps=200, max_steps=200)
+CHOOSING_STEPS = 200
+CHOOSING = replace(PROTOCOLS["quick"], name="choosing", min_steps=CHOOSING_STEPS, max_steps=CHOOSING_STEPS)
 HELD_OUT = 0.2  # of the training images, to choose the codec's quality by
 
 
@@ -84,9 +98,9 @@ class Photographs:
 
 
 def usual_baselines(factor: int) -> tuple[str, ...]:
-    """What a condensed set is put beside where nothing else is asked.
+    """What a condensed set is put beside where nothing else is asked: packed images only where its own are cut.
 
-    Packed images only where its own are cut; then the default starts from known images, so k-means of those too.
+    k-means of known images likewise: it was among images that are cut that this choice was found to matter.
     """
     return tuple(name for name in BASELINES if factor > 1 or name not in (*PACKED, KMEANS_KNOWN))
 
@@ -135,7 +149,7 @@ class RealImages:
         if name == KMEANS_REAL:
             return [kmeans_subset(self.train, ipc, seed, self.untrained_features) for seed in seeds]
         if name == KMEANS_KNOWN:
-            rows = known_rows(self.train, *self.answers, at_least=ipc)
+            rows = self.known_rows(ipc)
             known, features = self.train.subset(rows), self.untrained_features[rows]
             return [kmeans_subset(known, ipc, seed, features) for seed in seeds]
         choose = {HERDING_REAL: herding, K_CENTER_REAL: k_center}[name]
@@ -181,14 +195,41 @@ class RealImages:
     @cached_property
     def extractor(self) -> Extractor:
         """A network that was trained on them for 200 steps."""
-        train, (mean, std) = self.train, self.train.mean_std
-        network = trained_on_all(self.network, train, CHOOSING, self.augmentation, self.device, "network for features")
-        return Extractor(network, mean, std).to(self.device)
+        return self._trained(CHOOSING_STEPS)
+
+    def _trained(self, num_steps: int) -> Extractor:
+        protocol, described = replace(CHOOSING, min_steps=num_steps, max_steps=num_steps), "network for features"
+        network = trained_on_all(self.network, self.train, protocol, self.augmentation, self.device, described)
+        return Extractor(network, *self.train.mean_std).to(self.device)
+
+    def known_rows(self, at_least: int) -> Int64[Tensor, " k"]:
+        """Where the images are that a network knows after a brief training; says where a class has too few of them.
+
+        Raises:
+            InputError: the network diverged.
+        """
+        losses, is_known = self.answers
+        fewest = int(torch.bincount(self.train.labels[is_known], minlength=self.train.num_classes).min())
+        if fewest < at_least:
+            logger.info(
+                "%s: a class has %d known images where %d are needed, so that its easiest others are known ones too",
+                KMEANS_KNOWN, fewest, at_least,
+            )  # fmt: skip
+        return known_rows(self.train, losses, is_known, at_least)
 
     @cached_property
     def answers(self) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
-        """(cross-entropy of each image under that network, whether it takes it for what it is)."""
-        return judged(self.extractor, self.train.images, self.train.labels)
+        """(cross-entropy of each image under a network, whether that takes it for what it is).
+
+        The network is `extractor`, or one that has seen each of fewer images ten times: more often, and it knows all.
+        """
+        train = self.train
+        steps = min(CHOOSING_STEPS, math.ceil(MOST_PASSES * len(train) / CHOOSING.batch_of(len(train))))
+        extractor = self.extractor if steps == CHOOSING_STEPS else self._trained(steps)
+        losses, is_known = judged(extractor, train.images, train.labels)
+        if not losses.isfinite().all():
+            raise InputError(f"the network that says which real images are known diverged: leave {KMEANS_KNOWN} out")
+        return losses, is_known
 
     @cached_property
     def features(self) -> Float[Tensor, "n d"]:

@@ -40,24 +40,8 @@ def some_false(data: LabeledImages) -> tuple[LabeledImages, Tensor]:
 
 def test_images_under_a_false_label_are_not_learnable(few_digits: LabeledImages, tmp_path: Path) -> None:
     data, is_false = some_false(few_digits)
-    rows, num_known = ranking(data).learnable(data, tmp_path, at_least=0)
-    assert num_known == len(rows)
-    assert torch.equal(rows, rows.sort().values) and len(rows.unique()) == len(rows)
-    kept = torch.zeros(len(data), dtype=torch.bool)
-    kept[rows] = True
+    _, kept = ranking(data).answers(data, tmp_path)
     assert kept[is_false].float().mean() < 0.2 < 0.9 < kept[~is_false].float().mean()
-
-
-def test_a_class_keeps_as_many_as_are_needed_the_easiest_first(few_digits: LabeledImages, tmp_path: Path) -> None:
-    data, _ = some_false(few_digits)
-    judge = ranking(data)
-    (few, num_known), losses = judge.learnable(data, tmp_path, at_least=0), judge.difficulties(data, tmp_path)
-    of_class = data.rows_of(4)
-    needed = int(torch.isin(few, of_class).sum()) + 2
-    more, still_known = judge.learnable(data, tmp_path, needed)
-    assert bool(torch.isin(few, more).all()) and still_known == num_known < len(more)
-    assert bool(torch.isin(of_class[losses[of_class].argsort(stable=True)[:needed]], more).all())
-    assert len(judge.learnable(data, tmp_path, at_least=10_000)[0]) == len(data)
 
 
 def test_noise_under_random_labels_is_not_learnt_by_heart(tmp_path: Path) -> None:
@@ -67,7 +51,7 @@ def test_noise_under_random_labels_is_not_learnt_by_heart(tmp_path: Path) -> Non
     noise = LabeledImages(images, torch.randint(0, 10, (300,), generator=rng), tuple("abcdefghij"))
     judge = ranking(noise, num_steps=400)
     assert judge.brief(len(noise)).num_steps == 24 and judge.brief(100_000) == judge  # 24 * 128 = 10.2 * 300
-    assert judge.brief(len(noise)).learnable(noise, tmp_path, at_least=0)[1] < 0.4 * len(noise)
+    assert judge.brief(len(noise)).answers(noise, tmp_path)[1].float().mean() < 0.4
 
 
 def test_they_are_read_again_bit_for_bit_and_found_anew_for_another_seed_length_or_set(

@@ -314,12 +314,12 @@ def test_a_run_that_starts_from_what_can_be_learned_says_how_much_that_is_and_en
         "codes.learnable_first=true", "codes.ranking_steps=60", "codes.num_slots=2", "codes.representative_sizes=[1,2]"
     )
     made = condense(recipe, data, tmp_path / "whole")
-    said = re.search(r"images that a network knows after 60 steps, (\d+) of 120, and from others where", caplog.text)
+    said = re.search(r"images that a network knows after 60 step.s., (\d+) of 120, and from others", caplog.text)
     assert said is not None and 80 < int(said[1]) < 115  # of the true ones it knows nearly all, of the others few
     assert "first those that a network knows after a brief training" in caplog.text
     assert made.config.provenance["num_known"] == int(said[1])
     card = (tmp_path / "whole/condensed/README.md").read_text()
-    assert f"knows after a brief training ({said[1]} of all), and others where" in card
+    assert f"knows after a brief training ({said[1]} of 120), and others where" in card
 
     def dies_after_a_state(self: RunFolder, states, name: str, *others) -> None:
         save(self, states, name, *others)

@@ -51,19 +51,34 @@ def test_other_images_start_the_last_slots_of_a_class(few_digits: LabeledImages)
     data, _ = some_false(few_digits)
     starts, all_of_them = starts_of(data, "codes.num_slots=50", "codes.representative_sizes=[1,3]")
     assert sorted(all_of_them.rows.flatten().tolist()) == list(range(len(data)))
-    comes_first, num_known = starts.learnable
-    assert num_known == int(comes_first.sum()) < len(data)
+    found = starts.learnable
+    assert found is not None and found.num_known == int(found.is_first.sum()) < len(data) == found.num_asked
     for label in range(10):
-        of_class = comes_first[all_of_them.rows[all_of_them.labels == label, 0]]
+        of_class = found.is_first[all_of_them.rows[all_of_them.labels == label, 0]]
         assert of_class.tolist() == sorted(of_class.tolist(), reverse=True)
 
 
-def test_nothing_is_asked_where_k_means_takes_every_image(
+def test_first_slots_start_from_known_images_where_fewer_are_known_than_later_sets_have(
     few_digits: LabeledImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Ranking, "learnable", lambda *asked: pytest.fail("asked"))
-    starts, chosen = starts_of(few_digits, "codes.num_slots=50", "codes.representative_sizes=[1,50]")
-    assert len(chosen.rows) == len(few_digits) and starts.about == {}
+    """Of each class five images are known; the sets have one and ten."""
+    is_known = torch.zeros(len(few_digits), dtype=torch.bool)
+    for label in range(10):
+        is_known[few_digits.rows_of(label)[3:8]] = True
+    losses = torch.rand(len(few_digits), generator=torch.Generator().manual_seed(0))  # say nothing of what is known
+    monkeypatch.setattr(Ranking, "answers", lambda *asked: (losses, is_known))
+    chosen = starts_of(few_digits, "codes.num_slots=11", "codes.representative_sizes=[1,10]")[1]
+    for label in range(10):
+        assert is_known[chosen.rows[chosen.labels == label, 0]].tolist() == [True] * 5 + [False] * 6
+
+
+def test_nothing_is_asked_where_the_first_slot_takes_all_of_a_class(
+    few_digits: LabeledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ranking, "answers", lambda *asked: pytest.fail("asked"))
+    one_of_each = few_digits.subset(torch.stack([few_digits.rows_of(label)[0] for label in range(10)]))
+    starts, chosen = starts_of(one_of_each, "codes.num_slots=1", "codes.representative_sizes=[1]")
+    assert len(chosen.rows) == 10 and starts.about == {}
 
 
 def test_two_ways_to_choose_by_ease_are_refused() -> None:

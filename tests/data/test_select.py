@@ -10,6 +10,7 @@ from gencond.data.select import (
     k_center,
     kmeans_representatives,
     kmeans_subset,
+    known_rows,
     nested_representatives,
     random_subset,
     some_of_each_class,
@@ -53,6 +54,20 @@ def test_some_of_each_class_takes_no_image_twice_and_all_of_a_small_class(few_di
     assert some.counts.tolist() == [5] * 10 and len(some.images.flatten(1).unique(dim=0)) == 50
     assert some_of_each_class(few_digits, 100, seed=1).fingerprint != some.fingerprint
     assert some_of_each_class(few_digits, 100, seed=1).counts.tolist() == [12] * 10
+
+
+def test_of_a_class_of_which_too_few_are_known_the_easiest_come_along(few_digits: LabeledImages) -> None:
+    losses = torch.rand(len(few_digits), generator=torch.Generator().manual_seed(0))
+    is_known = losses < 0.3
+    is_known[few_digits.rows_of(4)] = False
+    rows = known_rows(few_digits, losses, is_known, at_least=3)
+    for label in range(10):
+        own = few_digits.rows_of(label)
+        known, easiest = own[is_known[own]], own[losses[own].argsort()[:3]]
+        expected = known if len(known) >= 3 else torch.cat([known, easiest]).unique()
+        assert torch.equal(rows[few_digits.labels[rows] == label], expected)
+    assert len(known_rows(few_digits, losses, is_known, at_least=0)) == int(is_known.sum())
+    assert len(known_rows(few_digits, losses, is_known, at_least=10_000)) == len(few_digits)
 
 
 def test_herding_takes_what_brings_the_mean_of_the_chosen_nearest_to_that_of_all() -> None:

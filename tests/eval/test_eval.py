@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 
 from gencond.common.errors import InputError
 from gencond.data.images import LabeledImages, split_off
-from gencond.data.select import random_subset
+from gencond.data.select import kmeans_subset, random_subset
 from gencond.eval import codec
 from gencond.eval.baselines import RealImages, usual_baselines
 from gencond.eval.classifier import confusion_on_real, fastest_way, top1_of, train_and_test
@@ -28,6 +29,7 @@ from gencond.eval.scoring import Plan, score_tables
 from gencond.eval.subject import Subject
 from gencond.eval.wording import summary_table, table, verdicts
 from gencond.networks.convnet import ConvNet
+from gencond.networks.extractor import Extractor, embed_all
 
 SHORT = Protocol("short", 60, 64, 0.05, min_steps=60, max_steps=60)
 
@@ -389,6 +391,22 @@ def test_k_means_of_known_images_takes_none_under_a_false_label(digits: tuple) -
         return float((torch.cdist(chosen.images.flatten(1).float(), false_images).amin(1) == 0).float().mean())
 
     assert share_of_false("kmeans_known_real") < 0.03 < share_of_false("kmeans_real")
+
+
+def test_k_means_of_known_images_is_k_means_in_their_own_features(digits: tuple, caplog) -> None:
+    caplog.set_level("INFO", logger="gencond")
+    real = RealImages(digits[0], "convnet2w16", "none", torch.device("cpu"))
+    is_known = torch.arange(len(digits[0])) % 3 == 1
+    real.answers = torch.zeros(len(digits[0])), is_known  # which the cache of the property holds
+    (chosen,), _ = real.draw("kmeans_known_real", 5, [7])
+    known = digits[0].subset(is_known.nonzero()[:, 0])
+    mean_std = digits[0].mean_std
+    network = build_network("convnet2w64", 1, 10, 8, seed=0)
+    features = embed_all(Extractor(network, *mean_std), known.images)
+    assert torch.equal(chosen.images, kmeans_subset(known, 5, 7, features).images)
+    assert "known images where" not in caplog.text
+    real.draw("kmeans_known_real", 60, [7])
+    assert re.search(r"kmeans_known_real: a class has \d\d known images where 60 are needed", caplog.text)
 
 
 def test_packed_real_images_stand_beside_a_set_that_is_cut(digits: tuple, monkeypatch) -> None:
