@@ -33,7 +33,7 @@ OURS_COLOR = OUR_COLORS[0]
 COLORS = {
     RANDOM_REAL: "#4c8dd6", KMEANS_REAL: "#3aa76d", HERDING_REAL: "#8e6bbf", K_CENTER_REAL: "#c79a2b",
     CODEC_REAL: "#30a0a8", WHOLE_SET: "#888888", RANDOM_PACKED: "#9cc3f0", KMEANS_PACKED: "#8fd6b0",
-    KMEANS_KNOWN: "#1f7a4d", KMEANS_KNOWN_PACKED: "#5cc28f",
+    KMEANS_KNOWN: "#8c564b", KMEANS_KNOWN_PACKED: "#c9a59c",
 }  # fmt: skip
 NOT_LOSSES = ("stage", "step", "rates", "seconds", "memory", "wire_bytes")  # in an entry of the log
 SMALLEST_SPAN = 10.0  # points of accuracy that a curve of quick scores shows: less is noise
