@@ -237,7 +237,12 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--protocol", help="how classifiers are trained; default: what the recipe says")
     evaluate.add_argument("--networks", nargs="+", help="classifiers that are trained; default: what the recipe says")
     evaluate.add_argument("--seeds", type=int, help="classifiers of each network; default: what the recipe says")
-    evaluate.add_argument("--baselines", nargs="*", metavar="NAME", help="real images beside it; default: all kinds")
+    evaluate.add_argument(
+        "--baselines",
+        nargs="*",
+        metavar="NAME",
+        help="real images beside it; default: all kinds, those of cut images where its own are cut",
+    )
     _add_real_and_foreign(evaluate)
     evaluate.add_argument("--augmentation", help="operations that leave the class as it is; default: the recipe's")
     evaluate.add_argument("--stream", action="store_true", help="a row besides, of classifiers that see no image twice")
