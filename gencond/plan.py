@@ -30,7 +30,6 @@ from gencond.condensing.encode import Encoding
 from gencond.condensing.forecast import Forecast, Stage, forecast
 from gencond.condensing.match import Matching
 from gencond.condensing.pretrain import Pretraining
-from gencond.condensing.quick_score import num_held_out
 from gencond.condensing.run_folder import PLAN_LOCK, RunFolder
 from gencond.config import DEFAULT_RECIPE, Recipe, load_recipe, parse_recipe, read_recipe_file, to_dict, to_yaml
 from gencond.data.images import LabeledImages
@@ -214,11 +213,11 @@ def reasons(recipe: Recipe, patient: Patient, device: torch.device) -> list[tupl
     """What a plan does, for people."""
     sample, part, data = patient.sample, recipe.synthesizer, recipe.data
     size = f"{sample.channels}x{sample.image_size}x{sample.image_size} px"
-    held_out = int(num_held_out(recipe.condense, patient.counts).sum())
-    scored = f", {held_out:,} of them held out for quick scores" if held_out else ""
+    amount = patient.amount_beside_scores(recipe.condense)
+    scored = f", {amount.num_held_out:,} of them held out for quick scores" if amount.num_held_out else ""
     cut = f"{part.factor**2} in one, each {sample.image_size // part.factor} px from a code of its own"
     slots = f"{recipe.codes.num_slots} learned codes a class, in order: the first k are the set of k images"
-    known = starts_from_known(recipe, patient.amount_beside_scores(recipe.condense).largest_class)
+    known = starts_from_known(recipe, amount.largest_class)
     started = "from real images" if codes_start_from_images(recipe) else "at random"
     started += " that a network knows after a brief training, and from others last" if known else ""
     terms = ", ".join(word for name, word in TERMS.items() if getattr(recipe.objective, f"{name}_weight"))

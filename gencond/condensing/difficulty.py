@@ -15,7 +15,7 @@ from gencond.common.files import short_hash
 from gencond.condensing.extractors import ExtractorMaker
 from gencond.data.images import LabeledImages
 from gencond.data.select import MOST_PASSES
-from gencond.networks.extractor import judged
+from gencond.networks.extractor import embed_all, judged
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Ranking:
         losses, right = torch.empty(len(data)), torch.empty(len(data), dtype=torch.bool)
         for label in range(data.num_classes):
             rows = data.rows_of(label)
-            losses[rows], right[rows] = judged(judge, data.images[rows], data.labels[rows])
+            losses[rows], right[rows] = judged(judge, embed_all(judge, data.images[rows]), data.labels[rows])
         if not losses.isfinite().all():
             raise InputError(
                 "ranking images: the network diverged: set codes.skip_easiest=null and codes.learnable_first=false, "

@@ -273,11 +273,11 @@ class _Rehearsal:
         """Choosing what slots start from, around a generator that was not trained."""
         parts, starts = self.parts, self.parts.starts
         if isinstance(starts, CodeStarts) and starts.are_needed and starts.ranking is not None:
-            is_given = starts.skip_easiest not in (None, "held_out")
-            if is_given or (starts.skip_easiest and self.amount.largest_class > starts.count):
+            tries = starts.skip_easiest == "held_out" and self.amount.largest_class > starts.count
+            if tries or isinstance(starts.skip_easiest, float):
                 self._ranking(starts.ranking)
-                if not is_given:
-                    self._trials(Trials(starts.ranking, parts.data, starts.count))
+            if tries:
+                self._trials(Trials(starts.ranking, parts.data, starts.count))
             if starts.learnable_first:
                 self._ranking(starts.ranking.brief(self.amount.num_train))
             starts = replace(starts, ranking=None)

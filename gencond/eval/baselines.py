@@ -149,7 +149,7 @@ class RealImages:
         if name == KMEANS_REAL:
             return [kmeans_subset(self.train, ipc, seed, self.untrained_features) for seed in seeds]
         if name == KMEANS_KNOWN:
-            rows = self.known_rows(ipc)
+            rows = self.rows_of_known(ipc)
             known, features = self.train.subset(rows), self.untrained_features[rows]
             return [kmeans_subset(known, ipc, seed, features) for seed in seeds]
         choose = {HERDING_REAL: herding, K_CENTER_REAL: k_center}[name]
@@ -202,7 +202,7 @@ class RealImages:
         network = trained_on_all(self.network, self.train, protocol, self.augmentation, self.device, described)
         return Extractor(network, *self.train.mean_std).to(self.device)
 
-    def known_rows(self, at_least: int) -> Int64[Tensor, " k"]:
+    def rows_of_known(self, at_least: int) -> Int64[Tensor, " k"]:
         """Where the images are that a network knows after a brief training; says where a class has too few of them.
 
         Raises:
@@ -225,8 +225,11 @@ class RealImages:
         """
         train = self.train
         steps = min(CHOOSING_STEPS, math.ceil(MOST_PASSES * len(train) / CHOOSING.batch_of(len(train))))
-        extractor = self.extractor if steps == CHOOSING_STEPS else self._trained(steps)
-        losses, is_known = judged(extractor, train.images, train.labels)
+        if steps == CHOOSING_STEPS:
+            losses, is_known = judged(self.extractor, self.features, train.labels)
+        else:
+            extractor = self._trained(steps)
+            losses, is_known = judged(extractor, self._features_by(extractor), train.labels)
         if not losses.isfinite().all():
             raise InputError(f"the network that says which real images are known diverged: leave {KMEANS_KNOWN} out")
         return losses, is_known

@@ -246,9 +246,13 @@ def embed_all(
 
 @torch.no_grad()
 def judged(
-    extractor: Extractor, images: UInt8[Tensor, "n c h w"] | MappedImages, labels: Int64[Tensor, " n"]
+    extractor: Extractor, features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]
 ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
-    """(cross-entropy of each image, whether the network takes it for what it is), on the CPU."""
-    logits = extractor.logits(embed_all(extractor, images))
+    """(cross-entropy of each image, whether the network takes it for what it is), on the CPU.
+
+    Args:
+        features: of the images, by the extractor.
+    """
+    logits = extractor.logits(features.to(extractor.mean.device))
     losses = F.cross_entropy(logits, labels.to(logits.device), reduction="none")
     return losses.cpu(), logits.argmax(1).cpu() == labels.cpu()
