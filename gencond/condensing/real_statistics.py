@@ -31,7 +31,7 @@ from gencond.data.augment import Augmentation
 from gencond.data.images import LabeledImages
 from gencond.losses.anchor import contrast, pooled_pixels
 from gencond.losses.kernels import fourier_embedding, fourier_frequencies, median_bandwidth
-from gencond.networks.extractor import Extractor, embed_all, images_in_caches
+from gencond.networks.extractor import Extractor, embed_all
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def real_statistics(
     side = max(data.image_size, extractors[0].resize or 0)
     embed = extractors[0].embed.for_many(len(extractors) * num_passes * len(data) * side**2, device)
     extractors = [extractor.embedded_by(embed) for extractor in extractors]
-    at_once = min(images_at_once(side), images_in_caches(side, device))
+    at_once = images_at_once(side)
     probed, batches = _batches(len(data), min(batch_size, images_at_once(side)), rng)
     rank, world = rank_and_world()
 

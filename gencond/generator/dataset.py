@@ -23,6 +23,9 @@ from gencond.generator.pixels import CondensedPixels
 from gencond.generator.transform import TransformGenerator
 
 ARTEFACT_FOLDER = "condensed"
+# Go through a generator at once where it learns on a CPU: 1920 parts of 16 px then take less than half of the time that
+# they take all at once, those of 8 px two thirds of it.
+LEARNED_PIXELS = 24_576
 
 BACKBONES: dict[str, type[Backbone]] = {
     kind.__name__: kind for kind in (BigGANGenerator, BigGANDeepGenerator, TransformGenerator)
@@ -133,9 +136,20 @@ class CondensedDataset(Condensed):
     ) -> Float[Tensor, "n c h w"]:
         codes = self.codes(labels, slots, seed)
         if self.parts == 1:
-            return self.generator(codes, labels)
-        made = self.generator(codes.view(len(codes) * self.parts, -1), labels.repeat_interleave(self.parts))
+            return self._made(codes, labels)
+        made = self._made(codes.view(len(codes) * self.parts, -1), labels.repeat_interleave(self.parts))
         return tile(made.unflatten(0, (-1, self.parts)), self.config.factor)
+
+    def _made(self, latents: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n c s s"]:
+        """What the generator makes. Where it learns on a CPU, so many at a time as leave their activations in its
+        caches; sampled images come in blocks of their own, whose bits are promised.
+        """
+        at_once = max(1, LEARNED_PIXELS // self.generator.config.sample_size**2)
+        apart = torch.is_grad_enabled() and latents.device.type == "cpu" and not self.generator.training
+        if not apart or len(labels) <= at_once:
+            return self.generator(latents, labels)
+        pieces = zip(latents.split(at_once), labels.split(at_once), strict=True)
+        return torch.cat([self.generator(*piece) for piece in pieces])
 
     def cut(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "m c h2 w2"]:
         """The squares of images that the pieces of their codes stand for, in the order of the pieces."""
