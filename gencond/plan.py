@@ -51,7 +51,7 @@ FIELDS = {
 }  # fmt: skip
 SAVED_AFTER_SECONDS = 60.0
 SMALLEST_HALVED = 48  # pixels of a side; extractors see larger images at the side of their parts, which hold no more
-SMALLEST_CUT = 16  # pixels of a side; smaller images are not cut in four
+SMALLEST_CUT = 32  # pixels of a side; smaller images are not cut: what they lose is more than what their number brings
 # Parts a side that an image is cut into: the most that leaves parts of so many pixels and codes of a class.
 CUTS, SMALLEST_PART, FEWEST_SLOTS = (4, 3), 8, 10
 CODE_SHARE = 2 / 3  # of the values of such a part: as many numbers has its code at most, or codes lose what they show
@@ -176,6 +176,7 @@ def derived(patient: Patient, asked: Recipe, given: set[str], device: torch.devi
         f"features.precision={precision}",
         f"features.compile={'true' if compiles else 'false'}",
         f"codes.num_slots={slots}",
+        f"codes.ranking_resize={SMALLEST_SEEN if side > SMALLEST_SEEN else 'null'}",
         f"codes.representative_sizes={[size for size in lengths if size <= 10]}",
         f"condense.prefix_lengths={lengths}",
         f"condense.images_per_step={looked_at}",
@@ -189,10 +190,12 @@ def derived(patient: Patient, asked: Recipe, given: set[str], device: torch.devi
 
 def factor_of(side: int, smallest: int) -> int:
     """How many parts a side an image of so many pixels is cut into, where the smallest class has so many images."""
+    if side < SMALLEST_CUT:
+        return 1
     for factor in CUTS:
         if side % factor == 0 and side // factor >= SMALLEST_PART and smallest // factor**2 >= FEWEST_SLOTS:
             return factor
-    return 2 if side >= SMALLEST_CUT and side % 2 == 0 and smallest >= 4 else 1
+    return 2 if side % 2 == 0 and smallest >= 4 else 1
 
 
 def _chunk_dim(sample: LabeledImages, factor: int) -> int:

@@ -1,6 +1,6 @@
 """A recipe's words become parts, once, for one data set: below this no signature takes a recipe."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -211,7 +211,6 @@ def build(
     if growth is not None:
         data, held_out = growth.beside_replay(data), held_out and held_out.among(growth.class_names)
     maker, architecture = extractor_maker(recipe, data, device), _architecture(recipe, data)
-    ranking = Ranking(maker, architecture, recipe.codes.ranking_steps, recipe.data.augmentation, recipe.seed)
     return Parts(
         data=data,
         device=device,
@@ -227,7 +226,7 @@ def build(
             *data.mean_std,
             recipe.condense.augmentation_mode,
         ),
-        starts=_starts(recipe, data, ranking, growth and growth.learned),
+        starts=_starts(recipe, data, _ranking(recipe, data, device), growth and growth.learned),
         scorer=None if held_out is None else new_scorer(recipe, maker, held_out),
         growth=growth,
         about=about,
@@ -307,6 +306,15 @@ def _architecture(recipe: Recipe, data: LabeledImages) -> str:
         part.network, part.weights and weights_hash(part.weights), part.resize, part.width, _depth(recipe, data),
         part.activation, part.norm, part.pooling, part.precision, bool(part.compile),
     )  # fmt: skip
+
+
+def _ranking(recipe: Recipe, data: LabeledImages, device: torch.device) -> Ranking:
+    """What says how easy images are, by networks that may see them smaller than extractors do."""
+    part = recipe.codes
+    resize = recipe.features.resize if part.ranking_resize is None else part.ranking_resize
+    seen = replace(recipe, features=replace(recipe.features, resize=resize))
+    maker, architecture = extractor_maker(seen, data, device), _architecture(seen, data)
+    return Ranking(maker, architecture, part.ranking_steps, recipe.data.augmentation, recipe.seed)
 
 
 def _pool(recipe: Recipe, architecture: str) -> Pool:

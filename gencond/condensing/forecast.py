@@ -305,13 +305,13 @@ class _Rehearsal:
         """Training the network that ranks, and asking it about every image."""
         train = partial(ranking.network, self.parts.data)
         cost = cost_of(lambda count: _seconds(partial(train, count), self.parts.device), self.compiles)
-        judge = self.parts.maker.wrap(self.parts.maker.network(0), knows_classes=True)
+        judge = ranking.maker.wrap(ranking.maker.network(0), knows_classes=True)
         asking = self.amount.num_train * _embedding_seconds(self.parts, judge)
         self._add("ranking", f"{ranking.num_steps} steps", cost.of(ranking.num_steps) + asking)
 
     def _trials(self, trials: Trials) -> None:
         """Trainings that choose which share of the easiest images is skipped, and their tests on what is held out."""
-        data, device, maker = self.parts.data, self.parts.device, self.parts.maker
+        data, device, maker = self.parts.data, self.parts.device, trials.ranking.maker
         rows = torch.arange(len(data))
         train = partial(trials.trained, rows, seed=0)
         cost = cost_of(lambda count: _seconds(partial(train, num_steps=count), device), self.compiles)
