@@ -70,6 +70,7 @@ def test_parts_slots_and_lengths_follow_from_the_images(
     started = dict(reasons(recipe, about, CPU))["started"]
     assert ("that a network knows" in started) == (of_class > factor**2)
     assert recipe.condense.images_per_step == max(96, 12 * factor**2)
+    assert recipe.codes.ranking_resize == (16 if side > 16 else None)
     if factor > 2:  # codes of small parts are no longer than two thirds of what they stand for
         maker = generator_maker(recipe, about.sample)
         assert maker.new().config.latent_dim <= 3 * (side // factor) ** 2 * 2 / 3

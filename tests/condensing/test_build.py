@@ -22,12 +22,13 @@ from gencond.common.errors import InputError
 from gencond.common.ranges import to_signed
 from gencond.condensing.build import Parts, build
 from gencond.condensing.checks import check_parts
+from gencond.condensing.difficulty import Ranking
 from gencond.condensing.extractors import FreshExtractors
 from gencond.condensing.match import Matching
 from gencond.condensing.real import BatchSide, Draw, RepresentativeSide
 from gencond.condensing.run import condense
 from gencond.condensing.run_folder import RunFolder
-from gencond.condensing.starts import Representatives, start_from_components, start_from_transform
+from gencond.condensing.starts import CodeStarts, Representatives, start_from_components, start_from_transform
 from gencond.condensing.step import Objective
 from gencond.config import RECIPES, Recipe, available_recipes, load_recipe
 from gencond.data.augment import Augmentation
@@ -234,6 +235,22 @@ def test_the_images_that_a_network_finds_easiest_start_no_slot_where_a_share_is_
     assert share_of_easy("codes.skip_easiest=0.6", "codes.ranking_steps=60") == 0
     assert share_of_easy("codes.skip_easiest=0", "codes.ranking_steps=60") == 1
     assert share_of_easy() > 0.3  # half of them are there to be drawn
+
+
+def test_the_network_that_ranks_sees_images_at_a_side_of_its_own(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (64, 1, 16, 16), dtype=torch.uint8)
+    data = LabeledImages(images, torch.arange(64) % 2, ("a", "b"))
+    wide = tiny_recipe("codes.ranking_steps=2", "codes.skip_easiest=0.2", "features.depth=null")
+    small = replace(wide, codes=replace(wide.codes, ranking_resize=8))
+
+    def ranking_of(recipe: Recipe) -> Ranking:
+        starts = parts_of(recipe, data).starts
+        assert isinstance(starts, CodeStarts) and starts.ranking is not None
+        return starts.ranking
+
+    seen = [ranking_of(recipe).maker.new(0).normalise(torch.zeros(1, 1, 16, 16)).shape[-1] for recipe in (wide, small)]
+    assert seen == [16, 8] and parts_of(small, data).maker.resize is None
+    assert not torch.equal(*(ranking_of(recipe).difficulties(data, tmp_path) for recipe in (wide, small)))
 
 
 @pytest.mark.parametrize("term", TERMS)

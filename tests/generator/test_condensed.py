@@ -55,6 +55,32 @@ DEEP = {
 }  # fmt: skip
 
 
+# --- learning
+
+
+def test_images_to_learn_from_are_made_in_pieces_with_the_same_values_and_gradients(
+    condensed: CondensedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampled images keep the blocks that their bits are promised for."""
+    labels, slots = torch.arange(3).repeat_interleave(3), torch.arange(3).repeat(3)
+    sizes: list[int] = []
+    condensed.generator.register_forward_hook(lambda _, given, made: sizes.append(len(made)))
+
+    def made() -> tuple[torch.Tensor, torch.Tensor]:
+        images = condensed(labels, slots)
+        (gradient,) = torch.autograd.grad(images.square().sum(), condensed.codes.learned)
+        return images, gradient
+
+    at_once = made()
+    monkeypatch.setattr("gencond.generator.dataset.LEARNED_PIXELS", 4 * 64)
+    in_pieces = made()
+    with torch.no_grad():
+        sampled = condensed(labels, slots)
+    assert sizes == [9, 4, 4, 1, 9]
+    for found, expected in zip((*in_pieces, sampled), (*at_once, at_once[0]), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 # --- backbones
 
 

@@ -10,7 +10,7 @@ from gencond.common.errors import InputError
 from gencond.common.files import state_fingerprint
 from gencond.networks.classic import alexnet, lenet, mlp, vgg11
 from gencond.networks.convnet import ConvNet, automatic_depth, average_pooling
-from gencond.networks.extractor import Extractor
+from gencond.networks.extractor import Embedding, Extractor
 from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import CifarResNet, ResNet18, ResNetAP10
 from gencond.networks.weights import load_weights
@@ -81,6 +81,34 @@ def test_an_extractor_is_frozen_normalises_and_passes_gradients_to_images() -> N
     features.sum().backward()
     assert images.grad is not None and not extractor.training
     assert all(not parameter.requires_grad for parameter in extractor.parameters())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_many_images_go_through_an_extractor_in_pieces_with_the_same_features_and_gradients(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one size where the network is compiled, which is compiled anew for every size."""
+    monkeypatch.setattr("gencond.networks.extractor.CACHED_PIXELS", 4 * 64)
+    torch.manual_seed(0)
+    sizes: list[int] = []
+
+    class Counting(Embedding):
+        def __call__(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(images))
+            return network.features(images)  # pyright: ignore[reportCallIssue]
+
+    embed = Counting()
+    embed.compile = compiled
+    network = ConvNet(1, 10, 8, width=16, depth=2)
+    extractor = Extractor(network, (0.1,), (0.5,), embed=embed)
+    images = torch.rand(10, 1, 8, 8, requires_grad=True)
+    whole = network.features((images - 0.1) / 0.5)
+    (expected,) = torch.autograd.grad(whole.square().sum(), images)
+    features = extractor(images)
+    (found,) = torch.autograd.grad(features.square().sum(), images)
+    assert sizes == ([4, 4, 4] if compiled else [4, 4, 2])
+    torch.testing.assert_close(features, whole)
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_fingerprint_follows_the_weights() -> None:
