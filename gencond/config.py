@@ -188,6 +188,11 @@ class Generator:
         description="biggan_deep: the t of latents t * truncated normal(-2, 2), also of those that codes start from; "
         "null means 1 for published weights and a standard normal otherwise.",
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="What its products are computed in while codes and generator are fitted and matched; pretraining "
+        "computes as accelerate launch says. Samples are always made in float32.",
+    )
     linear_path: bool = Field(
         False,
         description="biggan: whether a linear function of the latent is added to the image. With "

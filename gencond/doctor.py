@@ -76,7 +76,8 @@ def doctor(recipe: Recipe, out: Path | None) -> None:
     found.notes += advice_on_bfloat16(
         device,
         extractors=recipe.features.precision == "bfloat16",
-        generator=accelerator.mixed_precision == "bf16",
+        generator=recipe.generator.precision == "bfloat16",
+        launch=accelerator.mixed_precision == "bf16",
     )
     try:
         patient = examine(recipe)

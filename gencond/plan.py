@@ -174,6 +174,7 @@ def derived(patient: Patient, asked: Recipe, given: set[str], device: torch.devi
         *([f"generator.chunk_dim={_chunk_dim(patient.sample, factor)}"] if cuts and factor in CUTS else []),
         f"features.resize={_seen_at(side, factor) if cuts else 'null'}",
         f"features.precision={precision}",
+        f"generator.precision={'bfloat16' if device.type == 'cpu' and not emulates_bfloat16(device) else 'float32'}",
         f"features.compile={'true' if compiles else 'false'}",
         f"codes.num_slots={slots}",
         f"codes.ranking_resize={SMALLEST_SEEN if side > SMALLEST_SEEN else 'null'}",

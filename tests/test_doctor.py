@@ -217,7 +217,8 @@ def test_a_recipe_in_bfloat16_is_advised_against_where_a_cpu_emulates_it(
     monkeypatch.setattr("gencond.networks.extractor.emulates_bfloat16", lambda device: emulated)
     recipe = ["--recipe", "demo", "--data", "digits", *TINY]
     assert "bfloat16" not in asked(capsys, *recipe)
-    assert ("set features.precision=float32" in asked(capsys, *recipe, "features.precision=bfloat16")) == emulated
+    for part in ("features", "generator"):
+        assert (f"set {part}.precision=float32" in asked(capsys, *recipe, f"{part}.precision=bfloat16")) == emulated
 
 
 def test_weights_of_the_hub_are_looked_for_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from gencond.condensing.forecast import Amount, Cost, Forecast, Stage
 from gencond.config import load_recipe, parse_recipe, to_dict, to_yaml
 from gencond.data.images import GENERATOR_SIZES, LabeledImages
 from gencond.examine import Patient
+from gencond.networks.extractor import emulates_bfloat16
 from gencond.plan import (
     FIELDS,
     SAFETY,
@@ -71,6 +72,7 @@ def test_parts_slots_and_lengths_follow_from_the_images(
     assert ("that a network knows" in started) == (of_class > factor**2)
     assert recipe.condense.images_per_step == max(96, 12 * factor**2)
     assert recipe.codes.ranking_resize == (16 if side > 16 else None)
+    assert recipe.generator.precision == ("float32" if emulates_bfloat16(CPU) else "bfloat16")
     if factor > 2:  # codes of small parts are no longer than two thirds of what they stand for
         maker = generator_maker(recipe, about.sample)
         assert maker.new().config.latent_dim <= 3 * (side // factor) ** 2 * 2 / 3

@@ -39,7 +39,7 @@ from gencond.generator.backbone import Backbone
 from gencond.generator.dataset import CondensedDataset, backbone_config
 from gencond.generator.pixels import CondensedPixels
 from gencond.networks.convnet import ConvNet, automatic_depth
-from gencond.networks.extractor import Embedding
+from gencond.networks.extractor import DTYPES, Embedding
 from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import ResNetAP10
 from gencond.networks.training import new_sgd
@@ -144,7 +144,7 @@ class Parts:
         """
         about = self.about | representatives.about | ({"weights": dict(weights)} if weights else {})
         if self.growth is not None:
-            return self._checkpointed(self.growth.start(about))
+            return self._as_learned(self.growth.start(about))
         if generator is None:
             return self._new_pixels(representatives, about)
         condensed = CondensedDataset(
@@ -158,11 +158,14 @@ class Parts:
             fresh=self.codes.fresh,
         )
         condensed.generator.load_state_dict(generator.state_dict())
-        return self._checkpointed(condensed).eval()  # batch norms stay at their statistics: an affine map a channel
+        return self._as_learned(condensed).eval()  # batch norms stay at their statistics: an affine map a channel
 
-    def _checkpointed(self, condensed: CondensedDataset) -> CondensedDataset:
-        if self.generators is not None and self.generators.part.gradient_checkpointing:
-            condensed.generator.enable_gradient_checkpointing()
+    def _as_learned(self, condensed: CondensedDataset) -> CondensedDataset:
+        """The same, which computes as the recipe says while it learns."""
+        if self.generators is not None:
+            if self.generators.part.gradient_checkpointing:
+                condensed.generator.enable_gradient_checkpointing()
+            condensed.learns_in = DTYPES[self.generators.part.precision]
         return condensed
 
     def _new_pixels(self, representatives: Representatives, about: dict[str, Any]) -> CondensedPixels:

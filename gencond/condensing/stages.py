@@ -294,7 +294,8 @@ def begin(parts: Parts, run: RunFolder, pretrained: Path | None = None) -> Work:
     for advice in advice_on_bfloat16(
         parts.device,
         extractors=parts.maker.embed.dtype is torch.bfloat16,
-        generator=new_accelerator().mixed_precision == "bf16",
+        generator=parts.generators is not None and parts.generators.part.precision == "bfloat16",
+        launch=new_accelerator().mixed_precision == "bf16",
     ):
         logger.warning("condense: %s", advice)
     if is_main_process():

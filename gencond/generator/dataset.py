@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ class CondensedDataset(Condensed):
 
     stored = "learned codes"
     _supports_gradient_checkpointing = True
+    learns_in = torch.float32  # what the generator's products are computed in while it learns; samples are in float32
 
     @register_to_config
     def __init__(
@@ -141,15 +143,17 @@ class CondensedDataset(Condensed):
         return tile(made.unflatten(0, (-1, self.parts)), self.config.factor)
 
     def _made(self, latents: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n c s s"]:
-        """What the generator makes. Where it learns on a CPU, so many at a time as leave their activations in its
-        caches; sampled images come in blocks of their own, whose bits are promised.
+        """What the generator makes. Where it learns, in `learns_in`, and on a CPU so many at a time as leave their
+        activations in its caches; sampled images come in blocks of their own, whose bits are promised.
         """
-        at_once = max(1, LEARNED_PIXELS // self.generator.config.sample_size**2)
-        apart = torch.is_grad_enabled() and latents.device.type == "cpu" and not self.generator.training
-        if not apart or len(labels) <= at_once:
+        if not torch.is_grad_enabled():
             return self.generator(latents, labels)
-        pieces = zip(latents.split(at_once), labels.split(at_once), strict=True)
-        return torch.cat([self.generator(*piece) for piece in pieces])
+        at_once, device = len(labels), latents.device.type
+        if device == "cpu" and not self.generator.training:  # whose batch norms would see other batches
+            at_once = max(1, LEARNED_PIXELS // self.generator.config.sample_size**2)
+        with nullcontext() if self.learns_in is torch.float32 else torch.autocast(device, self.learns_in):
+            pieces = zip(latents.split(at_once), labels.split(at_once), strict=True)
+            return torch.cat([self.generator(*piece) for piece in pieces]).float()
 
     def cut(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "m c h2 w2"]:
         """The squares of images that the pieces of their codes stand for, in the order of the pieces."""

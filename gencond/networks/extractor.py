@@ -42,9 +42,10 @@ def can_compile() -> bool:
     return torch.cuda.is_available() or any(shutil.which(name) for name in COMPILERS)
 
 
-def advice_on_bfloat16(device: torch.device, *, extractors: bool, generator: bool) -> list[str]:
-    """What to change where these compute in bfloat16 on a CPU that has no arithmetic for it."""
-    changes = ["set features.precision=float32"] * extractors + ["start without mixed precision bf16"] * generator
+def advice_on_bfloat16(device: torch.device, *, extractors: bool, generator: bool, launch: bool) -> list[str]:
+    """What to change where these, or a run as launched, compute in bfloat16 on a CPU that has no arithmetic for it."""
+    changes = ["set features.precision=float32"] * extractors + ["set generator.precision=float32"] * generator
+    changes += ["start without mixed precision bf16"] * launch
     slow = "this CPU has no bfloat16 arithmetic and is many times slower in it than in float32"
     return [f"{slow}: {change}" for change in changes] if changes and emulates_bfloat16(device) else []
 

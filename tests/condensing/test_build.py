@@ -237,6 +237,15 @@ def test_the_images_that_a_network_finds_easiest_start_no_slot_where_a_share_is_
     assert share_of_easy() > 0.3  # half of them are there to be drawn
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_generator_computes_as_the_recipe_says_while_it_learns(few_digits: LabeledImages, precision: str) -> None:
+    parts = parts_of(tiny_recipe(f"generator.precision={precision}"), few_digits)
+    assert parts.generators is not None
+    starts = parts.starts.choose(parts.new_extractors()[0])
+    condensed = parts.new_condensed(parts.generators.make(), starts)
+    assert isinstance(condensed, CondensedDataset) and condensed.learns_in is getattr(torch, precision)
+
+
 def test_the_network_that_ranks_sees_images_at_a_side_of_its_own(tmp_path: Path) -> None:
     images = torch.randint(0, 256, (64, 1, 16, 16), dtype=torch.uint8)
     data = LabeledImages(images, torch.arange(64) % 2, ("a", "b"))

@@ -106,9 +106,12 @@ def test_each_part_that_computes_in_bfloat16_is_advised_on_its_own(monkeypatch: 
         return [line.split(": ")[1] for line in advice_on_bfloat16(torch.device(device), **parts)]
 
     monkeypatch.setattr("gencond.networks.extractor.emulates_bfloat16", lambda device: device.type == "cpu")
-    extractors, generator = "set features.precision=float32", "start without mixed precision bf16"
-    assert advised(extractors=True, generator=True) == [extractors, generator]
-    assert advised(extractors=True, generator=False) == [extractors]
-    assert advised(extractors=False, generator=True) == [generator]
-    assert advised(extractors=False, generator=False) == advised("cuda", extractors=True, generator=True) == []
+    extractors, generator = "set features.precision=float32", "set generator.precision=float32"
+    launch, all_of_them = "start without mixed precision bf16", {"extractors": True, "generator": True, "launch": True}
+    nothing = dict.fromkeys(all_of_them, False)
+    assert advised(**all_of_them) == [extractors, generator, launch]
+    assert advised(**nothing | {"extractors": True}) == [extractors]
+    assert advised(**nothing | {"generator": True}) == [generator]
+    assert advised(**nothing | {"launch": True}) == [launch]
+    assert advised(**nothing) == advised("cuda", **all_of_them) == []
     assert not emulates_bfloat16(torch.device("cuda"))  # nothing is run there to find out

@@ -81,6 +81,26 @@ def test_images_to_learn_from_are_made_in_pieces_with_the_same_values_and_gradie
         torch.testing.assert_close(found, expected)
 
 
+def test_a_generator_that_learns_in_bfloat16_learns_from_its_gradients_and_samples_in_float32(
+    condensed: CondensedDataset,
+) -> None:
+    labels, slots = torch.arange(3).repeat_interleave(3), torch.arange(3).repeat(3)
+
+    def learned() -> tuple[torch.Tensor, torch.Tensor]:
+        images = condensed(labels, slots)
+        (gradient,) = torch.autograd.grad(images.square().sum(), condensed.codes.learned)
+        return images, gradient
+
+    sampled, (images, gradient) = condensed.sample(3)[0], learned()
+    condensed.learns_in = torch.bfloat16
+    rounded, gradient_of_rounded = learned()
+    assert rounded.dtype == torch.float32 and not torch.equal(rounded, images)
+    torch.testing.assert_close(rounded, images, atol=0.03, rtol=0)  # 8 bits of products, some of them in a row
+    cosine = torch.nn.functional.cosine_similarity(gradient.flatten(), gradient_of_rounded.flatten(), dim=0)
+    assert cosine > 0.99
+    assert torch.equal(condensed.sample(3)[0], sampled)
+
+
 # --- backbones
 
 
