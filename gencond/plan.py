@@ -44,14 +44,14 @@ SAFETY = 0.93  # of the minutes are planned for: other programs, saved states, t
 SIZES = (1, 10, 50)  # images a class that an artefact is made for
 MOST_SLOTS = SIZES[-1]
 FEWEST_STEPS = 20  # of matching, below which nothing is learned
-SHARES = {Pretraining.name: 0.1, Encoding.name: 0.06}  # of the time; matching has the rest
+SHARES = {Pretraining.name: 0.1, Encoding.name: 0.1}  # of the time; matching has the rest
 MOST_STEPS = {Pretraining.name: 20_000, Encoding.name: 4000, Matching.name: 10_000}
 FIELDS = {
     Pretraining.name: "pretrain.num_steps", Encoding.name: "codes.encode_steps", Matching.name: "condense.num_steps",
 }  # fmt: skip
 SAVED_AFTER_SECONDS = 60.0
 SMALLEST_HALVED = 48  # pixels of a side; extractors see larger images at the side of their parts, which hold no more
-SMALLEST_CUT = 32  # pixels of a side; smaller images are not cut: what they lose is more than what their number brings
+SMALLEST_CUT = 16  # pixels of a side; smaller images are not cut in four
 # Parts a side that an image is cut into: the most that leaves parts of so many pixels and codes of a class.
 CUTS, SMALLEST_PART, FEWEST_SLOTS = (4, 3), 8, 10
 CODE_SHARE = 2 / 3  # of the values of such a part: as many numbers has its code at most, or codes lose what they show
@@ -191,12 +191,10 @@ def derived(patient: Patient, asked: Recipe, given: set[str], device: torch.devi
 
 def factor_of(side: int, smallest: int) -> int:
     """How many parts a side an image of so many pixels is cut into, where the smallest class has so many images."""
-    if side < SMALLEST_CUT:
-        return 1
     for factor in CUTS:
         if side % factor == 0 and side // factor >= SMALLEST_PART and smallest // factor**2 >= FEWEST_SLOTS:
             return factor
-    return 2 if side % 2 == 0 and smallest >= 4 else 1
+    return 2 if side >= SMALLEST_CUT and side % 2 == 0 and smallest >= 4 else 1
 
 
 def _chunk_dim(sample: LabeledImages, factor: int) -> int:
