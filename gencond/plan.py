@@ -177,7 +177,7 @@ def derived(patient: Patient, asked: Recipe, given: set[str], device: torch.devi
         f"generator.precision={'bfloat16' if device.type == 'cpu' and not emulates_bfloat16(device) else 'float32'}",
         f"features.compile={'true' if compiles else 'false'}",
         f"codes.num_slots={slots}",
-        f"codes.ranking_resize={SMALLEST_SEEN if side > SMALLEST_SEEN else 'null'}",
+        f"codes.ranking_resize={_ranked_at(side, asked)}",
         f"codes.representative_sizes={[size for size in lengths if size <= 10]}",
         f"condense.prefix_lengths={lengths}",
         f"condense.images_per_step={looked_at}",
@@ -209,6 +209,13 @@ def _seen_at(side: int, factor: int) -> int | str:
     if factor in CUTS:
         return max(SMALLEST_SEEN, side // factor)
     return side // factor if side >= SMALLEST_HALVED else "null"
+
+
+def _ranked_at(side: int, asked: Recipe) -> int | str:
+    """At which networks see images that they rank, or null: as extractors do, where another network was asked for."""
+    part = asked.features
+    is_ours = part.network == "convnet" and part.weights is None and part.depth is None
+    return SMALLEST_SEEN if is_ours and side > SMALLEST_SEEN else "null"
 
 
 def reasons(recipe: Recipe, patient: Patient, device: torch.device) -> list[tuple[str, str]]:

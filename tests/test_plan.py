@@ -13,7 +13,7 @@ import gencond
 from gencond.cli import main
 from gencond.common.errors import InputError
 from gencond.condensing.build import generator_maker
-from gencond.condensing.checks import check_fit
+from gencond.condensing.checks import check_fit, check_networks
 from gencond.condensing.forecast import Amount, Cost, Forecast, Stage
 from gencond.config import load_recipe, parse_recipe, to_dict, to_yaml
 from gencond.data.images import GENERATOR_SIZES, LabeledImages
@@ -42,6 +42,20 @@ def patient(side: int, channels: int, num_classes: int, of_class: int) -> Patien
     return Patient(sample, counts, 10, Amount(count, count, of_class, images.nbytes, False, 0.0, 0))
 
 
+def test_images_are_ranked_at_16_px_by_networks_of_ours_alone() -> None:
+    """Others may not take so small images, and five blocks cannot halve them."""
+    about = patient(64, 3, 10, 500)
+    for field, expected in (
+        ("features.width=32", 16), ("features.depth=5", None), ("features.network=vit_tiny_patch16_224", None),
+    ):  # fmt: skip
+        asked = load_recipe("gencond", [field])
+        recipe = load_recipe("gencond", [*derived(about, asked, set(), CPU), field])
+        assert recipe.codes.ranking_resize == expected
+    deep = load_recipe("gencond", ["features.depth=5", "codes.ranking_resize=16", "data.image_size=64"])
+    with pytest.raises(InputError, match="codes.ranking_resize=16 does not fit features.network: 5 blocks"):
+        check_networks(deep, about.sample)
+
+
 @pytest.mark.parametrize(
     ("side", "of_class", "factor", "slots", "lengths"),
     [
@@ -56,6 +70,7 @@ def patient(side: int, channels: int, num_classes: int, of_class: int) -> Patien
         (24, 5000, 3, 50, [1, 10, 50]),
         (32, 60, 2, 15, [1, 10, 15]),
         (32, 3, 1, 3, [1, 3]),
+        (16, 120, 2, 30, [1, 10, 30]),
         (8, 120, 1, 50, [1, 10, 50]),
     ],
 )

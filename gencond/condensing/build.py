@@ -313,11 +313,16 @@ def _architecture(recipe: Recipe, data: LabeledImages) -> str:
 
 def _ranking(recipe: Recipe, data: LabeledImages, device: torch.device) -> Ranking:
     """What says how easy images are, by networks that may see them smaller than extractors do."""
-    part = recipe.codes
-    resize = recipe.features.resize if part.ranking_resize is None else part.ranking_resize
-    seen = replace(recipe, features=replace(recipe.features, resize=resize))
+    seen = as_ranked(recipe)
     maker, architecture = extractor_maker(seen, data, device), _architecture(seen, data)
-    return Ranking(maker, architecture, part.ranking_steps, recipe.data.augmentation, recipe.seed)
+    return Ranking(maker, architecture, recipe.codes.ranking_steps, recipe.data.augmentation, recipe.seed)
+
+
+def as_ranked(recipe: Recipe) -> Recipe:
+    """The recipe whose extractors are the networks that rank images."""
+    if recipe.codes.ranking_resize is None:
+        return recipe
+    return replace(recipe, features=replace(recipe.features, resize=recipe.codes.ranking_resize))
 
 
 def _pool(recipe: Recipe, architecture: str) -> Pool:

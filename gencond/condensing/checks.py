@@ -11,7 +11,7 @@ from gencond.common.errors import InputError
 from gencond.common.room import require_memory
 from gencond.condensing.append import require_growing
 from gencond.condensing.backbones import IMAGENET1K
-from gencond.condensing.build import codes_start_from_images, extractor_maker, generator_maker
+from gencond.condensing.build import as_ranked, codes_start_from_images, extractor_maker, generator_maker
 from gencond.condensing.quick_score import num_held_out
 from gencond.config import Recipe, first_difference, parse_recipe, to_dict
 from gencond.data.augment import Augmentation
@@ -72,6 +72,7 @@ def check_networks(recipe: Recipe, data: LabeledImages) -> None:
             if recipe.generator.weights is None:
                 generators.new()
         extractor_maker(recipe, data, torch.device("cpu")).network(0)
+        _check_ranking(recipe, data)
         for strategy in (recipe.data.augmentation, recipe.pretrain.augmentation, recipe.condense.augmentation):
             Augmentation(strategy or "none", data.image_size)
     except InputError:
@@ -82,6 +83,17 @@ def check_networks(recipe: Recipe, data: LabeledImages) -> None:
         raise InputError(
             f"synthesizer.factor={recipe.synthesizer.factor} leaves nothing of {data.image_size} px images"
         )
+
+
+def _check_ranking(recipe: Recipe, data: LabeledImages) -> None:
+    """Raises InputError where images are ranked at a side that the network cannot take."""
+    part = recipe.codes
+    if part.ranking_resize is None or not (part.learnable_first or part.skip_easiest is not None):
+        return
+    try:
+        extractor_maker(as_ranked(recipe), data, torch.device("cpu")).network(0)
+    except (InputError, ValueError) as error:
+        raise InputError(f"codes.ranking_resize={part.ranking_resize} does not fit features.network: {error}") from None
 
 
 def check_sizes(recipe: Recipe, data: LabeledImages) -> None:

@@ -200,7 +200,7 @@ def real_statistics(
     embed = extractors[0].embed.for_many(len(extractors) * num_passes * len(data) * side**2, device)
     extractors = [extractor.embedded_by(embed) for extractor in extractors]
     at_once = images_at_once(side)
-    probed, batches = _batches(len(data), min(batch_size, images_at_once(side)), rng)
+    probed, batches = _batches(len(data), min(batch_size, at_once), rng)
     rank, world = rank_and_world()
 
     # The first batches of the first pass, which tell how wide the kernels are before anything can be embedded in them.

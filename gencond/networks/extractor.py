@@ -27,9 +27,10 @@ COMPILERS = ("g++", "clang++", "c++", "cl")
 # Graphs are kept for each batch size and each architecture; beyond the limit torch falls back to slow code silently.
 GRAPHS_KEPT = 64
 EMBEDDED_AT_ONCE = 256  # images in one forward without gradient
-# On a CPU more pixels go through a network in pieces, since their activations leave its caches: 64 images of 28 px at a
-# time take three quarters of the time of 960 at once in bfloat16, and half of it in float32, with and without gradient.
-CACHED_PIXELS = 50_176
+# On a CPU more pixels go through a network in pieces, since their activations leave its caches: forward and back, 64
+# images of 28 px at a time take three quarters of the time of 960 at once in bfloat16, half of it in float32. So few
+# images are never parted: networks for large ones are slower in smaller batches.
+CACHED_PIXELS, NEVER_PARTED = 50_176, 32
 # That go through networks without gradient: from so many on, compiling takes less time than it saves (ConvNet-3 of 64
 # channels on one thread: half a minute, and a quarter of a millisecond for each image of 32 px).
 PIXELS_WORTH_COMPILING = 200_000_000
@@ -191,12 +192,13 @@ class Extractor(nn.Module):
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         images = self.normalise(images)
-        at_once = images_in_caches(images)
-        if len(images) <= at_once:
+        num_pieces = -(-len(images) // images_in_caches(images))
+        if num_pieces <= 1:
             return self.embed(self.network, images)
-        # Compiled code is made for one size: the last piece is filled up to it.
-        missing = -len(images) % at_once if self.embed.compile else 0
-        pieces = torch.cat([images, images[:missing]]).split(at_once)
+        at_once = -(-len(images) // num_pieces)
+        # Compiled code is made for one size: the last piece is filled up to it, by fewer images than there are pieces.
+        missing = num_pieces * at_once - len(images) if self.embed.compile else 0
+        pieces = (torch.cat([images, images[:missing]]) if missing else images).split(at_once)
         return torch.cat([self.embed(self.network, piece) for piece in pieces])[: len(images)]
 
     def logits(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
@@ -216,7 +218,9 @@ class Extractor(nn.Module):
 
 def images_in_caches(images: Tensor) -> int:
     """How many of these images go through a network at once: all, or as many as a CPU's caches hold activations of."""
-    return len(images) if images.device.type != "cpu" else max(1, CACHED_PIXELS // math.prod(images.shape[-2:]))
+    if images.device.type != "cpu":
+        return max(1, len(images))
+    return max(NEVER_PARTED, CACHED_PIXELS // max(1, math.prod(images.shape[-2:])))
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from gencond.common.errors import InputError
 from gencond.common.files import state_fingerprint
 from gencond.networks.classic import alexnet, lenet, mlp, vgg11
 from gencond.networks.convnet import ConvNet, automatic_depth, average_pooling
-from gencond.networks.extractor import Embedding, Extractor
+from gencond.networks.extractor import Embedding, Extractor, images_in_caches
 from gencond.networks.from_timm import TimmNetwork
 from gencond.networks.resnet import CifarResNet, ResNet18, ResNetAP10
 from gencond.networks.weights import load_weights
@@ -89,6 +89,7 @@ def test_many_images_go_through_an_extractor_in_pieces_with_the_same_features_an
 ) -> None:
     """Of one size where the network is compiled, which is compiled anew for every size."""
     monkeypatch.setattr("gencond.networks.extractor.CACHED_PIXELS", 4 * 64)
+    monkeypatch.setattr("gencond.networks.extractor.NEVER_PARTED", 1)
     torch.manual_seed(0)
     sizes: list[int] = []
 
@@ -101,6 +102,8 @@ def test_many_images_go_through_an_extractor_in_pieces_with_the_same_features_an
     embed.compile = compiled
     network = ConvNet(1, 10, 8, width=16, depth=2)
     extractor = Extractor(network, (0.1,), (0.5,), embed=embed)
+    assert images_in_caches(torch.zeros(90, 1, 8, 8, device="meta")) == 90  # on a GPU too
+    assert images_in_caches(torch.zeros(90, 3, 64, 64)) == 1
     images = torch.rand(10, 1, 8, 8, requires_grad=True)
     whole = network.features((images - 0.1) / 0.5)
     (expected,) = torch.autograd.grad(whole.square().sum(), images)
