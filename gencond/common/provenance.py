@@ -51,8 +51,13 @@ def current_commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
+    # Not `describe --dirty`: killed while it refreshes the index, it leaves a lock that stops the next commit.
+    git = ["git", "--no-optional-locks", "-C", str(root)]
+    asked = ["describe", "--always", "--abbrev=12"], ["status", "--porcelain", "--untracked-files=no"]
     try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit, changed = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip() for words in asked
+        )
+        return f"{commit}-dirty" if changed else commit
     except (OSError, subprocess.CalledProcessError):
         return None
