@@ -70,7 +70,7 @@ class Data:
     label_column: str | None = Field(
         None, description="The column of their classes, likewise. `--label-column` sets it."
     )
-    image_size: Annotated[int, Field(ge=8, le=512)] | None = Field(
+    image_size: Side | None = Field(
         None,
         description="Side in pixels that images are scaled and cropped to; null keeps square images as they are, and "
         "otherwise takes the largest size a generator can have that is not over the median shorter side, 8 to 32.",

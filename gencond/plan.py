@@ -161,7 +161,7 @@ def derived(patient: Patient, asked: Recipe, given: set[str], device: torch.devi
     judged = [size for size in SIZES if size <= smallest]
     looked_at = max(FEWEST_LOOKED_AT, 12 * factor**2) * (1 if device.type == "cpu" else 2)
     compiles = can_compile() and device.type in ("cpu", "cuda")
-    precision = "bfloat16" if compiles and not emulates_bfloat16(device) else "float32"
+    has_bfloat16 = not emulates_bfloat16(device)
     scored = int(patient.counts.sum()) >= SCORED_FROM
     score_every = max(1, asked.condense.num_steps // SCORES_IN_A_RUN)
     return [
@@ -173,8 +173,8 @@ def derived(patient: Patient, asked: Recipe, given: set[str], device: torch.devi
         "features.width=64",
         *([f"generator.chunk_dim={_chunk_dim(patient.sample, factor)}"] if cuts and factor in CUTS else []),
         f"features.resize={_seen_at(side, factor) if cuts else 'null'}",
-        f"features.precision={precision}",
-        f"generator.precision={'bfloat16' if device.type == 'cpu' and not emulates_bfloat16(device) else 'float32'}",
+        f"features.precision={'bfloat16' if compiles and has_bfloat16 else 'float32'}",
+        f"generator.precision={'bfloat16' if device.type == 'cpu' and has_bfloat16 else 'float32'}",
         f"features.compile={'true' if compiles else 'false'}",
         f"codes.num_slots={slots}",
         f"codes.ranking_resize={_ranked_at(side, asked)}",

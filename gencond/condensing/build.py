@@ -214,6 +214,11 @@ def build(
     if growth is not None:
         data, held_out = growth.beside_replay(data), held_out and held_out.among(growth.class_names)
     maker, architecture = extractor_maker(recipe, data, device), _architecture(recipe, data)
+    seen = as_ranked(recipe)
+    ranks = maker, architecture
+    if seen is not recipe:
+        ranks = extractor_maker(seen, data, device), _architecture(seen, data)
+    ranking = Ranking(*ranks, recipe.codes.ranking_steps, recipe.data.augmentation, recipe.seed)
     return Parts(
         data=data,
         device=device,
@@ -229,7 +234,7 @@ def build(
             *data.mean_std,
             recipe.condense.augmentation_mode,
         ),
-        starts=_starts(recipe, data, _ranking(recipe, data, device), growth and growth.learned),
+        starts=_starts(recipe, data, ranking, growth and growth.learned),
         scorer=None if held_out is None else new_scorer(recipe, maker, held_out),
         growth=growth,
         about=about,
@@ -311,18 +316,12 @@ def _architecture(recipe: Recipe, data: LabeledImages) -> str:
     )  # fmt: skip
 
 
-def _ranking(recipe: Recipe, data: LabeledImages, device: torch.device) -> Ranking:
-    """What says how easy images are, by networks that may see them smaller than extractors do."""
-    seen = as_ranked(recipe)
-    maker, architecture = extractor_maker(seen, data, device), _architecture(seen, data)
-    return Ranking(maker, architecture, recipe.codes.ranking_steps, recipe.data.augmentation, recipe.seed)
-
-
 def as_ranked(recipe: Recipe) -> Recipe:
-    """The recipe whose extractors are the networks that rank images."""
-    if recipe.codes.ranking_resize is None:
+    """The recipe whose extractors are the networks that rank images: itself where they see what extractors see."""
+    resize = recipe.codes.ranking_resize
+    if resize in (None, recipe.features.resize):
         return recipe
-    return replace(recipe, features=replace(recipe.features, resize=recipe.codes.ranking_resize))
+    return replace(recipe, features=replace(recipe.features, resize=resize))
 
 
 def _pool(recipe: Recipe, architecture: str) -> Pool:

@@ -92,7 +92,7 @@ def _check_ranking(recipe: Recipe, data: LabeledImages) -> None:
         return
     try:
         extractor_maker(as_ranked(recipe), data, torch.device("cpu")).network(0)
-    except (InputError, ValueError) as error:
+    except ValueError as error:
         raise InputError(f"codes.ranking_resize={part.ranking_resize} does not fit features.network: {error}") from None
 
 

@@ -151,6 +151,7 @@ class CondensedDataset(Condensed):
         at_once, device = len(labels), latents.device.type
         if device == "cpu" and not self.generator.training:  # whose batch norms would see other batches
             at_once = max(1, LEARNED_PIXELS // self.generator.config.sample_size**2)
+        # No autocast at all for float32: one that is switched off would switch off that of accelerate launch too.
         with nullcontext() if self.learns_in is torch.float32 else torch.autocast(device, self.learns_in):
             pieces = zip(latents.split(at_once), labels.split(at_once), strict=True)
             return torch.cat([self.generator(*piece) for piece in pieces]).float()

@@ -26,7 +26,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COMPILERS = ("g++", "clang++", "c++", "cl")
 # Graphs are kept for each batch size and each architecture; beyond the limit torch falls back to slow code silently.
 GRAPHS_KEPT = 64
-EMBEDDED_AT_ONCE = 256  # images in one forward without gradient
+EMBEDDED_AT_ONCE = 256  # images that are handed to an extractor without gradient
 # On a CPU more pixels go through a network in pieces, since their activations leave its caches: forward and back, 64
 # images of 28 px at a time take three quarters of the time of 960 at once in bfloat16, half of it in float32. So few
 # images are never parted: networks for large ones are slower in smaller batches.
@@ -94,8 +94,8 @@ class Embedding:
 
     Args:
         precision: "float32", or "bfloat16" for convolutions and products, with features in float32 all the same.
-        compile: on a CPU it needs a C++ compiler; half a minute for each batch size at first. None leaves it to
-            `for_many`.
+        compile: on a CPU it needs a C++ compiler; half a minute for each number of images that go through at once, at
+            first. None leaves it to `for_many`.
     Raises:
         InputError: another precision, or no compiler.
     """
@@ -237,7 +237,7 @@ def embed_all(
 
     Args:
         images: in [-1, 1] or uint8, on any device; `at_once` of them are floats where the extractor is.
-        at_once: images in one forward.
+        at_once: images that are handed to the extractor, which takes them in pieces on a CPU.
         fill_up: whether of more images than `at_once` the last few are filled up to as many, so that compiled code
             meets one size. It can change the last bits of their features.
         device: where the features are kept; None: where the extractor is.
