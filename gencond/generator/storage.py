@@ -69,17 +69,26 @@ def from_stored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What `to_stored` made -> a state dict with all floats in float32.
 
     Raises:
-        InputError: whole numbers of a byte without their scale, or coded ones that cannot be read.
+        InputError: whole numbers of a byte without a scale that fits, or coded ones that cannot be read.
     """
     state: dict[str, Tensor] = {}
     for name, tensor in _decoded(stored).items():
         if name + SCALE in stored:
-            state[name] = tensor.float() * stored[name + SCALE].float().view(-1, *[1] * (tensor.dim() - 1))
+            state[name] = tensor.float() * _scale_of(name, tensor, stored[name + SCALE])
         elif tensor.dtype == torch.int8:
             raise InputError(f"{name} has lost its scale: the file is damaged")
         elif not name.endswith(SCALE):
             state[name] = tensor.float() if tensor.is_floating_point() else tensor
     return state
+
+
+def _scale_of(name: str, numbers: Tensor, scale: Tensor) -> Tensor:
+    """What each row is multiplied with, in the shape that multiplies it."""
+    if not scale.is_floating_point() or numbers.dim() == 0 or scale.shape not in ((1,), numbers.shape[:1]):
+        raise InputError(
+            f"{name} has {tuple(numbers.shape)} numbers and {tuple(scale.shape)} scales: the file is damaged"
+        )
+    return scale.float().view(-1, *[1] * (numbers.dim() - 1))
 
 
 def num_stored_bytes(state: Mapping[str, Tensor], storage: str, squares: Mapping[str, int] | None = None) -> int:
@@ -104,8 +113,11 @@ def _decoded(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
             own = name.removesuffix(CODED)
             if own + SHAPE not in stored:
                 raise InputError(f"{own} has lost its shape: the file is damaged")
-            shape = stored[own + SHAPE].tolist()
-            decoded[own] = torch.from_numpy(decode(tensor.numpy().tobytes(), math.prod(shape))).view(shape)
+            shape = stored[own + SHAPE]
+            if shape.dtype != torch.int32 or shape.dim() != 1 or bool((shape < 0).any()) or tensor.dtype != torch.uint8:
+                raise InputError(f"{own} is no bytes and their shape: the file is damaged")
+            numbers = decode(tensor.numpy().tobytes(), math.prod(shape.tolist()))
+            decoded[own] = torch.from_numpy(numbers).view(shape.tolist())
         elif not name.endswith(SHAPE):
             decoded[name] = tensor
     return decoded

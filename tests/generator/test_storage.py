@@ -175,6 +175,10 @@ def test_coded_numbers_take_fewer_bytes_than_int8_and_tables_that_do_not_pay_are
     [
         (lambda stored: stored.pop("numbers.shape"), "numbers has lost its shape"),
         (lambda stored: stored["numbers.shape"].mul_(2), "400 x 12 of them, where 19200 are expected"),
+        (lambda stored: stored["numbers.shape"].neg_(), "numbers is no bytes and their shape"),
+        (lambda stored: stored.update({"numbers.shape": torch.tensor(4800)}), "numbers is no bytes and their shape"),
+        (lambda stored: stored.update({"numbers.coded": torch.zeros(9)}), "numbers is no bytes and their shape"),
+        (lambda stored: stored.update({"numbers.int8_scale": torch.ones(7)}), "\\(7,\\) scales: the file is damaged"),
         (lambda stored: stored.update({"numbers.coded": stored["numbers.coded"][:90]}), "cannot be read"),
     ],
 )
