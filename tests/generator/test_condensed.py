@@ -81,6 +81,18 @@ def test_images_to_learn_from_are_made_in_pieces_with_the_same_values_and_gradie
         torch.testing.assert_close(found, expected)
 
 
+def test_a_generator_whose_batch_norms_learn_meets_whole_batches(
+    condensed: CondensedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their statistics are those of a batch, so pieces would be other images."""
+    monkeypatch.setattr("gencond.generator.dataset.LEARNED_PIXELS", 4 * 64)
+    sizes: list[int] = []
+    condensed.generator.register_forward_hook(lambda _, given, made: sizes.append(len(made)))
+    condensed.generator.train()
+    condensed(torch.arange(3).repeat_interleave(3), torch.arange(3).repeat(3))
+    assert sizes == [9]
+
+
 def test_a_generator_that_learns_in_bfloat16_learns_from_its_gradients_and_samples_in_float32(
     condensed: CondensedDataset,
 ) -> None:
