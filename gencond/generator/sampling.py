@@ -181,7 +181,8 @@ class SampleStream(torch.utils.data.IterableDataset):
     """Endless batches of images never seen before: (images [b, c, h, w] in [0, 1], labels [b]).
 
     Batch i holds slots of its own for all its images, drawn past the learned ones, and every class equally often
-    (to one). Loader workers and processes take every n-th batch, so that none repeats another's. Use it as
+    (to one), in random order: libraries mix an image with one beside it, which should be of any class. Loader workers
+    and processes take every n-th batch, so that none repeats another's. Use it as
     `DataLoader(stream, batch_size=None)`.
 
     Args:
@@ -217,7 +218,8 @@ class SampleStream(torch.utils.data.IterableDataset):
         position = torch.arange(num_slots)
         labels = torch.from_numpy(rng.permutation(self.num_classes))[position % self.num_classes]
         slots = self.first_slot + number * num_slots + position
-        return to_unit(self.synthesize(labels, slots)), labels.repeat_interleave(self.images_per_slot)
+        images, order = to_unit(self.synthesize(labels, slots)), torch.from_numpy(rng.permutation(self.batch_size))
+        return images[order.to(images.device)], labels.repeat_interleave(self.images_per_slot)[order]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         worker = torch.utils.data.get_worker_info()

@@ -327,6 +327,22 @@ def test_the_stream_is_fresh_balanced_and_shared_out_without_repetition(condense
     assert torch.equal(shared[0][0], batches[0][0]) and torch.equal(shared[1][0], batches[1][0])
 
 
+def test_a_batch_of_the_stream_is_in_random_order_and_its_labels_are_those_of_its_images() -> None:
+    """Images of one code would lie side by side otherwise, and libraries mix neighbours."""
+    condensed = CondensedDataset(NAMES, make().config.generator_config, 3, seed=5, factor=2).eval()
+    stream = condensed.stream(batch_size=120)
+    images, labels = stream.batch(1)
+    assert (
+        float((labels[1:] == labels[:-1]).float().mean()) < 0.5
+    )  # a third, and 0.75 if the four of a code were together
+    slots = torch.arange(3 + 30, 3 + 60)  # past the learned ones and those of batch 0
+    of_class = [stream.synthesize(torch.full((30,), one), slots).view(30, 4, -1) for one in range(3)]
+    made = torch.stack(of_class).flatten(0, 2)
+    nearest = torch.cdist((images * 2 - 1).flatten(1), made).argmin(1)
+    assert torch.equal(nearest // 120, labels)
+    assert nearest.remainder(120).unique().numel() == 120
+
+
 @pytest.mark.parametrize("batch_size", [1, 6, 8])
 def test_a_classifier_sees_whole_batches_however_many_images_a_slot_gives(batch_size: int) -> None:
     condensed = CondensedDataset(NAMES, make().config.generator_config, 3, seed=5, factor=2).eval()
