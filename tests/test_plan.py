@@ -88,6 +88,8 @@ def test_parts_slots_and_lengths_follow_from_the_images(
     assert recipe.condense.images_per_step == max(96, 12 * factor**2)
     assert recipe.codes.ranking_resize == (16 if side > 16 else None)
     assert recipe.generator.precision == ("float32" if emulates_bfloat16(CPU) else "bfloat16")
+    rates = (recipe.condense.generator_lr, recipe.condense.code_lr)
+    assert rates == ((0.001, 0.1) if factor == 2 and side < 48 else (0.0003, 0.02))
     if factor > 2:  # codes of small parts are no longer than two thirds of what they stand for
         maker = generator_maker(recipe, about.sample)
         assert maker.new().config.latent_dim <= 3 * (side // factor) ** 2 * 2 / 3
